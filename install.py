@@ -1,0 +1,24 @@
+"""Run by the WebUI before it starts: adds peft and diffusers when they are missing, and changes nothing else.
+
+The versions are the newest that work with the packages which the WebUI v1.10.1 pins. Both are installed
+without their dependencies, which the WebUI has. Other versions that are there already are left alone.
+"""
+
+import launch
+
+PACKAGES = {"peft": "0.13.2", "diffusers": "0.30.3"}
+
+
+def main() -> None:
+    """Install what is missing; without a network the WebUI starts all the same, and the tab says what to do."""
+    for package, version in PACKAGES.items():
+        if launch.is_installed(package):
+            continue
+        try:
+            launch.run_pip(f"install --no-deps {package}=={version}", f"{package} for LoRA Train")
+        except RuntimeError as error:
+            print(f"LoRA Train: {package} could not be installed ({str(error).splitlines()[0]}).")
+            print(f"LoRA Train: run this in the WebUI's environment: pip install --no-deps {package}=={version}")
+
+
+main()

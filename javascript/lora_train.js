@@ -1,0 +1,28 @@
+// The page asks the server once a second what has changed, while the tab is in view; and carries a prompt to txt2img.
+(() => {
+    if (window.loraTrain) return;
+    window.loraTrain = true;
+
+    const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
+
+    setInterval(() => {
+        const tab = root().querySelector("#lora_train");
+        const button = root().querySelector("#lora_train_poll");
+        if (button && tab && tab.offsetParent !== null && !document.hidden) button.click();
+    }, 1000);
+
+    document.addEventListener("click", (event) => {
+        const use = event.target.closest && event.target.closest(".lt-use");
+        if (!use) return;
+        event.preventDefault();
+        const prompt = root().querySelector("#txt2img_prompt textarea");
+        if (!prompt) {
+            navigator.clipboard && navigator.clipboard.writeText(use.dataset.prompt);
+            return;
+        }
+        const tag = use.dataset.prompt;
+        if (!prompt.value.includes(tag)) prompt.value = (prompt.value ? prompt.value + ", " : "") + tag;
+        prompt.dispatchEvent(new Event("input", { bubbles: true }));
+        if (typeof switch_to_txt2img === "function") switch_to_txt2img();
+    });
+})();

@@ -1,0 +1,263 @@
+"""REST, under ``/lora-train/v1`` on the host's own app, with its ``--api-auth`` and its OpenAPI page."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+from lora_trainer import __version__
+from lora_trainer.config import TrainConfig, json_schema
+from lora_trainer.control import AFTER_EPOCH
+from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, NotFound
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run
+from lora_trainer.schema import MAX_DOCUMENT_BYTES
+
+PREFIX = "/lora-train/v1"
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The request's JSON object; an empty body is an empty object.
+
+    Raises:
+        InputError: too large, not JSON, or not an object.
+    """
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_DOCUMENT_BYTES:
+            raise InputError("body: larger than 1 MB.", field="body")
+    if not raw.strip():
+        return {}
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError("body: not valid JSON ({error}).", field="body", error=error) from error
+    if not isinstance(value, dict):
+        raise InputError("body: expected a JSON object.", field="body")
+    return value
+
+
+class Route(APIRoute):
+    """Answers our errors as JSON: 404 no such thing, 422 bad input, 500 the work failed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler with our errors caught."""
+        original = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await original(request)
+            except LoraTrainError as error:
+                status = 404 if isinstance(error, NotFound) else 422 if isinstance(error, InputError) else 500
+                return JSONResponse(error_body(error), status_code=status)
+
+        return handle
+
+
+Document = Depends(read_json)
+
+
+class Api:
+    """The handlers; each is a thin call of :class:`Jobs`."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def health(self) -> dict[str, Any]:
+        """Version, checkpoint, and what is being done."""
+        return health_report(self._jobs)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of a run."""
+        return json_schema()
+
+    def start(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Start a run: check it and put it into the line."""
+        run = self._jobs.submit(TrainConfig.from_dict(body))
+        return {"name": run.name, "state": "queued"}
+
+    def sweep(self, body: dict[str, Any] = Document) -> list[dict[str, Any]]:
+        """Start a run for every combination of values: ``{"run": {…}, "values": {"network.rank": [8, 16]}}``."""
+        run, values = body.get("run", {}), body.get("values", {})
+        if not isinstance(run, dict) or not isinstance(values, dict):
+            raise InputError("body: expected an object with run and values.", field="body")
+        if not all(isinstance(each, list) and each for each in values.values()):
+            raise InputError("values: expected a list of values for each setting.", field="values")
+        return [_state(each) for each in self._jobs.sweep(TrainConfig.from_dict(run), values)]
+
+    def preflight(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Measure the memory (bytes) and time (seconds) that a run would take; nothing is kept."""
+        return self._jobs.measure(TrainConfig.from_dict({"name": "unnamed", **body})).to_dict()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Manifests of all runs, newest first."""
+        return [run.manifest for run in self._jobs.list()]
+
+    def run(self, name: str) -> dict[str, Any]:
+        """A run's manifest."""
+        return self._jobs.settled(name).manifest
+
+    def log(self, name: str, after: int = 0) -> list[dict[str, Any]]:
+        """A run's log entries behind step ``after``."""
+        return self._jobs.settled(name).entries(after)
+
+    def stop(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Stop a run: ``{"save": false}`` discards what was learned since the last file, ``{"after_epoch": true}``."""
+        if not _flag(body, "save", True):
+            return _state(self._jobs.stop(name, "discard"))
+        return _state(self._jobs.stop(name, AFTER_EPOCH if _flag(body, "after_epoch", False) else "stop"))
+
+    def pause(self, name: str) -> dict[str, Any]:
+        """Pause a run: its memory is freed, nothing is lost."""
+        return _state(self._jobs.stop(name, "pause"))
+
+    def resume(self, name: str) -> dict[str, Any]:
+        """Go on with a paused, stopped or failed run."""
+        return _state(self._jobs.resume(name))
+
+    def load_checkpoint(self, name: str) -> dict[str, Any]:
+        """Load the checkpoint that a run was trained on; a run that waits for it goes on."""
+        return _state(self._jobs.load_checkpoint(name))
+
+    def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
+        weights = _list_of(body, "weights", (int, float))
+        run = self._jobs.grid(name, weights, _list_of(body, "prompts", (str,)))
+        return {"name": name, "grid": run.manifest["grid"]}
+
+    def stop_grid(self, name: str) -> dict[str, Any]:
+        """Stop drawing; finished pictures are kept."""
+        return {"name": name, "grid": self._jobs.stop_grid(name).manifest["grid"]}
+
+    def front(self, name: str) -> dict[str, Any]:
+        """Let a waiting run be the next."""
+        return _state(self._jobs.to_front(name))
+
+    def check_dataset(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""
+        data = TrainConfig.from_dict({"name": "check", "data": body.get("data", body)}).data
+        return self._jobs.dataset(data, decode=True).report()
+
+
+def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
+    """Add the routes to ``app``.
+
+    Args:
+        app: the host's app.
+        jobs: what is served.
+        auth: ``user:password`` pairs with commas between them; empty: open, as the host's own API is then.
+    """
+    api = Api(jobs)
+    router = APIRouter(prefix=PREFIX, tags=["LoRA Train"], dependencies=_auth(auth), route_class=Route)
+    run_schema = json_schema()
+    routes: list[tuple[str, str, Callable[..., Any], dict[str, Any] | None]] = [
+        ("GET", "/health", api.health, None),
+        ("GET", "/schema", api.schema, None),
+        ("POST", "/runs", api.start, run_schema),
+        ("POST", "/preflight", api.preflight, run_schema),
+        ("POST", "/sweep", api.sweep, {"type": "object", "properties": {"run": run_schema, "values": _VALUES}}),
+        ("GET", "/runs", api.runs, None),
+        ("GET", "/runs/{name}", api.run, None),
+        ("GET", "/runs/{name}/log", api.log, None),
+        ("POST", "/runs/{name}/stop", api.stop, _STOP),
+        ("POST", "/runs/{name}/pause", api.pause, None),
+        ("POST", "/runs/{name}/resume", api.resume, None),
+        ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, None),
+        ("POST", "/runs/{name}/grid", api.grid, _GRID),
+        ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
+        ("POST", "/runs/{name}/front", api.front, None),
+        ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
+    ]
+    for method, path, handler, schema in routes:
+        extra = {"requestBody": {"content": {"application/json": {"schema": schema}}}} if schema else None
+        router.add_api_route(path, handler, methods=[method], openapi_extra=extra)
+    app.include_router(router)
+
+
+_VALUES = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}}
+_STOP = {
+    "type": "object",
+    "properties": {
+        "save": {"type": "boolean", "default": True},
+        "after_epoch": {"type": "boolean", "default": False},
+    },
+}
+_GRID = {
+    "type": "object",
+    "properties": {
+        "weights": {"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
+        "prompts": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+def health_report(jobs: Jobs) -> dict[str, Any]:
+    """What the server can do now."""
+    try:
+        info = jobs.host.check(TrainConfig(name="health"))
+        checkpoint: dict[str, Any] = {"name": info.name, "sha256": info.sha256, "family": info.family.name}
+        problem = ""
+    except LoraTrainError as error:
+        checkpoint, problem = {}, str(error)
+    current = jobs.training.current()
+    return {
+        "status": "ok",
+        "version": __version__,
+        "host": jobs.host.name,
+        "checkpoint": checkpoint,
+        "problem": problem,
+        "running": current.run.name if current else None,
+        "queue": [task.run.name for task in jobs.training.waiting()],
+    }
+
+
+def _flag(body: dict[str, Any], key: str, default: bool) -> bool:
+    value = body.get(key, default)
+    if not isinstance(value, bool):
+        raise InputError("{key}: expected true or false.", field=key, key=key)
+    return value
+
+
+def _list_of(body: dict[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+    value = body.get(key, [])
+    if not isinstance(value, list) or any(not isinstance(v, kinds) or isinstance(v, bool) for v in value):
+        wanted = "texts" if str in kinds else "numbers"
+        raise InputError("{key}: expected a list of {wanted}.", field=key, key=key, wanted=wanted)
+    return value
+
+
+def _state(run: Run) -> dict[str, Any]:
+    return {"name": run.name, "state": run.state}
+
+
+def error_body(error: LoraTrainError) -> dict[str, Any]:
+    """An error in FastAPI's form, with the field's dotted path beside it."""
+    errors: list[Any] = error.errors if isinstance(error, ConfigErrors) else [error]
+    return {
+        "detail": [
+            {"loc": ["body", *filter(None, e.field.split("."))], "field": e.field, "msg": str(e), "type": "value_error"}
+            for e in errors
+        ]
+    }
+
+
+def _auth(auth: str) -> list[Any]:
+    """HTTP basic authentication against the host's ``--api-auth``."""
+    known = dict(pair.split(":", 1) for pair in auth.split(",") if ":" in pair)
+    if not known:
+        return []
+
+    def check(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008
+        password = known.get(credentials.username, secrets.token_hex())
+        if not secrets.compare_digest(credentials.password.encode(), password.encode()):
+            raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
+
+    return [Depends(check)]

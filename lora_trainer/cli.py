@@ -1,0 +1,298 @@
+"""The command line: ``lora-trainer`` or ``python -m lora_trainer``.
+
+Exit codes: 0 done, 1 the work failed, 2 bad input (one line that says what, where and what to do).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_trainer import __version__
+from lora_trainer.cli_files import add_block_commands, add_lora_commands
+from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run, Runs
+from lora_trainer.schema import parse_toml
+from lora_trainer.sweep import parse_sweep
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # what is left is written here, where its errors can be caught
+    except BrokenPipeError:  # the reader wants no more, as in “| head”
+        _throw_output_away()
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s")
+    command: Command = args.command
+    try:
+        return command(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except LoraTrainError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 1
+
+
+def _throw_output_away() -> None:
+    """Let Python's own flush at its end have somewhere to write to."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="lora-trainer", description="Train a LoRA for Stable Diffusion.")
+    parser.add_argument("--version", action="version", version=f"LoRA Train {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="say more")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, help: str, within: Any = commands) -> argparse.ArgumentParser:
+        sub = within.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=command)
+        sub.add_argument("--json", action="store_true", help="print machine-readable results")
+        return sub
+
+    demo = add("demo", _demo, "train the demo LoRA on the small checkpoint and make its grid")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default: demo-output)")
+
+    train = add("train", _train, "train a LoRA as a TOML file says")
+    train.add_argument("config", type=Path, metavar="CONFIG.toml")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. network.rank=8"
+    )
+    train.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=A,B", help="a run for each value, e.g. network.rank=8,16"
+    )
+    train.add_argument("--resume", action="store_true", help="go on with the run of this name from its last state")
+    train.add_argument("--root", type=Path, help="folder for runs, models and cache (default: here)")
+
+    runs = add("runs", _runs, "list the runs, or show one")
+    runs.add_argument("name", nargs="?")
+    runs.add_argument("--root", type=Path)
+
+    grid = add("grid", _grid, "draw the epoch × weight grid of a run")
+    grid.add_argument("name", metavar="RUN")
+    grid.add_argument("--weights", type=float, nargs="+", default=[])
+    grid.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    grid.add_argument("--root", type=Path)
+
+    dataset = commands.add_parser("dataset", help="work on a folder of pictures").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    check = add("check", _dataset_check, "report every picture's bucket and crop, and what is wrong", dataset)
+    check.add_argument("folder")
+    check.add_argument("--resolution", type=int, default=512)
+    check.add_argument("--trigger", default="")
+
+    add_lora_commands(add, commands)
+    add_block_commands(add, commands)
+
+    ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
+    ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
+    ui.add_argument("--port", type=int, default=7862)
+    ui.add_argument("--root", type=Path)
+    ui.add_argument("--language", choices=("en", "zh"), default="en")
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from lora_trainer.demo.run import run_demo
+
+    report = run_demo(args.output, quiet=args.json)
+    if args.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = beside(args.config, TrainConfig.from_toml(args.config).with_values(dict(_setting(s) for s in args.set)))
+    jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else ProgressBar())
+    if args.sweep:
+        runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
+    else:
+        runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
+    return max(_wait(jobs, run, args.json) for run in runs)
+
+
+def _wait(jobs: Jobs, run: Run, as_json: bool) -> int:
+    try:
+        jobs.wait(run)
+    except KeyboardInterrupt:
+        print("\nStopping after this step; what is learned is kept.", file=sys.stderr)
+        jobs.stop(run.name)
+        jobs.wait(run)
+    return _finish(run, as_json)
+
+
+def beside(path: Path, config: TrainConfig) -> TrainConfig:
+    """Relative paths that do not exist here, but do beside the configuration, are taken from there."""
+    values = {}
+    for key in ("checkpoint", "data.folder", "network.continue_from"):
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, name)
+        if value and not Path(value).exists() and (path.parent / value).exists():
+            values[key] = str(path.parent / value)
+    return config.with_values(values)
+
+
+def _finish(run: Run, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(run.manifest, indent=1, ensure_ascii=False))
+    elif run.state == "failed":
+        print(f"failed: {run.manifest['message']}", file=sys.stderr)
+    else:
+        for entry in run.manifest["files"]:
+            print(entry["path"])
+        print(f"{run.state}: {run.manifest['message'] or run.folder}")
+    return 0 if run.state == "done" else 1
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``key=value`` with the value in TOML's notation; anything else is a text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError("--set {text}: write it as key=value, e.g. network.rank=8.", text=text)
+    try:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
+        return key.strip(), value
+
+
+def _runs(args: argparse.Namespace) -> int:
+    runs = Runs(StandaloneHost(args.root).folders.runs)
+    found = [runs.get(args.name)] if args.name else runs.list()
+    if args.json:
+        manifests = [run.manifest for run in found]
+        print(json.dumps(manifests[0] if args.name else manifests, indent=1, ensure_ascii=False))
+        return 0
+    if not found:
+        print(f"There are no runs in {runs.root}.")
+    for run in found:
+        m = run.manifest
+        print(f"{run.name:30} {run.state:8} step {m['step']}/{m['steps']} files {len(m['files'])} {m['message']}")
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from lora_trainer.validation.grid import draw_grid, plan_grid
+
+    host = StandaloneHost(args.root)
+    run = Runs(host.folders.runs).get(args.name)
+    config = run.config()
+    plan = plan_grid(run, args.weights, args.prompt, config)
+    with host.session(config) as session:
+        path = draw_grid(plan.on(host.check(config)), session, run.grids / "plain", cell_bar(args.json))
+    print(json.dumps({"grid": str(path)}) if args.json else path)
+    return 0
+
+
+def _dataset_check(args: argparse.Namespace) -> int:
+    from lora_trainer.dataset.scan import check_dataset
+
+    data = TrainConfig.from_dict(
+        {"name": "check", "data": {"folder": args.folder, "resolution": args.resolution, "trigger": args.trigger}}
+    ).data
+    report = check_dataset(data).report()
+    if args.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    print_dataset(report, data)
+    return 0
+
+
+def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
+    """The report in lines."""
+    print(f"{report['pictures']} pictures, {report['images_per_epoch']} in an epoch, at {data.resolution} px")
+    for size, count in report["buckets"].items():
+        print(f"  bucket {size}: {count}")
+    for item in report["items"]:
+        width, height = item["bucket"]
+        print(f"{item['path']}: {width}x{height}, {item['cropped_away']:.0%} cropped away, “{item['caption']}”")
+    for sentence in report["skipped"]:
+        print(f"skipped: {sentence}")
+    for path in report["without_caption"]:
+        print(f"no caption: {path}")
+    for path in report["outside_numbered_folders"]:
+        print(f"outside the numbered folders, not used: {path}")
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from lora_trainer.ui.standalone import serve
+
+    serve(StandaloneHost(args.root, args.checkpoint, args.language), args.port)
+    return 0
+
+
+class ProgressBar:
+    """tqdm bars for a run's phases."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._phase = ""
+
+    def __call__(self, run: Run) -> None:
+        """Show the manifest as it is now."""
+        from tqdm import tqdm
+
+        manifest = run.manifest
+        phase = manifest.get("phase") or ""
+        training = phase == "training"
+        if phase != self._phase:
+            if self._bar is not None:
+                self._bar.close()
+            self._phase = phase
+            total = manifest["steps"] if training else manifest.get("phase_total", 0)
+            self._bar = (
+                tqdm(total=total, desc=phase, initial=manifest["step"] if training else 0) if phase and total else None
+            )
+        if self._bar is None:
+            return
+        self._bar.n = manifest["step"] if training else manifest.get("phase_done", 0)
+        if training and manifest.get("loss") is not None:
+            self._bar.set_postfix(epoch=manifest["epoch"], loss=f"{manifest['loss_average']:.4f}", refresh=False)
+        self._bar.refresh()
+
+
+def cell_bar(quiet: bool) -> Callable[[int, int], object]:
+    """A tqdm bar for the cells of a grid."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc="pictures", disable=quiet)
+
+    def show(done: int, of: int) -> None:
+        bar.total = of
+        bar.n = done
+        bar.refresh()
+        if done == of:
+            bar.close()
+
+    return show

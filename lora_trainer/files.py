@@ -1,0 +1,119 @@
+"""Writing files so that a crash, a full disk or a power cut never leaves a half-written one under its name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.errors import RunError
+
+_UNFINISHED = ".lora-train-tmp"
+
+
+def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, and give it the name.
+
+    Args:
+        path: the file; its folder is made.
+        write: called with the temporary file's path.
+        durable: wait until the bytes are on the disk; caches, which can be made again, need not.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".", suffix=_UNFINISHED, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            _flush(temporary)
+        temporary.chmod(0o666 & ~_UMASK)
+        os.replace(temporary, path)
+        if durable:
+            _flush_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    except Exception as error:
+        if "os error 28" in str(error).lower() or "no space left" in str(error).lower():  # safetensors' own error
+            raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make a new folder whole or not at all: ``fill`` gets it under another name.
+
+    Raises:
+        RunError: the disk is full, the parent cannot be written, or the folder exists.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unborn = Path(tempfile.mkdtemp(prefix=".", suffix=_UNFINISHED, dir=folder.parent))
+        try:
+            fill(unborn)
+            unborn.chmod(0o777 & ~_UMASK)
+            unborn.rename(folder)
+        finally:
+            shutil.rmtree(unborn, ignore_errors=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed had not finished; call it when nobody writes into ``folder``."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    replace_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> RunError:
+    """The sentence for a failed write."""
+    if error.errno == errno.ENOSPC:
+        return RunError("The disk is full: {path} could not be written; free some space.", path=path)
+    return RunError("{path} could not be written: {error}.", path=path, error=error.strerror or error)
+
+
+def _read_umask() -> int:
+    """The process's umask; reading it means setting it, so it is done once, at import."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there; NTFS journals the rename
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Where the model lives: the WebUI's process, or our own."""

@@ -1,0 +1,69 @@
+"""The WebUI's own lock, in turns with the person's pictures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from modules import shared
+from modules.call_queue import queue_lock
+
+from lora_trainer.hosts.fair_lock import WAIT_SHOWN
+
+_HAND_OVER_SECONDS = 5.0
+_POLL_SECONDS = 0.001
+
+
+class Gate:
+    """The host's lock, handed over: whoever waits gets it before we come again.
+
+    The lock is FIFO, but a thread that releases it and asks again at once overtakes the one that it woke up
+    (fifo_lock.py:31), and would starve the person's pictures.
+    """
+
+    @contextmanager
+    def turn(self, on_wait: Callable[[bool], object] = lambda waits: None) -> Iterator[None]:
+        """Hold the lock; ``on_wait`` is told when that takes a moment."""
+        self._acquire(on_wait)
+        try:
+            yield
+        finally:
+            self._hand_over()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for the lock, and may have it before training goes on."""
+        return bool(queue_lock._pending_threads) and priority() != "training"
+
+    def _acquire(self, on_wait: Callable[[bool], object]) -> None:
+        if queue_lock.acquire(blocking=False):
+            return
+        told = threading.Event()
+
+        def tell() -> None:
+            told.set()
+            on_wait(True)
+
+        timer = threading.Timer(WAIT_SHOWN, tell)
+        timer.start()
+        while priority() == "generation" and (queue_lock._pending_threads or queue_lock._lock.locked()):
+            time.sleep(_POLL_SECONDS)
+        queue_lock.acquire()
+        timer.cancel()
+        if told.is_set():
+            on_wait(False)
+
+    def _hand_over(self) -> None:
+        waiting = bool(queue_lock._pending_threads)
+        queue_lock.release()
+        time.sleep(_POLL_SECONDS)  # a waiter that another holder woke up is in no list, and must get its chance too
+        until = time.monotonic() + _HAND_OVER_SECONDS
+        while waiting and not queue_lock._lock.locked() and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+
+
+def priority() -> str:
+    """What the person set: ``"generation"`` first, ``"fair"`` turns, or ``"training"`` first."""
+    return str(shared.opts.data.get("lora_train_priority", "generation"))

@@ -1,0 +1,161 @@
+"""What a host gives to a run. The core knows nothing else of the program it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from lora_trainer.config import SamplesConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+    from PIL import Image
+
+    from lora_trainer.model.families import CheckpointInfo
+    from lora_trainer.model.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a host keeps things: LoRA files, runs, cached latents, the person's presets."""
+
+    loras: Path
+    runs: Path
+    cache: Path
+    presets: Path
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """One picture to draw; fields as in txt2img."""
+
+    prompt: str
+    negative: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg: float = 7.0
+    sampler: str = "Euler a"
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA file used at a weight, as ``<lora:name:weight>`` does."""
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass
+class LoadedModel:
+    """The checkpoint as the trainer sees it; all parameters are the host's own objects.
+
+    Attributes:
+        info: what it is.
+        unet: view of the UNet.
+        text: view of the text encoder with its tokenizer.
+        alphas_cumprod: ᾱ_t of the training schedule, (T,), fp32, on the CPU.
+        encode: (1, 3, H, W) pixels in −1…1 → (1, C, H/8, W/8) scaled latents; call it in a turn.
+        vae_key: fingerprint of the VAE's weights.
+        device: where steps are computed.
+        clip_skip: the text encoder's layer that is used, 1 for the last.
+    """
+
+    info: CheckpointInfo
+    unet: UNet2DConditionModel
+    text: TextEncoder
+    alphas_cumprod: torch.Tensor
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    vae_key: str
+    device: torch.device
+    clip_skip: int
+
+
+class Session(Protocol):
+    """A run's hold on the loaded model; leaving it restores the host exactly."""
+
+    @property
+    def model(self) -> LoadedModel:
+        """The view of the model."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """One slice of work with the model to ourselves and its weights clean.
+
+        Raises:
+            CheckpointChanged: the host has another checkpoint now.
+        """
+
+    on_wait: Callable[[bool], object]
+    """Called when a turn has to wait for somebody's picture, and when it is over."""
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for the model, so that the turn should end soon."""
+
+    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+        """Draw a picture as the host would; call it in a turn."""
+
+    def show_progress(self, name: str, step: int, steps: int) -> None:
+        """Tell the host's own progress bar."""
+
+    def interrupted(self) -> bool:
+        """Whether the host's own Interrupt was pressed for us since the last call."""
+
+
+class Host(Protocol):
+    """A program with a checkpoint."""
+
+    name: str
+    folders: Folders
+    readable: Sequence[Path] | None
+    """Folders that people may read from; ``None`` for all, where only this machine's user comes in."""
+
+    def check(self, config: TrainConfig) -> CheckpointInfo:
+        """What would be trained on, found without loading anything heavy.
+
+        Raises:
+            InputError: no checkpoint, or one that cannot be trained.
+        """
+
+    def session(self, config: TrainConfig) -> AbstractContextManager[Session]:
+        """Take hold of the model for a run."""
+
+    def load_checkpoint(self, name: str, sha256: str) -> None:
+        """Load a checkpoint that was trained on before.
+
+        Raises:
+            InputError: there is none of this name and hash.
+        """
+
+    def announce(self, path: Path) -> None:
+        """Make a new LoRA file known, so that its card and name work at once."""
+
+    def samplers(self) -> Sequence[str]:
+        """Names of the samplers that :meth:`Session.draw` knows."""
+
+    def language(self) -> str:
+        """Language of the page, e.g. ``"en"`` or ``"zh"``."""
+
+    def native_resolution(self, config: TrainConfig) -> int:
+        """Side in pixels that the checkpoint was trained at; 512 when nobody knows."""
+
+    def is_common_word(self, word: str) -> bool:
+        """Whether the checkpoint's tokenizer has the word as one token, so that it means something already."""
+
+
+def draw_request(samples: SamplesConfig, prompt: str, resolution: int) -> DrawRequest:
+    """A sample of the config."""
+    return DrawRequest(
+        prompt=prompt,
+        negative=samples.negative,
+        width=samples.width or resolution,
+        height=samples.height or resolution,
+        steps=samples.steps,
+        cfg=samples.cfg,
+        sampler=samples.sampler,
+        seed=samples.seed,
+    )

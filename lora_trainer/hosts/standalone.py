@@ -1,0 +1,470 @@
+"""The embedded default host: loads an SD1 checkpoint file by itself, without a WebUI and without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.config import TrainConfig, default_runs_folder
+from lora_trainer.errors import InputError, RunError
+from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
+from lora_trainer.hosts.fair_lock import FairLock
+from lora_trainer.model.families import (
+    SD1,
+    SD1_TEXT_PREFIX,
+    UNET_PREFIX,
+    V1_CONFIG,
+    CheckpointInfo,
+    family_of,
+    native_resolution,
+    prediction_type,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+VAE_PREFIX = "first_stage_model."
+SAMPLERS = {
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+}
+
+
+class StandaloneHost:
+    """Loads the checkpoint that the config names, once, and keeps it for the next run.
+
+    Args:
+        root: folder of everything that is written; runs in ``root/runs`` (or ``LORA_TRAIN_RUNS``).
+        checkpoint: used when a config names none.
+        language: of the page.
+    """
+
+    name = "standalone"
+    readable: Sequence[Path] | None = None
+
+    def __init__(self, root: Path | None = None, checkpoint: str = "", language: str = "en") -> None:
+        runs = default_runs_folder() if root is None else root / "runs"
+        base = runs.parent
+        self.folders = Folders(base / "models" / "Lora", runs, base / "cache", base / "presets")
+        self.checkpoint = checkpoint
+        self._language = language
+        self._loaded: tuple[tuple[object, ...], Checkpoint] | None = None
+        self._loading = threading.Lock()
+        self._turns = FairLock()
+
+    def check(self, config: TrainConfig) -> CheckpointInfo:
+        """Look into the checkpoint's header only; raises :class:`InputError`."""
+        path = self._path(config)
+        keys, shapes = _header(path)
+        channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", [0, None])[1]
+        family = family_of(keys, channels)
+        if not any(key.startswith(VAE_PREFIX) for key in keys):
+            raise InputError(
+                "checkpoint: {path} has no VAE in it, which pictures are encoded with; choose one that has.",
+                field="checkpoint",
+                path=path,
+            )
+        yaml_config = checkpoint_config(path)
+        return CheckpointInfo(path.name, _cached_hash(path), "", family, prediction_type(yaml_config))
+
+    @contextmanager
+    def session(self, config: TrainConfig) -> Iterator[StandaloneSession]:
+        """Load the checkpoint (or take the one at hand) and give its view."""
+        info = self.check(config)
+        with self._loading:
+            checkpoint = self._load(self._path(config))
+        yield StandaloneSession(checkpoint, info, config.training.clip_skip or 1, self._turns)
+
+    def load_checkpoint(self, name: str, sha256: str) -> None:
+        """Each run names its own file, which is loaded when the run goes on."""
+
+    def announce(self, path: Path) -> None:
+        """Nobody else needs to know."""
+
+    def samplers(self) -> Sequence[str]:
+        """The samplers of the diffusers pipeline, under their WebUI names."""
+        return list(SAMPLERS)
+
+    def language(self) -> str:
+        """Chosen at the start."""
+        return self._language
+
+    def native_resolution(self, config: TrainConfig) -> int:
+        """From the yaml beside the checkpoint."""
+        try:
+            return native_resolution(checkpoint_config(self._path(config)))
+        except InputError:
+            return SD1.resolution
+
+    def is_common_word(self, word: str) -> bool:
+        """Asked of the tokenizer, when a checkpoint has been loaded."""
+        if self._loaded is None:
+            return False
+        return len(self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False)["input_ids"][0]) == 1
+
+    def _path(self, config: TrainConfig) -> Path:
+        name = config.checkpoint or self.checkpoint
+        if not name:
+            raise InputError(
+                'checkpoint: name the checkpoint file to train on (checkpoint = "model.safetensors").',
+                field="checkpoint",
+            )
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError("checkpoint: {path} does not exist; check the path.", field="checkpoint", path=path)
+        if path.suffix.lower() != ".safetensors":
+            raise InputError(
+                "checkpoint: {path} is not a .safetensors file; only these are loaded, since others can hold code.",
+                field="checkpoint",
+                path=path,
+            )
+        return path
+
+    def _load(self, path: Path) -> Checkpoint:
+        stat = path.stat()
+        key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # free the old one first
+            self._loaded = (key, Checkpoint(path))
+        return self._loaded[1]
+
+
+class Checkpoint:
+    """A checkpoint file in memory: parameters under LDM names, tokenizer and VAE."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+        from safetensors.torch import load_file
+        from torch import nn
+
+        from lora_trainer.model.fingerprint import hash_tensors
+
+        self.path = path
+        self.config = checkpoint_config(path)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        state = load_file(path)
+        self.unet = _parameters(state, UNET_PREFIX, self.device, dtype, nn.Parameter)
+        text = _parameters(state, SD1_TEXT_PREFIX, self.device, dtype, nn.Parameter)
+        self.text = {n: p for n, p in text.items() if not n.endswith("position_ids")}
+        self.vae = _load_vae(state, self.config, self.device)
+        self.vae_key = hash_tensors(p for n, p in self.vae.named_parameters() if n.startswith(("encoder", "quant")))
+        self.alphas_cumprod = _alphas_cumprod(self.config)
+        self.text_folder = clip_folder(path, self.config)
+        self.tokenizer = load_tokenizer(self.text_folder)
+        self.text_config = _text_config(self.text_folder, self.text)
+        self.scale = float(self.config["model"]["params"].get("scale_factor", 0.18215))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W) in −1…1 → the posterior's mean times the scale factor, fp32."""
+        import torch
+
+        with torch.no_grad():
+            return self.vae.encode(pixels.to(self.device)).latent_dist.mean * self.scale
+
+    def view(self, info: CheckpointInfo, clip_skip: int) -> LoadedModel:
+        """A fresh view of the same parameters."""
+        from lora_trainer.model.text import TextEncoder
+        from lora_trainer.model.view import text_view, unet_view
+
+        return LoadedModel(
+            info=info,
+            unet=unet_view(self.unet, self.config),
+            text=TextEncoder(text_view(self.text, self.text_config), self.tokenizer, clip_skip),
+            alphas_cumprod=self.alphas_cumprod,
+            encode=self.encode,
+            vae_key=self.vae_key,
+            device=self.device,
+            clip_skip=clip_skip,
+        )
+
+
+class StandaloneSession:
+    """A run's hold on a :class:`Checkpoint`."""
+
+    def __init__(self, checkpoint: Checkpoint, info: CheckpointInfo, clip_skip: int, turns: FairLock) -> None:
+        self._turns = turns
+        self.on_wait: Callable[[bool], object] = lambda waits: None
+        self._checkpoint = checkpoint
+        self._info = info
+        self._clip_skip = clip_skip
+        self._drawing: Drawing | None = None
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The view; made when it is first asked for, since drawing has views of its own."""
+        return self._checkpoint.view(self._info, self._clip_skip)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Take turns with whatever else this process does."""
+        with self._turns.turn(self.on_wait):
+            yield
+
+    def wanted(self) -> bool:
+        """Whether another thread of this process waits."""
+        return self._turns.wanted
+
+    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+        """Draw with a diffusers pipeline on a second view of the same weights, the LoRA read from its file."""
+        import diffusers
+        import torch
+
+        drawing = self._drawing_for(lora)
+        pipeline = drawing.pipeline
+        name, arguments = SAMPLERS.get(request.sampler) or SAMPLERS["Euler a"]
+        alphas = self._checkpoint.alphas_cumprod
+        betas = 1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])
+        pipeline.scheduler = getattr(diffusers, name)(
+            trained_betas=betas.tolist(), prediction_type=self._info.prediction, steps_offset=1, **arguments
+        )
+        with torch.no_grad():
+            states = drawing.text([request.prompt, request.negative])
+            output = pipeline(
+                prompt_embeds=states[:1],
+                negative_prompt_embeds=states[1:],
+                width=request.width,
+                height=request.height,
+                num_inference_steps=request.steps,
+                guidance_scale=request.cfg,
+                generator=torch.Generator().manual_seed(request.seed),
+            )
+        return output.images[0]
+
+    def show_progress(self, name: str, step: int, steps: int) -> None:
+        """The command line has its own bar."""
+
+    def interrupted(self) -> bool:
+        """Ctrl-C is handled by the command line."""
+        return False
+
+    def _drawing_for(self, lora: LoraUse | None) -> Drawing:
+        """The pipeline for a LoRA; the one at hand is kept while only the weight changes."""
+        path = lora.path if lora else None
+        if self._drawing is None or self._drawing.path != path:
+            self._drawing = Drawing(self._checkpoint, self._checkpoint.view(self._info, self._clip_skip), path)
+        if lora is not None:
+            self._drawing.set_weight(lora.weight)
+        return self._drawing
+
+
+class Drawing:
+    """A diffusers pipeline on a view of its own, with the LoRA of a file on it.
+
+    Args:
+        checkpoint: gives VAE and tokenizer.
+        model: the view.
+        path: the LoRA file, or ``None`` for the checkpoint alone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: LoadedModel, path: Path | None) -> None:
+        from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+
+        from lora_trainer.network.adapters import adapters_for
+        from lora_trainer.network.lora_file import read_lora
+
+        self.path = path
+        self.text = model.text
+        self._adapters = adapters_for(model.unet, model.text.model, read_lora(path)) if path else None
+        self.pipeline = StableDiffusionPipeline(
+            vae=checkpoint.vae,
+            text_encoder=model.text.model,
+            tokenizer=checkpoint.tokenizer,
+            unet=model.unet.eval(),
+            scheduler=EulerAncestralDiscreteScheduler(steps_offset=1),  # each picture sets its own
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def set_weight(self, weight: float) -> None:
+        """The number in ``<lora:name:0.8>``."""
+        if self._adapters:
+            self._adapters.set_multiplier(weight)
+
+
+# ------------------------------------------------------------------ reading the file
+def checkpoint_config(path: Path) -> dict[str, Any]:
+    """The yaml beside the checkpoint, or SD1's own.
+
+    Raises:
+        InputError: the yaml cannot be read.
+    """
+    import yaml
+
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        return V1_CONFIG
+    try:
+        config = yaml.safe_load(beside.read_text(encoding="utf-8-sig"))
+        config["model"]["params"]["unet_config"]["params"]["model_channels"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(
+            "checkpoint: {path} beside the checkpoint cannot be used: {error}.",
+            field="checkpoint",
+            path=beside,
+            error=error,
+        ) from error
+    return config
+
+
+def _header(path: Path) -> tuple[list[str], dict[str, list[int]]]:
+    """Names and shapes of a safetensors file, without its weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            name = UNET_PREFIX + "input_blocks.0.0.weight"
+            shapes = {name: file.get_slice(name).get_shape()} if name in keys else {}
+            return keys, shapes
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            "checkpoint: {path} is damaged or not a safetensors file: {error}.",
+            field="checkpoint",
+            path=path,
+            error=error,
+        ) from error
+
+
+def _parameters(
+    state: Mapping[str, torch.Tensor], prefix: str, device: torch.device, dtype: torch.dtype, kind: Any
+) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): kind(value.to(device, dtype), requires_grad=False)
+        for name, value in state.items()
+        if name.startswith(prefix) and value.is_floating_point()
+    }
+
+
+def _load_vae(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], device: torch.device) -> Any:
+    """The checkpoint's VAE in fp32."""
+    import torch
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, create_vae_diffusers_config_from_ldm
+
+    part = {name: value.float() for name, value in state.items() if name.startswith(VAE_PREFIX)}
+    try:
+        vae_config = create_vae_diffusers_config_from_ldm(config, part)
+        with torch.device("meta"):
+            vae = AutoencoderKL(**vae_config)
+        vae.load_state_dict(convert_ldm_vae_checkpoint(part, vae_config), assign=True)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(
+            "The checkpoint's weights do not fit its .yaml: {error}.",
+            error=f"{type(error).__name__} {error}".splitlines()[-1].strip()[:200],
+        ) from error
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def _alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
+    """ᾱ_t of LDM's "linear" schedule (linear in √β), in fp64 like LDM, returned as fp32."""
+    import torch
+
+    params = config["model"]["params"]
+    start, end = float(params.get("linear_start", 0.00085)), float(params.get("linear_end", 0.0120))
+    betas = torch.linspace(start**0.5, end**0.5, int(params.get("timesteps", 1000)), dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def _cached_hash(path: Path) -> str:
+    """SHA-256 of a file, computed once as long as it does not change."""
+    from lora_trainer.dataset.scan import file_hash
+
+    stat = path.stat()
+    key = (str(path), stat.st_mtime_ns, stat.st_size)
+    if key not in _hashes:
+        _hashes[key] = file_hash(path)
+    return _hashes[key]
+
+
+# ------------------------------------------------------------------ the tokenizer
+def clip_folder(path: Path, config: Mapping[str, Any]) -> Path | None:
+    """The folder with the CLIP tokenizer and config: named by the yaml (relative to it), or ``LORA_TRAIN_CLIP``."""
+    encoder = config["model"]["params"].get("cond_stage_config") or {}
+    version = str((encoder.get("params") or {}).get("version") or "")
+    for candidate in (path.parent / version if version else None, Path(version) if version else None):
+        if candidate is not None and (candidate / "vocab.json").is_file():
+            return candidate
+    chosen = os.environ.get("LORA_TRAIN_CLIP", "")
+    return Path(chosen) if chosen else None
+
+
+def load_tokenizer(folder: Path | None) -> Any:
+    """A CLIP tokenizer from a local folder, or made from the word list that open_clip and clip carry.
+
+    Raises:
+        InputError: there is none on this machine.
+    """
+    from transformers import CLIPTokenizer
+
+    if folder is not None:
+        try:
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                "The CLIP tokenizer in {folder} cannot be read: {error}.", folder=folder, error=error
+            ) from error
+    for package in ("open_clip", "clip"):
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            words = Path(place) / "bpe_simple_vocab_16e6.txt.gz"
+            if words.is_file():
+                return _tokenizer_from_words(words)
+    raise InputError(
+        "No CLIP tokenizer was found: run “pip install clip-anytorch”, or put vocab.json and merges.txt into a folder "
+        "and name it in LORA_TRAIN_CLIP."
+    )
+
+
+def _tokenizer_from_words(path: Path) -> Any:
+    """CLIP's vocabulary from OpenAI's list of merges (``clip/simple_tokenizer.py``)."""
+    import gzip
+    import tempfile
+
+    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    merges = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    tokens = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merged = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
+        merged.write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+        return CLIPTokenizer(str(vocabulary), str(merged), model_max_length=77, pad_token=tokens[-1])
+
+
+def _text_config(folder: Path | None, parameters: Mapping[str, torch.Tensor]) -> Any:
+    """The CLIP config in the folder, or CLIP ViT-L/14's (which SD1 uses)."""
+    from transformers import CLIPTextConfig
+
+    if folder is not None and (folder / "config.json").is_file():
+        return CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+    return CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+        vocab_size=parameters["text_model.embeddings.token_embedding.weight"].shape[0],
+    )

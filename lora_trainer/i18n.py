@@ -1,0 +1,65 @@
+"""Sentences in the person's language.
+
+The catalogue is ``localizations/zh_CN.json``, which the WebUI's own localization reads too: English text →
+Chinese text. Sentences with values in them stand there as templates with ``{names}``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.errors import ConfigErrors, LoraTrainError
+
+log = logging.getLogger(__name__)
+CATALOGUES = {"zh": Path(__file__).parent.parent / "localizations" / "zh_CN.json"}
+Translate = Callable[..., str]
+OWN_WORDS = frozenset({"wanted", "state", "half", "kind", "detail"})
+"""Names of values that hold words of the program, which are translated too; names and paths never stand in these."""
+
+
+@lru_cache(maxsize=4)
+def catalogue(language: str) -> dict[str, str]:
+    """The catalogue of a language; empty for English."""
+    path = CATALOGUES.get(language)
+    if path is None:
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("The translation %s cannot be read: %s", path, error)
+        return {}
+
+
+def translator(language: str) -> Translate:
+    """A function that puts a text or template into ``language`` and fills in its values."""
+    known = catalogue(language)
+
+    def translate(text: str, /, **values: Any) -> str:
+        template = known.get(text, text)
+        return template.format(**{name: own(name, value) for name, value in values.items()}) if values else template
+
+    def own(name: str, value: Any) -> Any:
+        """The value; put into the language when it is a word of ours. The catalogue has words without outer spaces."""
+        return known.get(value.strip(), value) if name in OWN_WORDS and isinstance(value, str) else value
+
+    return translate
+
+
+def error_sentence(error: LoraTrainError, translate: Translate) -> str:
+    """An error's sentence in the person's language."""
+    if isinstance(error, ConfigErrors):
+        return " ".join(error_sentence(e, translate) for e in error.errors)
+    return translate(error.template, **error.values)
+
+
+def message_sentence(manifest: dict[str, Any], translate: Translate) -> str:
+    """A manifest's message in the person's language."""
+    parts = manifest.get("error") or {}
+    if parts.get("template"):
+        return translate(parts["template"], **parts["values"])
+    return translate(manifest.get("message") or "")

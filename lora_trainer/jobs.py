@@ -1,0 +1,375 @@
+"""What tab, REST and command line ask for: runs go into one line, grids into another.
+
+Both lines take turns at the host's model, so a grid can be drawn from the finished files of a run that goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.errors import CheckpointChanged, InputError, LoraTrainError
+from lora_trainer.hosts.base import Host
+from lora_trainer.line import Line, Task
+from lora_trainer.process import is_alive, this_process
+from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
+from lora_trainer.schema import field_error
+from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
+from lora_trainer.sweep import variants
+
+if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import Dataset
+    from lora_trainer.training.preflight import Estimate
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """Takes runs and grids for a host.
+
+    Args:
+        host: where the model is.
+        on_change: called when a run's manifest changed, from the working thread.
+        confined: keep output folders within the host's LoRA folder, as everything served over a network must.
+    """
+
+    def __init__(
+        self, host: Host, on_change: Callable[[Run], object] = lambda run: None, *, confined: bool = False
+    ) -> None:
+        self.host = host
+        self.runs = Runs(host.folders.runs)
+        self.training = Line("lora-train runs")
+        self.drawing = Line("lora-train grids")
+        self._suspended = Suspended(self.resume)
+        self._on_change = on_change
+        self._confined = confined
+
+    # -------------------------------------------------------------- asked by tab, REST and command line
+    def check(self, config: TrainConfig) -> Dataset:
+        """Find what is wrong with a run before anything is changed; returns its data set.
+
+        Raises:
+            InputError: one clear sentence.
+        """
+        self._check_output(config)
+        return self._usable(config)
+
+    def _usable(self, config: TrainConfig) -> Dataset:
+        self.host.check(config)
+        dataset = self.dataset(config.data)
+        self._require_readable("network.continue_from", config.network.continue_from)
+        _check_parts(config)
+        return dataset
+
+    def dataset(self, data: DataConfig, *, decode: bool = False) -> Dataset:
+        """The pictures and captions of a folder; with ``decode`` every picture is read to its end.
+
+        Raises:
+            InputError: no such folder, nothing in it, or one that may not be read.
+        """
+        from lora_trainer.dataset.scan import check_dataset, scan
+
+        self._require_readable("data.folder", data.folder)
+        return check_dataset(data) if decode else scan(data)
+
+    def _require_readable(self, field: str, name: str) -> None:
+        """Whoever reaches a public WebUI may not look around on its disk."""
+        allowed = self.host.readable
+        if not name or allowed is None:
+            return
+        path = Path(name).expanduser().resolve()
+        if not any(folder.resolve() in (path, *path.parents) for folder in allowed):
+            raise field_error(
+                field,
+                "{place} may not be read by a WebUI that others can reach; put it below {folder}, or start the WebUI "
+                "with --enable-insecure-extension-access.",
+                place=path,
+                folder=allowed[0],
+            )
+
+    def measure(self, config: TrainConfig) -> Estimate:
+        """Measure the memory and time that a run would take; raises :class:`InputError`."""
+        from lora_trainer.training.preflight import measure
+
+        return measure(config, self._usable(config), self.host)
+
+    def submit(self, config: TrainConfig) -> Run:
+        """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
+        self.check(config)
+        checkpoint = self.host.check(config)
+        known = {"name": checkpoint.name, "sha256": checkpoint.sha256, "family": checkpoint.family.name}
+        run = self.runs.create(config, host=self.host.name, checkpoint=known)
+        self._train(run)
+        return run
+
+    def sweep(self, config: TrainConfig, values: Mapping[str, Sequence[Any]]) -> list[Run]:
+        """Put a run for every combination of the values into the line, or none when one of them is wrong.
+
+        Raises:
+            InputError: a setting, a value or one of the runs' names cannot be used.
+        """
+        configs = variants(config, values)
+        for each in configs:
+            self.check(each)
+        return [self.submit(each) for each in configs]
+
+    def resume(self, name: str) -> Run:
+        """Put a stopped, paused or failed run into the line again; it goes on from its last state.
+
+        Raises:
+            InputError: no such run, it is not stopped, or another checkpoint is loaded.
+        """
+        run = self.settled(name)
+        if run.state not in RESUMABLE:
+            raise InputError(
+                "The run {name} is {state}; only a stopped one can be resumed.", name=name, state=run.state
+            )
+        checkpoint = self.host.check(run.config())
+        wanted = run.manifest.get("checkpoint", {})
+        if wanted.get("sha256") and checkpoint.sha256 and wanted["sha256"] != checkpoint.sha256:
+            raise InputError(
+                "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
+                name=name,
+                checkpoint=wanted.get("name"),
+            )
+        self._suspended.remove(run)
+        run.update(state="queued", message="", error={}, waits="", now=True)
+        self._train(run)
+        return run
+
+    def load_checkpoint(self, name: str) -> Run:
+        """Let the host load the checkpoint that a run was trained on; one that waits for it goes on then.
+
+        Raises:
+            InputError: no such run, or the host has no such checkpoint any more.
+        """
+        run = self.settled(name)
+        known = run.manifest.get("checkpoint", {})
+        self.host.load_checkpoint(str(known.get("name", "")), str(known.get("sha256", "")))
+        return run
+
+    def stop(self, name: str, wish: str = "stop") -> Run:
+        """Ask a run to ``"stop"``, stop after the ``"epoch"``, ``"pause"`` or ``"discard"``; a waiting one leaves."""
+        run = self.runs.get(name)
+        task = self.training.find(run)
+        if task is None:
+            run = self.settled(name)
+            if self._suspended.remove(run):
+                self._give_up(run, wish)
+                return run
+            if run.state in UNFINISHED:
+                raise InputError("The run {name} is worked on by another program; stop it there.", name=name)
+            raise InputError("The run {name} is not running; it is {state}.", name=name, state=run.state)
+        if self.training.remove(task):
+            run.update(state="paused" if wish == "pause" else "stopped", now=True)
+        else:
+            task.control.ask(wish)
+        return run
+
+    def grid(self, name: str, weights: Sequence[float] = (), prompts: Sequence[str] = ()) -> Run:
+        """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
+
+        Raises:
+            InputError: no such run, no files, wrong weights, or one is drawn already.
+        """
+        from lora_trainer.validation.grid import plan_grid
+
+        run = self.settled(name)
+        config = run.config()
+        plan = plan_grid(run, weights, prompts, config)
+        if self.drawing.find(run):
+            raise InputError("A grid of {name} is being drawn already.", name=name)
+        self.host.check(config)
+
+        def work(control: Control) -> None:
+            _draw_grid(run, plan, config, self.host, control, self._on_change)
+
+        run.update(grid={"state": "queued", "done": 0, "of": len(plan.cells()), "message": ""}, now=True)
+        self.drawing.add(Task(run, work))
+        return run
+
+    def stop_grid(self, name: str) -> Run:
+        """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
+        run = self.runs.get(name)
+        task = self.drawing.find(run)
+        if task is None:
+            raise InputError("No grid of {name} is being drawn.", name=name)
+        if self.drawing.remove(task):
+            run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(_grid_stopped())}, now=True)
+        task.control.ask("stop")
+        return run
+
+    def to_front(self, name: str) -> Run:
+        """Let a waiting run be the next one. Raises :class:`InputError` when it does not wait."""
+        run = self.runs.get(name)
+        task = self.training.find(run)
+        if task is None or not self.training.to_front(task):
+            raise InputError("The run {name} does not wait in line.", name=name)
+        return run
+
+    def restore(self) -> None:
+        """Put runs that waited, in line or for their checkpoint, when their program ended into the line again."""
+        runs = [run for run in self.runs.list() if run.state == "queued" or run.manifest.get("waits")]
+        waiting = [run for run in runs if not self._is_worked_on(run)]
+        for run in sorted(waiting, key=lambda run: float(run.manifest.get("created", 0))):
+            run.update(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process(), now=True)
+            self._suspended.add(run)
+
+    def _is_worked_on(self, run: Run) -> bool:
+        return self.training.find(run) is not None or is_alive(run.manifest.get("process"))
+
+    def settled(self, name: str) -> Run:
+        """The run, after making sure that one whose program ended says so."""
+        run = self.runs.get(name)
+        if run.state in UNFINISHED and not self._is_worked_on(run):
+            run.update(state="stopped", message="The program ended while this run was going on; resume it.", now=True)
+        return run
+
+    def list(self) -> list[Run]:
+        """All runs, newest first."""
+        return [self.settled(run.name) for run in self.runs.list()]
+
+    def wait(self, run: Run, timeout: float | None = None) -> bool:
+        """Wait until nothing is done or to be done for ``run``."""
+        return self.training.wait(run, timeout) and self.drawing.wait(run, timeout)
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Ask the current run to pause and wait for it; called when the program ends."""
+        task = self.training.current()
+        if task is not None:
+            task.control.ask("pause")
+            self.training.wait(task.run, timeout)
+
+    # -------------------------------------------------------------- within
+    def _train(self, run: Run) -> None:
+        run.update(process=this_process(), now=True)
+        self.training.add(Task(run, lambda control: self._carry_out(run, control)))
+
+    def _carry_out(self, run: Run, control: Control) -> None:
+        carry_out(run, self.host, control, self._on_change)
+        if not run.manifest.get("waits"):
+            return
+        if control.wish:  # asked for while the run was being put aside
+            self._give_up(run, control.wish)
+        else:
+            self._suspended.add(run)
+
+    @staticmethod
+    def _give_up(run: Run, wish: str) -> None:
+        run.update(state="paused" if wish == "pause" else "stopped", waits="", now=True)
+
+    def _check_output(self, config: TrainConfig) -> None:
+        loras = self.host.folders.loras
+        folder = output_folder(config, loras)
+        if self._confined and loras.resolve() not in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(
+                "save.folder: {folder} is outside of {loras}; leave it empty or name a folder in there.",
+                field="save.folder",
+                folder=folder,
+                loras=loras,
+            )
+
+        def place(name: str) -> Path | None:
+            taken = (self.runs.root / name, loras / name, folder / f"{name}.safetensors")
+            return next((path for path in taken if path.exists()), None)
+
+        if found := place(config.name):
+            number = 2
+            while place(f"{config.name}-{number}"):
+                number += 1
+            raise InputError(
+                "name: “{name}” exists already ({folder}); choose another, for example {free}.",
+                field="name",
+                name=config.name,
+                folder=found,
+                free=f"{config.name}-{number}",
+            )
+
+
+def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
+    """Do a run's work; whatever goes wrong ends up as a sentence in its manifest."""
+    from lora_trainer.training.run import TrainingRun
+
+    run.update(state="running", message="", started=time.time(), process=this_process(), now=True)
+    try:
+        TrainingRun(run, host, control, on_change).execute()
+    except CheckpointChanged as error:
+        _end(run, error, state="paused", waits=WAITS_FOR_CHECKPOINT)
+    except LoraTrainError as error:
+        _end(run, error, state="failed")
+    except Exception as error:
+        log.exception("The run %s failed", run.name)
+        _end(run, error, state="failed")
+    on_change(run)
+
+
+def _end(run: Run, error: Exception, **values: str) -> None:
+    try:
+        run.update(phase="", waiting=False, finished=time.time(), **explain(error), **values, now=True)
+    except LoraTrainError:
+        log.exception("The manifest of %s could not be written", run.name)
+
+
+def explain(error: Exception) -> dict[str, Any]:
+    """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
+    if isinstance(error, LoraTrainError):
+        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
+        return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
+    return {"message": f"Unexpected error, {type(error).__name__}: {error}", "error": {}}
+
+
+def _grid_stopped() -> InputError:
+    return InputError("The grid was stopped; its finished pictures are kept.")
+
+
+def _draw_grid(
+    run: Run, plan: Any, config: TrainConfig, host: Host, control: Control, on_change: Callable[[Run], object]
+) -> None:
+    from lora_trainer.validation.grid import draw_grid
+
+    def note(state: str, **values: Any) -> None:
+        run.update(grid={**run.manifest.get("grid", {}), "state": state, **values}, now=True)
+        on_change(run)
+
+    def cell(done: int, of: int) -> None:
+        note("running", done=done, of=of)
+        if control.wish:
+            raise _grid_stopped()
+
+    try:
+        with host.session(config) as session:
+            path = draw_grid(plan.on(host.check(config)), session, run.grids / "plain", cell)
+        note("done", path=str(path))
+    except LoraTrainError as error:
+        note("stopped" if control.wish else "failed", **explain(error))
+    except Exception as error:
+        log.exception("The grid of %s failed", run.name)
+        note("failed", **explain(error))
+
+
+def _check_parts(config: TrainConfig) -> None:
+    """That the optimizer is installed and the file to continue from can be read."""
+    from lora_trainer.training.optimizers import require_installed
+
+    require_installed(config.training.optimizer)
+    if config.network.continue_from:
+        from lora_trainer.network.lora_file import require_sd1
+
+        require_sd1(Path(config.network.continue_from).expanduser())
+
+
+_shared: list[Jobs] = []
+
+
+def shared_jobs(make_host: Callable[[], Host]) -> Jobs:
+    """The one line of work of a server process; paused when the process ends."""
+    if not _shared:
+        _shared.append(Jobs(make_host(), confined=True))
+        atexit.register(_shared[0].shutdown)
+    return _shared[0]

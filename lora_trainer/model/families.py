@@ -1,0 +1,152 @@
+"""Which kind of Stable Diffusion a checkpoint is, and whether it can be trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_trainer.errors import InputError
+
+UNET_PREFIX = "model.diffusion_model."
+SD1_TEXT_PREFIX = "cond_stage_model.transformer."
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names and numbers of a model family in files and metadata.
+
+    Attributes:
+        name: as the WebUI's cards call it.
+        base_version: ``ss_base_model_version``.
+        modelspec: ``modelspec.architecture`` of a LoRA.
+        resolution: side in pixels that the family was trained at.
+    """
+
+    name: str
+    base_version: str
+    modelspec: str
+    resolution: int
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The checkpoint that is trained on.
+
+    Attributes:
+        name: file name.
+        sha256: of the whole file, or ``""`` when unknown.
+        legacy_hash: the WebUI's old 8-digit hash, or ``""``.
+        family: SD1, …
+        prediction: ``"epsilon"`` or ``"v_prediction"``.
+        vae: file name of a separate VAE, or ``""``.
+    """
+
+    name: str
+    sha256: str
+    legacy_hash: str
+    family: Family
+    prediction: str
+    vae: str = ""
+
+
+SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", 512)
+
+
+def family_of(keys: Collection[str], unet_channels: int | None = None) -> Family:
+    """The family of a checkpoint with these LDM keys.
+
+    Args:
+        keys: names of its tensors.
+        unet_channels: input channels of the UNet; 9 means inpainting, 8 instruct-pix2pix.
+
+    Raises:
+        InputError: a family that cannot be trained here, said by name.
+    """
+    kind = _unsupported(keys, unet_channels)
+    if kind:
+        raise InputError(
+            "{kind} checkpoints cannot be trained yet, only SD1 ones; load an SD1 checkpoint.",
+            field="checkpoint",
+            kind=kind,
+        )
+    return SD1
+
+
+def _unsupported(keys: Collection[str], unet_channels: int | None) -> str:
+    def has(start: str) -> bool:
+        return any(key.startswith(start) for key in keys)
+
+    if has("model.diffusion_model.x_embedder") or has("model.diffusion_model.joint_blocks"):
+        return "SD3"
+    if has("model.diffusion_model.double_blocks"):
+        return "Flux"
+    if has("conditioner.embedders.1") or has("model.diffusion_model.label_emb"):
+        return "SDXL"
+    if has("conditioner.embedders.0.model."):
+        return "SDXL refiner"
+    if has("cond_stage_model.model."):
+        return "SD2"
+    if not has(UNET_PREFIX):
+        return "Unknown (no Stable Diffusion UNet)"
+    if unet_channels not in (None, 4):
+        return {9: "Inpainting", 8: "Instruct-pix2pix"}.get(unet_channels or 0, f"{unet_channels}-channel")
+    if not has(SD1_TEXT_PREFIX + "text_model"):
+        return "Unknown (no CLIP text encoder)"
+    return ""
+
+
+def prediction_type(config: Mapping[str, Any]) -> str:
+    """``"epsilon"`` or ``"v_prediction"``, from the checkpoint's yaml."""
+    parameterization = config["model"]["params"].get("parameterization", "eps")
+    return "v_prediction" if parameterization == "v" else "epsilon"
+
+
+def native_resolution(config: Mapping[str, Any]) -> int:
+    """Side in pixels that a checkpoint was trained at, from its yaml's latent size."""
+    return int(config["model"]["params"].get("image_size", 64)) * 8
+
+
+V1_CONFIG: dict[str, Any] = {
+    "model": {
+        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "params": {
+            "linear_start": 0.00085,
+            "linear_end": 0.0120,
+            "timesteps": 1000,
+            "scale_factor": 0.18215,
+            "unet_config": {
+                "params": {
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "model_channels": 320,
+                    "attention_resolutions": [4, 2, 1],
+                    "num_res_blocks": 2,
+                    "channel_mult": [1, 2, 4, 4],
+                    "num_heads": 8,
+                    "use_spatial_transformer": True,
+                    "transformer_depth": 1,
+                    "context_dim": 768,
+                }
+            },
+            "first_stage_config": {
+                "params": {
+                    "embed_dim": 4,
+                    "ddconfig": {
+                        "double_z": True,
+                        "z_channels": 4,
+                        "resolution": 256,
+                        "in_channels": 3,
+                        "out_ch": 3,
+                        "ch": 128,
+                        "ch_mult": [1, 2, 4, 4],
+                        "num_res_blocks": 2,
+                        "attn_resolutions": [],
+                    },
+                }
+            },
+            "cond_stage_config": {"params": {}},
+        },
+    }
+}
+"""Stable Diffusion 1's own configuration, for checkpoints that have no yaml beside them."""

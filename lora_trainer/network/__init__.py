@@ -1,0 +1,1 @@
+"""The LoRA itself: adapters on the view, and kohya's file format."""

@@ -1,0 +1,126 @@
+"""Files made from other files: where they may be written, in which precision, and what their metadata says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_trainer import __version__
+from lora_trainer.errors import InputError
+from lora_trainer.network.lora_file import DTYPES, write_tensors
+
+RECORD = "lora_train_made_from"
+"""Metadata entry: JSON that says what a file was made from, and how."""
+_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A remark for the person that is no error: a sentence's template and its values."""
+
+    template: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.template.format(**self.values)
+
+
+def check_output(path: Path, sources: Iterable[Path] = ()) -> Path:
+    """The path, if a new file may be written there.
+
+    Raises:
+        InputError: it is one of the sources, exists, or is no ``.safetensors``; the sentence names a free one.
+    """
+    if path.suffix.lower() != ".safetensors":
+        raise InputError("{path}: the output must be named .safetensors.", path=path)
+    try:
+        taken = any(path.resolve() == source.resolve() for source in sources) or path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:  # too long, or characters that no file name may have
+        raise InputError("{path} cannot be the name of a file: {error}.", path=path, error=error) from error
+    if taken:
+        raise InputError("{path} exists and is never overwritten; {free} is free.", path=path, free=free_name(path))
+    return path
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number behind its name that is not taken."""
+    number = 2
+    free = path
+    while free.exists() or free.is_symlink():
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return free
+
+
+def widest_precision(tensors: Iterable[torch.Tensor]) -> str:
+    """The precision that holds all these weights: theirs, or fp32 when they differ."""
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 1}
+    for name, dtype in DTYPES.items():
+        if kinds == {dtype}:
+            return name
+    return "fp32"
+
+
+def in_precision(parts: Mapping[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
+    """A module's tensors as they will be stored; alpha in fp32."""
+    return {
+        name: tensor.float() if name == "alpha" else tensor.to(DTYPES[precision]).contiguous()
+        for name, tensor in parts.items()
+    }
+
+
+def derived_metadata(metadata: Mapping[str, str], path: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of the (first) source, with what was done to it.
+
+    ``ss_output_name`` and the title become the new file's: the WebUI finds files by it, and of two with one name it
+    would load the wrong one.
+    """
+    made = {key: value for key, value in metadata.items() if key not in _STALE}
+    made["ss_output_name"] = path.stem
+    if "modelspec.title" in made:
+        made["modelspec.title"] = path.stem
+    steps = _records(metadata)
+    steps.append({"program": f"LoRA Train {__version__}", **record})
+    made[RECORD] = json.dumps(steps, ensure_ascii=False)
+    return made
+
+
+def source_record(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """How a source is named in a record: its name and hash, never its folder."""
+    return {"file": path.name, "sshs_model_hash": metadata.get("sshs_model_hash", "")}
+
+
+def network_entries(ranks: Iterable[int], alphas: Iterable[float]) -> dict[str, str]:
+    """``ss_network_dim`` and ``ss_network_alpha``: the one value, or ``Dynamic`` as sd-scripts' resize writes."""
+    dims, scales = set(ranks), set(alphas)
+    return {
+        "ss_network_dim": str(dims.pop()) if len(dims) == 1 else "Dynamic",
+        "ss_network_alpha": str(scales.pop()) if len(scales) == 1 else "Dynamic",
+    }
+
+
+def write_derived(path: Path, modules: Mapping[str, Mapping[str, torch.Tensor]], metadata: Mapping[str, str]) -> str:
+    """Write modules (name → part → tensor) atomically; returns the SHA-256 of the file.
+
+    Raises:
+        RunError: NaN or Inf, or the disk is full.
+    """
+    tensors = {
+        f"{key}.{part}" if part else key: tensor.contiguous()
+        for key, parts in modules.items()
+        for part, tensor in parts.items()
+    }
+    return write_tensors(path, tensors, metadata)
+
+
+def _records(metadata: Mapping[str, str]) -> list[Any]:
+    try:
+        found = json.loads(metadata.get(RECORD, "[]"))
+    except ValueError:
+        return []
+    return found if isinstance(found, list) else []

@@ -1,0 +1,184 @@
+"""Kohya's LoRA file: safetensors with everything about the training in its header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from lora_trainer.errors import InputError, RunError
+from lora_trainer.files import replace_atomically
+
+if TYPE_CHECKING:
+    from lora_trainer.network.adapters import Adapters
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_SD1_KEY = re.compile(r"lora_(unet_(down|mid|up)_blocks?_|unet_conv_|unet_time_|te_text_model_)")
+_LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
+
+
+def file_name(name: str, *, epoch: int | None = None, step: int | None = None) -> str:
+    """``name-000002``, ``name-step00000100`` or, for the last file, ``name``; without the extension."""
+    if epoch is not None:
+        return f"{name}-{epoch:06d}"
+    if step is not None:
+        return f"{name}-step{step:08d}"
+    return name
+
+
+def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: str) -> str:
+    """Write a LoRA file atomically and return the SHA-256 of its bytes.
+
+    Args:
+        path: the file.
+        tensors: under kohya's names, in fp32; alphas stay fp32, since halved ones change the picture.
+        metadata: ``ss_*`` and ``modelspec.*`` entries; the hashes are added.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+
+    Raises:
+        RunError: a weight is NaN or Inf, or too large for fp16; or the disk is full.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        kept = tensor.float() if name.endswith(".alpha") else tensor.to(DTYPES[precision])
+        stored[name] = kept.contiguous()
+    return write_tensors(path, stored, metadata, precision)
+
+
+def write_tensors(
+    path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: str = "its precision"
+) -> str:
+    """Write tensors as they are, with both hashes, atomically; returns the SHA-256 of the file's bytes.
+
+    Args:
+        path: the file.
+        stored: contiguous tensors in the types that the file shall have.
+        metadata: as for :func:`save_lora`.
+        precision: how the types are called in the error.
+
+    Raises:
+        RunError: a weight is NaN or Inf, or the disk is full.
+    """
+    for name, kept in stored.items():
+        if not torch.isfinite(kept).all():
+            raise RunError(
+                "{name} is NaN or too large for {precision}; nothing was written to {path}. Save in fp32, or train "
+                "with a lower learning rate.",
+                name=name,
+                precision=precision,
+                path=path,
+            )
+    training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    header = {**metadata, **model_hashes(safetensors_bytes(dict(stored), training_only))}
+    content = safetensors_bytes(dict(stored), header)
+    replace_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return hashlib.sha256(content).hexdigest()
+
+
+def model_hashes(content: bytes) -> dict[str, str]:
+    """``sshs_model_hash`` and ``sshs_legacy_hash`` of a serialisation that carries only ``ss_*`` metadata."""
+    header = 8 + int.from_bytes(content[:8], "little")
+    legacy = content[_LEGACY_OFFSET : _LEGACY_OFFSET + _LEGACY_LENGTH]
+    return {
+        "sshs_model_hash": hashlib.sha256(memoryview(content)[header:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(legacy).hexdigest()[:8],
+    }
+
+
+def read_lora(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file.
+
+    Raises:
+        InputError: missing, not safetensors, or damaged.
+    """
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read from its header alone. Raises as :func:`read_lora`."""
+    return _read(path, lambda file: file.metadata() or {})
+
+
+def _read(path: Path, read):  # type: ignore[no-untyped-def]
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(
+            "{path} is not a .safetensors file; only these are loaded, since others can hold code.", path=path
+        )
+    if not path.is_file():
+        raise InputError("{path} does not exist; check the path.", path=path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return read(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError("{path} is damaged or not a safetensors file: {error}.", path=path, error=error) from error
+
+
+def require_sd1(path: Path) -> None:
+    """Look at a LoRA file's names only: are they SD1's?
+
+    Raises:
+        InputError: the file cannot be read, or belongs to another architecture or network type.
+    """
+    from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
+
+    keys = _read(path, lambda file: list(file.keys()))
+    foreign = [key for key in keys if not _SD1_KEY.match(key)]
+    if foreign or not keys:
+        raise wrong_architecture(foreign[0] if foreign else "no weights in it")
+
+
+def verify(path: Path, adapters: Adapters) -> None:
+    """Load a written file back and hold every key, shape and alpha against the adapters on the view.
+
+    Raises:
+        RunError: anything differs; the file would load in part, silently.
+    """
+    tensors = read_lora(path)
+    expected = adapters.state_dict()
+    wrong = expected.keys() ^ tensors.keys()
+    wrong |= {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
+    wrong |= {n for n in expected.keys() - wrong if n.endswith(".alpha") and expected[n] != tensors[n]}
+    if wrong:
+        raise RunError(
+            "The written file {path} does not match the model in {count} places (first: {first}); please report this.",
+            path=path,
+            count=len(wrong),
+            first=sorted(wrong)[0],
+        )
+
+
+def describe(path: Path) -> dict[str, object]:
+    """What a LoRA file holds: modules, ranks, alphas, size and metadata, JSON values parsed."""
+    tensors, metadata = read_lora(path), read_metadata(path)
+    modules = [name.partition(".")[0] for name in tensors if name.endswith("lora_down.weight")]
+    ranks = {tensors[f"{m}.lora_down.weight"].shape[0] for m in modules}
+    alphas = {float(tensors[f"{m}.alpha"]) for m in modules if f"{m}.alpha" in tensors}
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "modules": len(modules),
+        "unet_modules": sum(m.startswith("lora_unet") for m in modules),
+        "text_modules": sum(m.startswith("lora_te") for m in modules),
+        "ranks": sorted(ranks),
+        "alphas": sorted(alphas),
+        "precision": sorted(
+            {str(t.dtype).removeprefix("torch.") for n, t in tensors.items() if not n.endswith("alpha")}
+        ),
+        "metadata": {key: _parsed(value) for key, value in sorted(metadata.items())},
+    }
+
+
+def _parsed(value: str) -> object:
+    if not value.startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,290 @@
+"""Documents made of dataclasses: fields that describe themselves, read with checks from plain values and TOML.
+
+Used by :mod:`lora_trainer.config`; nothing here knows what a training run is.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.errors import InputError
+
+MAX_DOCUMENT_BYTES = 1_000_000
+
+
+def option(
+    default: Any,
+    title: str,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """A config field with what a form, a schema and a person need to know about it."""
+    metadata = {
+        "title": title,
+        "help": help,
+        "min": min,
+        "max": max,
+        "unit": unit,
+        "choices": choices,
+        "advanced": advanced,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of the document, described."""
+
+    path: str
+    type: Any
+    default: Any
+    title: str
+    help: str
+    min: float | None
+    max: float | None
+    unit: str
+    choices: tuple[str, ...]
+    advanced: bool
+
+
+def options_of(cls: type, prefix: str) -> Iterator[Option]:
+    """The fields of a dataclass and of those within it; their paths begin with ``prefix``."""
+    hints = typing.get_type_hints(cls)
+    for item in fields(cls):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from options_of(typing.cast(type, kind), f"{item.name}.")
+            continue
+        default = getattr(cls(), item.name)
+        yield Option(prefix + item.name, kind, default, **item.metadata)
+
+
+def schema_of(cls: type) -> dict[str, Any]:
+    """The JSON schema of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    properties: dict[str, Any] = {}
+    for item in fields(cls):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            properties[item.name] = schema_of(typing.cast(type, kind))
+            continue
+        default = getattr(cls(), item.name)
+        meta = item.metadata
+        entry: dict[str, Any] = {**_schema_type(kind), "title": meta["title"], "description": meta["help"]}
+        entry["default"] = default
+        if meta["choices"]:
+            entry["enum"] = list(meta["choices"])
+        if meta["min"] is not None:
+            entry["minimum"] = meta["min"]
+        if meta["max"] is not None:
+            entry["maximum"] = meta["max"]
+        if meta["unit"]:
+            entry["unit"] = meta["unit"]
+        properties[item.name] = entry
+    return {"type": "object", "title": cls.__doc__, "properties": properties, "additionalProperties": False}
+
+
+def _schema_type(kind: Any) -> dict[str, Any]:
+    if typing.get_origin(kind) is list:
+        return {"type": "array", "items": {"type": "string"}}
+    if typing.get_origin(kind) is dict:
+        return {"type": "object"}
+    return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
+
+
+# ------------------------------------------------------------------ reading
+def read_document(cls: type, document: Any, prefix: str, errors: list[InputError]) -> Any:
+    """An instance of ``cls`` from plain values; what is wrong is added to ``errors``, and the default taken."""
+    if not isinstance(document, Mapping):
+        errors.append(field_error(prefix.rstrip(".") or "config", "expected a section with fields."))
+        return cls()
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        path = prefix + str(key)[:100].encode("utf-8", "replace").decode()
+        if key not in hints:
+            errors.append(unknown_field(path, [prefix + name for name in hints]))
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = read_document(typing.cast(type, hints[key]), value, f"{path}.", errors)
+        else:
+            item = next(f for f in fields(cls) if f.name == key)
+            try:
+                values[key] = _check(path, hints[key], value, item.metadata)
+            except InputError as error:
+                errors.append(error)
+    return cls(**values)
+
+
+def unknown_field(path: str, known: list[str]) -> InputError:
+    """The sentence for a field that does not exist, with the nearest one that does."""
+    close = difflib.get_close_matches(path, known, n=1)
+    if close:
+        return field_error(path, "there is no such field; did you mean {close}?", close=close[0])
+    return field_error(path, "there is no such field; see the documentation for the fields of a run.")
+
+
+def field_error(path: str, sentence: str, **values: object) -> InputError:
+    """An error about one field; the sentence begins with its path."""
+    return InputError("{path}: " + sentence, field=path, path=path, **values)
+
+
+def _check(path: str, kind: Any, value: Any, meta: Mapping[str, Any]) -> Any:
+    value = _typed(path, kind, value)
+    if meta["choices"] and value not in meta["choices"]:
+        raise field_error(path, "“{value}” is not one of {choices}.", value=value, choices=", ".join(meta["choices"]))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = meta["min"], meta["max"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise field_error(
+                path,
+                "{value} is out of range; use {low} to {high}.",
+                value=_plain(value),
+                low=_plain(low),
+                high=_plain(high),
+            )
+    return value
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}" if abs(number) < 1e6 else str(int(number))
+
+
+def _typed(path: str, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        raise TypeError(f"{path}: config fields have one type")
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_whole(value):
+        return int(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        if any(ord(c) < 32 and c not in "\t\n\r" for c in value) or len(value) > 10_000:
+            raise field_error(path, "the text has control characters or is longer than 10000 characters.")
+        if not _is_unicode(value):
+            raise field_error(path, "the text has characters that are not Unicode.")
+        return value
+    if typing.get_origin(kind) is list and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return [_typed(path, str, v) for v in value]
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {_typed(path, str, str(k)): _argument(path, v) for k, v in value.items()}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    origin = typing.get_origin(kind)
+    wanted = "a list of texts" if origin is list else "a table of values" if origin is dict else names[kind]
+    raise field_error(path, "expected {wanted}, not {value}.", wanted=wanted, value=_shown(value))
+
+
+def _argument(path: str, value: Any) -> Any:
+    """A value of a free table: one that TOML and JSON can both say, without tables in it."""
+    if isinstance(value, (list, tuple)):
+        return [_scalar(path, v) for v in value]
+    return _scalar(path, value)
+
+
+def _scalar(path: str, value: Any) -> Any:
+    kind = next((k for k in (bool, int, float, str) if isinstance(value, k)), None)
+    if kind is None:
+        raise field_error(path, "{value} is not a number, a text, true, false or a list of these.", value=_shown(value))
+    return _typed(path, kind, value)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as a person typed it, shortened."""
+    try:
+        return json.dumps(value, default=str)[:60]
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+
+
+def _is_whole(value: float) -> bool:
+    return _is_finite(value) and value == int(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number with hundreds of digits
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written down; JSON can say half a character (a lone surrogate)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ TOML
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """The document in a TOML file.
+
+    Raises:
+        InputError: the file is missing, too large, not UTF-8 or not TOML.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise InputError("{path} is larger than 1 MB, so it is not a training configuration.", path=path)
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The configuration {path} cannot be read: {error}.", path=path, error=error) from error
+    except ValueError as error:
+        raise InputError("The configuration {path} is not valid TOML: {error}.", path=path, error=error) from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML with the standard library, or on Python 3.10 with tomli or pip's own copy of it.
+
+    Raises:
+        ValueError: it is not TOML, or nested absurdly deep.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        try:
+            import tomli as tomllib
+        except ModuleNotFoundError:
+            from pip._vendor import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def toml_value(value: Any) -> str:
+    """One value in TOML's notation."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(str(k))} = {toml_value(v)}" for k, v in value.items()) + "}"
+    raise InputError("{value} cannot be written as TOML.", value=repr(value)[:60])
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else toml_value(key)

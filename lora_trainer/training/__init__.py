@@ -1,0 +1,1 @@
+"""The loop, its losses and optimizers, and what is written about it."""

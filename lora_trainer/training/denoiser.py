@@ -1,0 +1,70 @@
+"""Running the model on noised latents, for training and for the held-out loss alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.scan import Item
+from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.training.losses import NoiseSchedule, keyed_noise, picture_losses
+from lora_trainer.training.precision import autocast
+
+Conditioning = Callable[[Sequence[str]], torch.Tensor]
+"""Captions → states (B, 77·n, C)."""
+
+
+class Denoiser:
+    """The model's view with everything that its loss needs.
+
+    Args:
+        model: the view.
+        conditioning: encodes captions.
+        precision: fp16, bf16 or fp32.
+    """
+
+    def __init__(self, model: LoadedModel, conditioning: Conditioning, precision: str) -> None:
+        self.schedule = NoiseSchedule(model.alphas_cumprod, model.info.prediction)
+        self._model = model
+        self._conditioning = conditioning
+        self._precision = precision
+        self._dtype = model.unet.dtype
+
+    def losses(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        t: torch.Tensor,
+        captions: Sequence[str],
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Loss of each picture: latents and noise (B, C, H, W) on the CPU, t and weights (B,) → (B,)."""
+        device = self._model.device
+        latents, noise = latents.to(device), noise.to(device)
+        noisy = self.schedule.add_noise(latents, noise, t)
+        with autocast(self._precision, device):
+            states = self._conditioning(captions).to(self._dtype)
+            output = self._model.unet(noisy.to(self._dtype), t.to(device), states).sample
+        return picture_losses(output, self.schedule.target(latents, noise, t), weights)
+
+    @torch.no_grad()
+    def held_out_loss(self, items: Sequence[Item], latents: LatentCache, levels: int) -> float:
+        """Mean squared error of pictures that are not trained on, with fixed noise.
+
+        Args:
+            items: the pictures; their captions are used as they are.
+            latents: their latents.
+            levels: noise levels of each, from the middle of equal strata of the timesteps.
+        """
+        self._model.unet.eval()
+        self._model.text.model.eval()
+        strata = [int((k + 0.5) / levels * self.schedule.timesteps) for k in range(levels)]
+        losses = []
+        for index, item in enumerate(items):
+            latent = latents[item.path, False]
+            noise = torch.stack([keyed_noise(latent.shape, 0.0, "validation", index, t) for t in strata])
+            batch = latent.expand(levels, *latent.shape)
+            losses.append(self.losses(batch, noise, torch.tensor(strata), [item.caption] * levels).mean())
+        return float(torch.stack(losses).mean())

@@ -1,0 +1,61 @@
+"""Which precision a run computes in, and loss scaling for fp16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lora_trainer.errors import InputError
+
+_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_precision(wanted: str, device: torch.device, weights: torch.dtype) -> str:
+    """``auto`` as fp16, bf16 or fp32.
+
+    Args:
+        wanted: the config's precision.
+        device: where it is computed.
+        weights: the type of the checkpoint's weights as they are loaded.
+
+    Raises:
+        InputError: the device or the loaded weights cannot do what is wanted.
+    """
+    if weights not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InputError(
+            "The checkpoint is loaded in {weights}, which cannot be trained; turn FP8 off in the WebUI's settings.",
+            field="training.precision",
+            weights=str(weights).removeprefix("torch."),
+        )
+    if wanted == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "fp32" if weights == torch.float32 else ("bf16" if weights == torch.bfloat16 else "fp16")
+    if wanted == "fp16" and device.type == "cpu":
+        raise InputError(
+            "training.precision: fp16 needs a graphics card; use auto, bf16 or fp32 on a CPU.",
+            field="training.precision",
+        )
+    if wanted == "fp32" and weights != torch.float32:
+        raise InputError(
+            "training.precision: the checkpoint is loaded in half precision; start the WebUI with --no-half to train "
+            "in fp32, or use auto.",
+            field="training.precision",
+        )
+    return wanted
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which the model is run; the adapters' own weights stay fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_TYPES[precision])
+
+
+def grad_scaler(precision: str, device: torch.device) -> torch.cuda.amp.GradScaler:
+    """Loss scaling (Micikevicius et al., 2018) for fp16; does nothing for other precisions."""
+    enabled = precision == "fp16" and device.type == "cuda"
+    if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type, enabled=enabled)  # type: ignore[return-value]
+    return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -1,0 +1,203 @@
+"""What a run will take, measured: real steps at its largest shapes, on the loaded model, with nothing kept."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.dataset.plan import Plan, Step, held_out
+from lora_trainer.dataset.scan import Dataset, Item
+from lora_trainer.hosts.base import Host, LoadedModel, Session
+from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from lora_trainer.training.memory import free_memory
+from lora_trainer.training.precision import resolve_precision
+from lora_trainer.training.trainer import StepOutOfMemory, Trainer
+
+STEPS = 3
+"""Measured steps; the first makes the optimizer's state and warms up, the fastest of the others counts."""
+SHARE = 0.95
+"""Of the free memory that a run may take."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        device: where it is computed.
+        steps: how many.
+        step_seconds: of a usual step; ``None`` when not even one fits.
+        seconds: of all steps, without samples, validation and files; ``None`` likewise.
+        needed: bytes at the peak, beyond the loaded checkpoint.
+        free: bytes that can be had now.
+        changes: settings by dotted key that have to change so that it fits; empty when it does as asked.
+        fits: whether it fits, with these changes.
+    """
+
+    device: str
+    steps: int
+    step_seconds: float | None
+    seconds: float | None
+    needed: int
+    free: int
+    changes: dict[str, Any] = field(default_factory=dict)
+    fits: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def measure(config: TrainConfig, dataset: Dataset, host: Host) -> Estimate:
+    """Try the settings, and when they do not fit, those that need less."""
+    items, _ = held_out(dataset.items, config.validation.share, config.training.seed)
+    found = None
+    for changes in _ways(config):
+        found = _try(config.with_values(changes), items, host, changes)
+        if found.fits:
+            return found
+    assert found is not None  # the first way is the settings as they are
+    return found
+
+
+def _ways(config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """The settings as they are, then with less and less memory and the same effective batch."""
+    yield {}
+    changes: dict[str, Any] = {}
+    if config.training.batch_size > 1:
+        effective = config.training.batch_size * config.training.accumulate
+        changes = {"training.batch_size": 1, "training.accumulate": effective}
+        yield changes
+    if not config.training.checkpointing:
+        changes = {**changes, "training.checkpointing": True}
+        yield changes
+    if config.training.text_lr and config.training.unet_lr:
+        yield {**changes, "training.text_lr": 0.0}
+
+
+def _try(config: TrainConfig, items: Sequence[Item], host: Host, changes: dict[str, Any]) -> Estimate:
+    plan = Plan(items, config)
+    step, share = _largest(plan, items)
+    with host.session(config) as session:
+        memory = _Memory(session.model.device)
+        usual = None
+        with contextlib.suppress(StepOutOfMemory), memory.watched():
+            usual = _steps(config, items, plan, step, session) / share
+    free_memory()
+    return Estimate(
+        str(memory.device),
+        plan.total_steps,
+        usual,
+        usual and usual * plan.total_steps,
+        memory.needed,
+        memory.free,
+        changes,
+        fits=usual is not None and memory.needed <= SHARE * memory.free,
+    )
+
+
+def _largest(plan: Plan, items: Sequence[Item]) -> tuple[Step, float]:
+    """A step of the batch that needs the most memory, and how many times the work of a usual step that is."""
+
+    def work(batch: Sequence[Any]) -> int:
+        width, height = items[batch[0].item].fit.bucket
+        return width * height * len(batch)
+
+    steps = [plan.step(number) for number in range(1, min(plan.steps_per_epoch, plan.total_steps) + 1)]
+    batches = list(chain.from_iterable(step.batches for step in steps))
+    largest = max(batches, key=work)
+    usual = sum(map(work, batches)) / len(steps)
+    return Step(1, 1, (largest,), ends_epoch=False), work(largest) / usual
+
+
+def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, session: Session) -> float:
+    """Seconds of one step; the adapters are gone with the session's view."""
+    model = session.model
+    precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
+    captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
+    conditioning: Any = model.text
+    if not config.training.text_lr:
+        conditioning = FrozenConditioning(model.text, model.device, torch.float32)
+        for _ in conditioning.prepare(set(chain.from_iterable(captions.of_step(step))), session.turn):
+            pass
+    with session.turn():
+        size = items[step.batches[0][0].item].fit.bucket
+        model.encode(torch.zeros(1, 3, size[1], size[0]))
+        trainer = Trainer(config, model, items, plan, _Noise(items, model), captions, conditioning, precision)
+    seconds = []
+    for _ in range(STEPS):
+        with session.turn():
+            began = time.monotonic()
+            float(trainer.step(step))  # waits for the device
+            seconds.append(time.monotonic() - began)
+    return min(seconds[1:])
+
+
+class _Noise:
+    """Stands in for the latents, which need not be encoded to know what a step takes."""
+
+    def __init__(self, items: Sequence[Item], model: LoadedModel) -> None:
+        channels = model.unet.config["in_channels"]
+        self._shapes = {i.path: (channels, i.fit.bucket[1] // 8, i.fit.bucket[0] // 8) for i in items}
+
+    def __getitem__(self, key: tuple[Path, bool]) -> torch.Tensor:
+        return torch.randn(self._shapes[key[0]], generator=torch.Generator().manual_seed(0))
+
+
+class _Memory:
+    """Bytes that are taken at the peak, and that could be had before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.needed = 0
+        free_memory()
+        self.free = self._free()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Measure what happens within."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            try:
+                yield
+            finally:
+                self.needed = torch.cuda.max_memory_allocated(self.device) - before
+            return
+        ended = threading.Event()
+        before = _resident()
+        watcher = threading.Thread(target=self._watch, args=(before, ended), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def _watch(self, before: int, ended: threading.Event) -> None:
+        while not ended.wait(0.005):
+            self.needed = max(self.needed, _resident() - before)
+
+    def _free(self) -> int:
+        if self.device.type == "cuda":
+            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return torch.cuda.mem_get_info(self.device)[0] + cached
+        import psutil
+
+        return psutil.virtual_memory().available
+
+
+def _resident() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss

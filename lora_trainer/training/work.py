@@ -1,0 +1,178 @@
+"""Everything before the first step: pictures to latents, captions to states, adapters and plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.dataset.images import PictureError
+from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.plan import Plan, held_out
+from lora_trainer.dataset.scan import Dataset, Item, scan
+from lora_trainer.errors import CheckpointChanged, InputError
+from lora_trainer.files import write_json
+from lora_trainer.hosts.base import Host, Session
+from lora_trainer.network.lora_file import read_lora
+from lora_trainer.runs import Run
+from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from lora_trainer.training.denoiser import Conditioning
+from lora_trainer.training.precision import resolve_precision
+from lora_trainer.training.state import load_newest
+from lora_trainer.training.trainer import Trainer
+
+
+class Note(Protocol):
+    """Puts values into the run's manifest, where tab and REST see them; ``now`` writes it at once."""
+
+    def __call__(self, *, now: bool = False, **values: Any) -> None:
+        """Note values."""
+
+
+@dataclass
+class Work:
+    """Everything that the steps of a run need.
+
+    Attributes:
+        session: the hold on the host's model.
+        dataset: all usable pictures.
+        held_out: those that are not trained on.
+        latents: of all of them.
+        plan: which are learned from at which step.
+        trainer: the mathematics.
+        precision: fp16, bf16 or fp32.
+        done: steps done in an earlier part of the run.
+    """
+
+    session: Session
+    dataset: Dataset
+    held_out: list[Item]
+    latents: LatentCache
+    plan: Plan
+    trainer: Trainer
+    precision: str
+    done: int
+
+
+class Stopped(Exception):
+    """The person stopped the run before its first step."""
+
+
+class Preparation:
+    """Makes a run's :class:`Work`, in turns with whatever else uses the model."""
+
+    def __init__(
+        self, run: Run, config: TrainConfig, host: Host, session: Session, control: Control, note: Note
+    ) -> None:
+        self._run = run
+        self._config = config
+        self._host = host
+        self._session = session
+        self._control = control
+        self._note = note
+
+    def make(self) -> Work:
+        """Prepare the run, or the rest of it.
+
+        Raises:
+            Stopped: the person stopped it.
+            CheckpointChanged: another one was loaded since the run was submitted.
+            InputError: pictures, precision or the file to continue from cannot be used.
+        """
+        config, model = self._config, self._session.model
+        self._require_checkpoint(model.info.sha256)
+        precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
+        self._note(phase="pictures", phase_done=0, phase_total=0, now=True)
+        dataset = scan(config.data)
+        latents = LatentCache(self._host.folders.cache / "latents", model.vae_key)
+        dataset = self._encode_pictures(dataset, latents)
+        items, kept = held_out(dataset.items, config.validation.share, config.training.seed)
+        plan = Plan(items, config)
+        trains_text = bool(config.training.text_lr)
+        variants = None if trains_text else config.data.caption_variants
+        captions = Captions(items, config.data, config.training.seed, variants)
+        conditioning: Conditioning = model.text
+        if not trains_text:
+            conditioning = self._encode_captions(captions, kept, precision)
+        with self._session.turn():
+            trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
+            if config.network.continue_from:
+                trainer.adapters.load(read_lora(Path(config.network.continue_from).expanduser()))
+            done = load_newest(self._run.states, trainer)
+        self._note_dataset(dataset, kept, plan, precision, done)
+        return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
+
+    def _require_checkpoint(self, loaded: str) -> None:
+        known = self._run.manifest.get("checkpoint", {})
+        if loaded and known.get("sha256") and loaded != known["sha256"]:
+            raise CheckpointChanged(
+                "The run belongs to the checkpoint {name}; it goes on when that is loaded.", name=known.get("name")
+            )
+
+    def _encode_pictures(self, dataset: Dataset, latents: LatentCache) -> Dataset:
+        wanted = latents.missing(dataset.items, self._config.data.flip)
+        broken: dict[Path, PictureError] = {}
+        for count, entry in enumerate(wanted, start=1):
+            self._go_on()
+            with self._session.turn():
+                broken |= latents.fill([entry], self._session.model.encode)
+            self._note(phase="latents", phase_done=count, phase_total=len(wanted))
+        dataset = dataset.without(broken)
+        if not dataset.items:
+            raise InputError(
+                "data.folder: no picture can be read; the first: {first}",
+                field="data.folder",
+                first=next(iter(broken.values())),
+            )
+        return dataset
+
+    def _encode_captions(self, captions: Captions, kept: Sequence[Item], precision: str) -> FrozenConditioning:
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+        conditioning = FrozenConditioning(self._session.model.text, self._session.model.device, dtype)
+        every = captions.every() | {item.caption for item in kept}
+        for count in conditioning.prepare(every, self._session.turn):
+            self._note(phase="captions", phase_done=count, phase_total=len(every))
+            self._go_on()
+        return conditioning
+
+    def _go_on(self) -> None:
+        if self._control.wants_end_now:
+            raise Stopped
+
+    def _note_dataset(self, dataset: Dataset, kept: Sequence[Item], plan: Plan, precision: str, done: int) -> None:
+        fingerprint = dataset_fingerprint(dataset)
+        before = self._run.manifest.get("dataset", {}).get("fingerprint")
+        if done and before and before != fingerprint:
+            raise InputError(
+                "data.folder: the pictures or captions in {folder} have changed since the run began, so it cannot go "
+                "on exactly; put them back, or start a new run that continues from its last file.",
+                field="data.folder",
+                folder=dataset.folder,
+            )
+        report = dataset.report()
+        write_json(self._run.folder / "dataset.json", report)
+        summary = {key: report[key] for key in ("pictures", "images_per_epoch", "skipped", "concepts", "buckets")}
+        self._note(
+            now=True,
+            phase="training",
+            step=done,
+            steps=plan.total_steps,
+            epochs=plan.epochs,
+            steps_per_epoch=plan.steps_per_epoch,
+            precision=precision,
+            dataset={**summary, "held_out": len(kept), "fingerprint": fingerprint},
+        )
+
+
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """SHA-256 over what the steps of a run depend on: contents, captions, repeats and crops, in order."""
+    digest = hashlib.sha256()
+    for item in dataset.items:
+        digest.update(repr((item.key, item.caption, item.repeats, item.fit)).encode())
+    return digest.hexdigest()

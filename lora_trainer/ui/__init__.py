@@ -1,0 +1,1 @@
+"""The tab. The only part that knows gradio."""

@@ -1,0 +1,130 @@
+"""Widgets made from the configuration's options, and the way back."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.config import TrainConfig, options
+from lora_trainer.errors import InputError
+from lora_trainer.i18n import Translate
+from lora_trainer.schema import Option, parse_toml, toml_value
+
+
+class Form:
+    """All widgets by dotted key.
+
+    Args:
+        translate: puts titles and help into the page's language.
+        samplers: what the sampler field offers.
+    """
+
+    def __init__(self, translate: Translate, samplers: Sequence[str]) -> None:
+        self._translate = translate
+        self._samplers = list(samplers)
+        self._options = {item.path: item for item in options()}
+        self.widgets: dict[str, Any] = {}
+
+    def add(self, *paths: str) -> None:
+        """Make the widgets of some fields where gradio is now."""
+        for path in paths:
+            self.widgets[path] = self._widget(self._options[path])
+
+    def add_rows(self, paths: Iterable[str], columns: int = 3) -> None:
+        """The same in rows; what needs width gets a row of its own."""
+        row: list[str] = []
+        for path in paths:
+            if self._is_wide(path):
+                self._row(row)
+                row = []
+                self.add(path)
+            else:
+                row.append(path)
+                if len(row) == columns:
+                    self._row(row)
+                    row = []
+        self._row(row)
+
+    def section(self, *prefixes: str, advanced: bool) -> list[str]:
+        """Keys that start with one of ``prefixes`` and are (not) for experts, in order."""
+        return [p for p, o in self._options.items() if p.startswith(prefixes) and o.advanced is advanced]
+
+    def document(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """The widgets' values as a document for :meth:`TrainConfig.from_dict`.
+
+        Raises:
+            InputError: a text that should be a table is none.
+        """
+        document: dict[str, Any] = TrainConfig().to_dict()
+        for path, widget in self.widgets.items():
+            section, _, key = path.rpartition(".")
+            target = document[section] if section else document
+            target[key] = _parse(self._options[path], values.get(widget))
+        return document
+
+    def updates(self, values: Mapping[str, Any]) -> list[Any]:
+        """A gradio update for every widget; those not in ``values`` stay as they are."""
+        return [
+            gr.update(value=_show(self._options[path], values[path])) if path in values else gr.update()
+            for path in self.widgets
+        ]
+
+    def _row(self, paths: list[str]) -> None:
+        if paths:
+            with gr.Row(elem_classes="lora-train-row"):
+                self.add(*paths)
+
+    def _is_wide(self, path: str) -> bool:
+        item = self._options[path]
+        return typing.get_origin(item.type) in (list, dict) or (item.type is str and not item.choices and "." in path)
+
+    def _widget(self, item: Option) -> Any:
+        t = self._translate
+        common = {
+            "label": t(item.title) + (f" ({t(item.unit)})" if item.unit else ""),
+            "info": t(item.help),
+            "elem_id": "lora_train_" + item.path.replace(".", "_"),
+        }
+        value = _show(item, item.default)
+        if item.type is bool:
+            return gr.Checkbox(value=value, **common)
+        if item.path == "samples.sampler":
+            return gr.Dropdown(choices=self._samplers, value=value, **common)
+        if item.choices:
+            return gr.Dropdown(choices=list(item.choices), value=value, **common)
+        if item.type in (int, float):
+            bounds = {"minimum": item.min, "maximum": item.max, "precision": 0 if item.type is int else None}
+            return gr.Number(value=value, min_width=140, **bounds, **common)
+        lines = 3 if typing.get_origin(item.type) is list else 1
+        return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
+
+
+def _show(item: Option, value: Any) -> Any:
+    """A config value as the widget shows it."""
+    if typing.get_origin(item.type) is list:
+        return "\n".join(value)
+    if typing.get_origin(item.type) is dict:
+        return toml_value(value)[1:-1]
+    return value
+
+
+def _parse(item: Option, value: Any) -> Any:
+    """A widget's value as the config has it; an emptied number is its default."""
+    if typing.get_origin(item.type) is list:
+        return [line.strip() for line in str(value or "").splitlines() if line.strip()]
+    if typing.get_origin(item.type) is dict:
+        try:
+            return parse_toml(f"value = {{{value or ''}}}")["value"]
+        except ValueError as error:
+            raise InputError(
+                "{path}: write it as name = value, name = value ({error}).",
+                field=item.path,
+                path=item.path,
+                error=error,
+            ) from error
+    if value is None:
+        return item.default
+    return value.strip() if isinstance(value, str) else value

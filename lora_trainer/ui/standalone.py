@@ -1,0 +1,37 @@
+"""The same tab in a page of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from lora_trainer import api
+from lora_trainer.hosts.base import Host
+from lora_trainer.jobs import Jobs, shared_jobs
+from lora_trainer.ui import tab
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+def page(jobs: Jobs) -> gr.Blocks:
+    """The tab with its style and script."""
+    style = (_ROOT / "style.css").read_text(encoding="utf-8")
+    script = (_ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    with gr.Blocks(css=style, title="LoRA Train", analytics_enabled=False) as demo:
+        tab.build(jobs)
+        demo.load(None, None, None, _js=f"() => {{ {script} }}")
+    return demo
+
+
+def serve(host: Host, port: int) -> None:
+    """Serve the page and the REST interface on this machine until Ctrl-C."""
+    jobs = shared_jobs(lambda: host)
+    demo = page(jobs)
+    app, _, _ = demo.launch(
+        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, show_api=False, quiet=True,
+        app_kwargs={"docs_url": "/docs"},
+    )  # fmt: skip
+    api.mount(app, jobs)
+    print(f"LoRA Train: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    demo.block_thread()

@@ -1,0 +1,423 @@
+"""The LoRA Train tab: seven steps on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer import presets
+from lora_trainer.advice import advise, calculate
+from lora_trainer.api import health_report
+from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.control import AFTER_EPOCH
+from lora_trainer.dataset.scan import Dataset
+from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.i18n import translator
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
+from lora_trainer.sweep import parse_sweep
+from lora_trainer.ui import views
+from lora_trainer.ui.form import Form
+
+Updates = dict[Any, Any]
+_WEIGHTS = "0.3, 0.6, 0.8, 1.0"
+
+
+def build(jobs: Jobs) -> gr.Blocks:
+    """The tab for a host's jobs."""
+    return Tab(jobs).blocks
+
+
+class Tab:
+    """The widgets, and what happens when they are used."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._t = translator(jobs.host.language())
+        self._form = Form(self._t, jobs.host.samplers())
+        self._scanned: tuple[object, Dataset] | None = None
+        with gr.Blocks(analytics_enabled=False) as self.blocks:
+            with gr.Row(elem_id="lora_train", equal_height=False):
+                with gr.Column(scale=6, min_width=320, elem_id="lora_train_form"):
+                    self._build_settings()
+                with gr.Column(scale=5, min_width=320, elem_id="lora_train_side"):
+                    self._build_training()
+                    self._build_validation()
+            self._connect()
+
+    # -------------------------------------------------------------- layout
+    def _build_settings(self) -> None:
+        t, form = self._t, self._form
+        with self._step(1, "What to train"):
+            with gr.Row():
+                form.add("name")
+                names = presets.names(self._jobs.host.folders.presets)
+                self.preset = gr.Dropdown(
+                    choices=names,
+                    label=t("Preset"),
+                    info=t("Fills in the settings below."),
+                    elem_id="lora_train_preset",
+                )
+            with gr.Accordion(t("Save these settings as a preset"), open=False), gr.Row():
+                self.preset_name = gr.Textbox(max_lines=1, label=t("Preset name"), elem_id="lora_train_preset_name")
+                self.preset_save = gr.Button(t("Save preset"))
+        with self._step(2, "Base model"):
+            self.base = gr.HTML(elem_id="lora_train_base")
+            if self._jobs.host.name == "standalone":
+                form.add("checkpoint")
+        with self._step(3, "Pictures"):
+            form.add("data.folder")
+            form.add_rows(["data.resolution", "data.repeats", "data.flip", "data.buckets"], 4)
+            self._expert("data.bucket", "data.upscale")
+            self.check = gr.Button(t("Check the pictures"), elem_id="lora_train_check")
+            self.report = gr.HTML(elem_id="lora_train_report")
+        with self._step(4, "Captions"):
+            form.add_rows(["data.trigger", "data.shuffle", "data.keep_tokens", "data.caption_dropout"], 3)
+            self._expert("data.separator", "data.caption_variants")
+        with self._step(5, "Parameters"):
+            form.add_rows(["network.rank", "network.alpha", "network.targets"])
+            form.add_rows(["training.unet_lr", "training.text_lr", "training.optimizer"])
+            form.add_rows(["training.epochs", "training.batch_size", "training.accumulate"])
+            form.add_rows(["training.scheduler", "training.precision", "training.checkpointing"])
+            rest = [p for p in form.section("network.", "training.", advanced=False) if p not in form.widgets]
+            with gr.Accordion(t("More parameters"), open=False):
+                form.add_rows(rest + form.section("network.", "training.", advanced=True))
+            self.advice = gr.HTML(elem_id="lora_train_advice")
+
+    def _build_training(self) -> None:
+        t, form = self._t, self._form
+        with self._step(6, "Training"):
+            form.add("samples.prompts")
+            form.add_rows(["save.every_epochs", "samples.every_epochs", "validation.share"])
+            with gr.Accordion(t("More about files, samples and validation"), open=False):
+                sections = ("save.", "samples.", "validation.")
+                usual = [p for p in form.section(*sections, advanced=False) if p not in form.widgets]
+                form.add_rows(usual + form.section(*sections, advanced=True))
+            with gr.Accordion(t("Several runs, to compare settings"), open=False):
+                self.sweep = gr.Textbox(
+                    lines=2,
+                    label=t("Values to try"),
+                    info=t("One setting a line, e.g. network.rank = 8, 16; every combination becomes a run."),
+                    elem_id="lora_train_sweep",
+                )
+            self.feedback = gr.HTML(elem_id="lora_train_feedback")
+            with gr.Row():
+                self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
+                self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
+            self.run = gr.Dropdown(
+                choices=self._run_names(), label=t("Training run"), allow_custom_value=True, elem_id="lora_train_run"
+            )
+            self.status = gr.HTML(elem_id="lora_train_status")
+            with gr.Row(elem_id="lora_train_buttons"):
+                self.stop = gr.Button(t("Stop and keep"), interactive=False, elem_id="lora_train_stop")
+                self.after_epoch = gr.Button(t("Stop after this epoch"), interactive=False)
+                self.pause = gr.Button(t("Pause"), interactive=False)
+                self.discard = gr.Button(t("Stop and discard"), interactive=False)
+                self.resume = gr.Button(t("Resume"), interactive=False)
+                self.reuse = gr.Button(t("Use its settings"), interactive=False)
+                self.front = gr.Button(t("Train it next"), visible=False, elem_id="lora_train_front")
+                self.bring = gr.Button(t("Load its checkpoint"), visible=False, elem_id="lora_train_bring")
+            self.curves = gr.HTML(elem_id="lora_train_curves")
+            self.samples = gr.Gallery(
+                label=t("Samples"), columns=4, object_fit="contain", height="auto", elem_id="lora_train_samples"
+            )
+            self.files = gr.HTML(elem_id="lora_train_files")
+
+    def _build_validation(self) -> None:
+        t = self._t
+        with self._step(7, "Validation"):
+            with gr.Row():
+                self.grid_weights = gr.Textbox(
+                    value=_WEIGHTS, label=t("Weights"), info=t("LoRA weights to compare."), elem_id="lora_train_weights"
+                )
+                self.grid_prompts = gr.Textbox(
+                    lines=2, label=t("Prompts"), info=t("One a line; empty: the sample prompts.")
+                )
+            with gr.Row():
+                self.draw = gr.Button(t("Draw the epoch × weight grid"), elem_id="lora_train_draw")
+                self.stop_draw = gr.Button(t("Stop drawing"), visible=False, elem_id="lora_train_stop_draw")
+            self.grid_status = gr.HTML(elem_id="lora_train_grid_status")
+            self.grid = gr.Image(
+                type="filepath", interactive=False, show_label=False, visible=False, elem_id="lora_train_grid"
+            )
+        self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
+        self.seen = gr.State({})
+
+    def _step(self, number: int, title: str) -> gr.Accordion:
+        return gr.Accordion(f"{number} · {self._t(title)}", open=True, elem_id=f"lora_train_step_{number}")
+
+    def _expert(self, *prefixes: str) -> None:
+        with gr.Accordion(self._t("For experts"), open=False):
+            self._form.add_rows(self._form.section(*prefixes, advanced=True))
+
+    # -------------------------------------------------------------- events
+    def _connect(self) -> None:
+        fields = set(self._form.widgets.values())
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        widgets = list(self._form.widgets.values())
+        self.check.click(self._check, fields, [self.report, self.advice], queue=False)
+        for path, widget in self._form.widgets.items():
+            if path.split(".")[0] in ("data", "network", "training", "validation", "save"):
+                event = getattr(widget, "blur", None) or widget.change
+                event(self._advise, fields, [self.advice], **hidden)
+        self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)
+        self.preset_save.click(self._save_preset, fields | {self.preset_name}, [self.preset, self.feedback], **hidden)
+        said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
+        said.then(self._measure, fields, [self.feedback], **hidden)
+        self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)
+        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.discard, "discard"), (self.pause, "pause")
+        for button, wish in wishes:
+            button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
+        self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
+        self.front.click(self._front, [self.run], [self.feedback], **hidden)
+        self.bring.click(self._bring, [self.run], [self.feedback], queue=False)
+        self.stop_draw.click(self._stop_draw, [self.run], [self.grid_status], **hidden)
+        self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
+        self.draw.click(self._draw, [self.run, self.grid_weights, self.grid_prompts], [self.grid_status], **hidden)
+        shown = [
+            self.base, self.run, self.status, self.curves, self.samples, self.files, self.grid_status, self.grid,
+            self.stop, self.after_epoch, self.pause, self.discard, self.resume, self.reuse, self.front, self.bring,
+            self.stop_draw, self.seen,
+        ]  # fmt: skip
+        self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
+        self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
+
+    def _check(self, values: Updates) -> Updates:
+        try:
+            config = self._loose_config(values)
+            dataset = self._jobs.dataset(config.data, decode=True)
+        except LoraTrainError as error:
+            return {self.report: views.error_notice(error, self._t), self.advice: ""}
+        self._scanned = (self._data_key(config.data), dataset)
+        return {self.report: views.dataset_report(dataset, self._t), self.advice: self._advice(config, dataset)}
+
+    def _advise(self, values: Updates) -> Updates:
+        try:
+            config = self._loose_config(values)
+            return {self.advice: self._advice(config, self._dataset(config.data))}
+        except LoraTrainError as error:
+            return {self.advice: views.error_notice(error, self._t)}
+
+    def _train(self, values: Updates) -> Updates:
+        try:
+            config = TrainConfig.from_dict(self._form.document(values))
+            wanted = parse_sweep(str(values.get(self.sweep) or ""))
+            runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
+        except LoraTrainError as error:
+            return {self.feedback: views.error_notice(error, self._t)}
+        names = ", ".join(run.name for run in runs)
+        return {
+            self.run: gr.update(choices=self._run_names(), value=runs[0].name),
+            self.feedback: views.notice(self._t("{name} is in line.", name=names), "good"),
+        }
+
+    def _measuring(self) -> str:
+        return views.notice(self._t("A few steps are tried …"))
+
+    def _measure(self, values: Updates) -> Updates:
+        try:
+            measured = self._jobs.measure(self._loose_config(values))
+        except LoraTrainError as error:
+            return {self.feedback: views.error_notice(error, self._t)}
+        return {self.feedback: views.estimate(measured, self._t)}
+
+    def _asking(self, wish: str) -> Callable[[str], str]:
+        def ask(name: str) -> str:
+            if wish == AFTER_EPOCH:
+                return self._answer(lambda: self._jobs.stop(name or "", wish), "It stops after this epoch.")
+            return self._answer(lambda: self._jobs.stop(name or "", wish), "It stops after this step.")
+
+        return ask
+
+    def _resume(self, name: str) -> str:
+        return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
+
+    def _front(self, name: str) -> str:
+        return self._answer(lambda: self._jobs.to_front(name or ""), "It is the next in line.")
+
+    def _stop_draw(self, name: str) -> str:
+        return self._answer(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.")
+
+    def _bring(self, name: str) -> str:
+        return self._answer(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.")
+
+    def _draw(self, name: str, weights: str, prompts: str) -> str:
+        def start() -> Run:
+            numbers = [_number(w) for w in weights.replace("，", ",").split(",") if w.strip()]
+            return self._jobs.grid(name or "", numbers, [p.strip() for p in prompts.splitlines() if p.strip()])
+
+        return self._answer(start, "The grid is being drawn.")
+
+    def _answer(self, action: Callable[[], object], done: str) -> str:
+        try:
+            action()
+        except LoraTrainError as error:
+            return views.error_notice(error, self._t)
+        return views.notice(self._t(done))
+
+    def _load_preset(self, name: str) -> list[Any]:
+        try:
+            values = presets.load(name, self._jobs.host.folders.presets)
+        except LoraTrainError as error:
+            return [*self._form.updates({}), views.error_notice(error, self._t)]
+        return [*self._form.updates(values), views.notice(self._t("The preset {name} is filled in.", name=name))]
+
+    def _save_preset(self, values: Updates) -> Updates:
+        name = str(values.get(self.preset_name) or "").strip()
+        try:
+            config = self._loose_config(values)
+            path = presets.save(name, config, self._jobs.host.folders.presets)
+        except LoraTrainError as error:
+            return {self.feedback: views.error_notice(error, self._t)}
+        names = presets.names(self._jobs.host.folders.presets)
+        message = self._t("Saved as {path}.", path=path)
+        return {self.preset: gr.update(choices=names, value=name), self.feedback: views.notice(message, "good")}
+
+    def _reuse(self, name: str) -> list[Any]:
+        try:
+            document = self._jobs.settled(name or "").config().to_dict()
+        except LoraTrainError as error:
+            return [*self._form.updates({}), views.error_notice(error, self._t)]
+        values = {f"{s}.{k}": v for s, part in document.items() if isinstance(part, dict) for k, v in part.items()}
+        message = self._t("The settings of {name} are filled in; give a new name.", name=name)
+        return [*self._form.updates(values), views.notice(message)]
+
+    # -------------------------------------------------------------- what is shown
+    def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
+        """Everything that may have changed since ``seen``; what has not is left alone."""
+        run = self._shown_run(name)
+        parts = self._parts(run)
+        shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
+        return [*shown, {key: mark for key, (mark, _) in parts.items()}]
+
+    def _parts(self, run: Run | None) -> dict[str, tuple[Any, Callable[[], Any]]]:
+        """Key → what tells its state, and what shows it; in the order of the outputs."""
+        t, m = self._t, run.manifest if run else {}
+        health = health_report(self._jobs)
+        names = self._run_names()
+        state = run.state if run else ""
+        grid = m.get("grid", {})
+        picture = grid.get("path") if grid.get("state") == "done" and _modified(grid.get("path")) else None
+        waiting = [task.run for task in self._jobs.training.waiting()]
+        before = waiting.index(run) + 1 if run and run in waiting else 0
+
+        waits = bool(m.get("waits"))
+        other = self._jobs.host.name != "standalone" and state in RESUMABLE and not _is_loaded(m, health)
+
+        def button(on: bool) -> tuple[Any, Callable[[], Any]]:
+            return (on, lambda: gr.update(interactive=on))
+
+        def shown(on: bool) -> tuple[Any, Callable[[], Any]]:
+            return (on, lambda: gr.update(visible=on))
+
+        return {
+            "base": ((health["checkpoint"], health["problem"]), lambda: self._base_model(health)),
+            "run": ((names, run and run.name), lambda: gr.update(choices=names, value=run.name if run else None)),
+            "status": (dict(m), lambda: views.status_card(m, before, t) if run else self._no_run()),
+            "curves": (
+                (run and run.name, m.get("step"), m.get("validation")),
+                lambda: views.curves(run.entries(), m, t) if run else "",
+            ),
+            "samples": (list(m.get("samples", [])), lambda: _gallery(m)),
+            "files": (list(m.get("files", [])), lambda: self._files(run)),
+            "grid_status": (dict(grid), lambda: views.grid_status(grid, t)),
+            "grid": ((picture, _modified(picture)), lambda: gr.update(value=picture, visible=picture is not None)),
+            "stop": button(state in UNFINISHED or waits),
+            "after_epoch": button(state == "running"),
+            "pause": button(state in UNFINISHED or waits),
+            "discard": button(state in UNFINISHED or waits),
+            "resume": button(state in RESUMABLE and not waits),
+            "reuse": button(bool(run)),
+            "front": shown(before > 1),
+            "bring": shown(other),
+            "stop_draw": shown(grid.get("state") in UNFINISHED),
+        }
+
+    def _shown_run(self, name: str | None) -> Run | None:
+        """The chosen run; without one what is worked on, else the newest: so a reloaded page finds it again."""
+        current = self._jobs.training.current()
+        for candidate in (name, current.run.name if current else None, *self._run_names()[:1]):
+            try:
+                if candidate:
+                    return self._jobs.settled(candidate)
+            except InputError:
+                continue
+        return None
+
+    def _base_model(self, health: dict[str, Any]) -> str:
+        try:
+            self._jobs.host.check(TrainConfig(name="health"))
+        except LoraTrainError as error:  # as health tells it, but in the page's language
+            return views.error_notice(error, self._t)
+        return views.base_model(health, self._t)
+
+    def _no_run(self) -> str:
+        return views.notice(self._t("No run yet. Fill in the steps on the left and press Train."))
+
+    def _files(self, run: Run | None) -> str:
+        if run is None:
+            return ""
+        try:
+            trigger = run.config().data.trigger
+        except InputError:
+            trigger = ""
+        return views.files_table(run.manifest, trigger, self._t)
+
+    def _run_names(self) -> list[str]:
+        return self._jobs.runs.names()
+
+    # -------------------------------------------------------------- helpers
+    def _loose_config(self, values: Updates) -> TrainConfig:
+        """The form without asking for a name yet."""
+        document = self._form.document(values)
+        return TrainConfig.from_dict({**document, "name": document["name"] or "unnamed"})
+
+    def _dataset(self, data: DataConfig) -> Dataset | None:
+        """The data set, scanned again only when its settings or folder changed."""
+        if not data.folder:
+            return None
+        key = self._data_key(data)
+        if self._scanned is None or self._scanned[0] != key:
+            try:
+                self._scanned = (key, self._jobs.dataset(data))
+            except InputError:
+                return None
+        return self._scanned[1]
+
+    @staticmethod
+    def _data_key(data: DataConfig) -> object:
+        return (repr(data), _modified(data.folder))
+
+    def _advice(self, config: TrainConfig, dataset: Dataset | None) -> str:
+        host = self._jobs.host
+        found = advise(config, dataset, host.native_resolution(config), host.is_common_word)
+        return views.advice_list(found, calculate(config, dataset) if dataset else None, self._t)
+
+
+def _gallery(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """The newest samples first, each with its step and prompt."""
+    entries = [s for s in manifest.get("samples", []) if Path(s["path"]).is_file()]
+    return [(s["path"], f"{s['epoch']} · {s['step']} · {s['prompt']}") for s in reversed(entries[-40:])]
+
+
+def _is_loaded(manifest: dict[str, Any], health: dict[str, Any]) -> bool:
+    return manifest.get("checkpoint", {}).get("sha256") == health["checkpoint"].get("sha256")
+
+
+def _modified(path: str | None) -> float:
+    try:
+        return Path(path).stat().st_mtime if path else 0.0
+    except OSError:
+        return 0.0
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            "weights: “{text}” is not a number; write 0.3, 0.6, 0.8.", field="weights", text=text
+        ) from None

@@ -1,0 +1,313 @@
+"""Pieces of the page as HTML. Everything that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.advice import Advice, Calculation
+from lora_trainer.config import options
+from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.dataset.scan import Dataset, Item
+from lora_trainer.errors import LoraTrainError
+from lora_trainer.i18n import Translate, error_sentence, message_sentence
+from lora_trainer.schema import toml_value
+from lora_trainer.ui.plots import Curve, chart, smooth, thin
+
+if TYPE_CHECKING:
+    from lora_trainer.training.preflight import Estimate
+
+MAX_THUMBNAILS = 48
+_THUMBNAIL = 96
+STATE_NAMES = {
+    "queued": "Waiting",
+    "running": "Training",
+    "paused": "Paused",
+    "stopped": "Stopped",
+    "failed": "Failed",
+    "done": "Done",
+}
+PHASES = {
+    "pictures": "Looking at the pictures",
+    "latents": "Encoding pictures",
+    "captions": "Encoding captions",
+    "training": "Training",
+}
+RATES = {"unet": "UNet learning rate", "text": "Text encoder learning rate"}
+
+
+def notice(text: str, kind: str = "info") -> str:
+    """A framed sentence; ``kind`` is info, good, warning or error."""
+    return f'<div class="lt-notice lt-{kind}" role="status">{html.escape(text)}</div>' if text else ""
+
+
+def error_notice(error: LoraTrainError, translate: Translate) -> str:
+    """An error's sentence, framed."""
+    return notice(error_sentence(error, translate), "error")
+
+
+def base_model(health: dict[str, Any], translate: Translate) -> str:
+    """The loaded checkpoint, or why there is none to train."""
+    checkpoint = health["checkpoint"]
+    if not checkpoint:
+        return notice(translate(health["problem"]), "error")
+    digest = checkpoint["sha256"][:10]
+    name = html.escape(checkpoint["name"])
+    note = html.escape(translate("Trained as it is loaded: no second copy is made."))
+    return (
+        f'<div class="lt-base"><span class="lt-badge lt-done">{html.escape(checkpoint["family"])}</span> <b>{name}</b> '
+        f"<code>{html.escape(digest)}</code><br><small>{note}</small></div>"
+    )
+
+
+def advice_list(found: Sequence[Advice], calculation: Calculation | None, translate: Translate) -> str:
+    """The step calculator's line and the warnings."""
+    parts = []
+    if calculation:
+        parts.append('<div class="lt-steps">' + _calculation(calculation, translate) + "</div>")
+    if found:
+        lines = "".join(f"<li>{html.escape(translate(a.template, **a.values))}</li>" for a in found)
+        parts.append(f'<ul class="lt-notice lt-warning">{lines}</ul>')
+    elif calculation:
+        parts.append(notice(translate("These settings look sound."), "good"))
+    return "".join(parts)
+
+
+def _calculation(c: Calculation, t: Translate) -> str:
+    pairs = [
+        (c.images, "pictures an epoch"),
+        (c.steps_per_epoch, "steps an epoch"),
+        (c.epochs, "epochs"),
+        (c.steps, "steps in all"),
+        (c.files, "LoRA files"),
+    ]
+    return "".join(f"<span><b>{value:,}</b> {html.escape(t(name))}</span>" for value, name in pairs)
+
+
+def dataset_report(dataset: Dataset, translate: Translate) -> str:
+    """Counts, buckets, what is left out, and small pictures with their crop and caption."""
+    t = translate
+    report = dataset.report()
+    counts = "".join(
+        f"<span><b>{value}</b> {html.escape(t(name))}</span>"
+        for value, name in (
+            (report["pictures"], "pictures"),
+            (report["images_per_epoch"], "with repeats"),
+            (len(report["buckets"]), "buckets"),
+            (len(report["skipped"]), "skipped"),
+        )
+    )
+    buckets = "".join(f"<span><b>{size}</b> × {count}</span>" for size, count in report["buckets"].items())
+    shown = dataset.items[:MAX_THUMBNAILS]
+    pictures = "".join(_thumbnail(item, t) for item in shown)
+    more = len(dataset.items) - len(shown)
+    return (
+        f'<div class="lt-steps">{counts}</div>'
+        + _problems(dataset, t)
+        + f'<div class="lt-buckets">{buckets}</div><div class="lt-pictures">{pictures}</div>'
+        + (notice(t("… and {count} more.", count=more)) if more > 0 else "")
+    )
+
+
+def _problems(dataset: Dataset, t: Translate) -> str:
+    sentences = [error_sentence(problem, t) for problem in dataset.problems]
+    if dataset.ignored:
+        count = len(dataset.ignored)
+        sentences.append(t("{count} pictures lie outside the numbered folders and are not used.", count=count))
+    if dataset.uncaptioned:
+        sentences.append(t("{count} pictures have no caption.", count=len(dataset.uncaptioned)))
+    lines = "".join(f"<li>{html.escape(s)}</li>" for s in sentences[:20])
+    return f'<ul class="lt-notice lt-warning">{lines}</ul>' if lines else ""
+
+
+def _thumbnail(item: Item, t: Translate) -> str:
+    try:
+        image = read_picture(item.path)
+    except PictureError as problem:
+        return f'<figure class="lt-broken" title="{html.escape(error_sentence(problem, t))}">⚠</figure>'
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    width, height = item.size
+    left, top, right, bottom = item.fit.crop
+    frame = (
+        f"left:{left / width:.1%};top:{top / height:.1%};width:{(right - left) / width:.1%};"
+        f"height:{(bottom - top) / height:.1%}"
+    )
+    caption = html.escape(item.caption)
+    size = "×".join(map(str, item.fit.bucket))
+    return (
+        f'<figure title="{html.escape(item.path.name)}: {caption}"><span class="lt-crop"><img alt="" '
+        f'src="data:image/jpeg;base64,{data}"><i style="{frame}"></i></span>'
+        f"<figcaption><b>{size}</b> {caption}</figcaption></figure>"
+    )
+
+
+def estimate(measured: Estimate, translate: Translate) -> str:
+    """What a run would take, and what to change when that is too much."""
+    t = translate
+    facts = [(gigabytes(measured.needed), "memory needed"), (gigabytes(measured.free), "free")]
+    if measured.step_seconds is not None and measured.seconds is not None:
+        facts += [(f"{measured.step_seconds:.2g} s", "a step"), (duration(measured.seconds), "for all steps")]
+    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+    titles = {item.path: item.title for item in options()}
+    changes = ", ".join(f"{t(titles[path])} = {toml_value(value)}" for path, value in measured.changes.items())
+    if not measured.fits:
+        verdict = notice(t("It does not fit; lower the resolution or the rank, or close other programs."), "error")
+    elif changes:
+        verdict = notice(t("It fits with these settings: {changes}", changes=changes), "warning")
+    else:
+        verdict = notice(t("It fits."), "good")
+    return f'<div class="lt-steps">{shown}</div>' + verdict
+
+
+def gigabytes(size: int) -> str:
+    """``1.2 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) -> str:
+    """State, progress bar, speed, time left, loss and rates of a run."""
+    t = translate
+    state = manifest["state"]
+    done, of = _progress(manifest)
+    phase = _phase(manifest, t)
+    facts = _facts(manifest, t)
+    share = done / of if of else (1.0 if state == "done" else 0.0)
+    before = f" · {t('{count} before it', count=waiting)}" if state == "queued" and waiting else ""
+    message = message_sentence(manifest, t)
+    kind = "error" if state == "failed" else "warning"
+    badge = f'<span class="lt-badge lt-{state}">{html.escape(t(STATE_NAMES[state]))}</span>'
+    return (
+        f'<div class="lt-status"><div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b>'
+        f"<span>{html.escape(phase + before)}</span></div>"
+        f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}"><i style="width:{share:.1%}"></i>'
+        f"<span>{share:.0%}</span></div>"
+        f'<div class="lt-steps">{facts}</div></div>' + notice(message, kind)
+    )
+
+
+def _phase(manifest: dict[str, Any], t: Translate) -> str:
+    if manifest["state"] == "paused" and manifest.get("waits"):
+        return t("Its checkpoint is not loaded")
+    if manifest["state"] != "running":
+        return ""
+    if manifest.get("waiting"):
+        return t("Paused for a picture")
+    return t(PHASES.get(manifest.get("phase") or "", ""))
+
+
+def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
+    if manifest["state"] == "running" and manifest.get("phase") in ("pictures", "latents", "captions"):
+        return manifest.get("phase_done", 0), manifest.get("phase_total", 0)
+    return manifest["step"], manifest["steps"]
+
+
+def _facts(m: dict[str, Any], t: Translate) -> str:
+    facts: list[tuple[str, str]] = [(f"{m['step']}/{m['steps']}", "step"), (f"{m['epoch']}/{m['epochs']}", "epoch")]
+    if m.get("steps_per_second"):
+        pace = m["steps_per_second"]
+        facts.append((f"{pace:.2f}/s" if pace >= 1 else f"{1 / pace:.1f} s", "steps" if pace >= 1 else "a step"))
+    if m.get("seconds"):
+        facts.append((duration(m["seconds"]), "spent"))
+    if m["state"] == "running" and m.get("seconds_left"):
+        facts.append((duration(m["seconds_left"]), "time left"))
+    if m.get("loss_average") is not None:
+        facts.append((f"{m['loss_average']:.4f}", "loss"))
+    validation = m.get("validation", {})
+    if "last" in validation:
+        facts.append((f"{validation['last']:.4f}", "validation loss"))
+        facts.append((f"{validation['base']:.4f}", "without LoRA"))
+    facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in (m.get("lr") or {}).items()]
+    return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, second = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
+
+
+def curves(entries: Sequence[dict[str, Any]], manifest: dict[str, Any], translate: Translate) -> str:
+    """Loss, validation loss and learning rates over the steps."""
+    t = translate
+    losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), float)]
+    tested = [(e["step"], e["validation"]) for e in entries if "validation" in e and not e.get("base")]
+    base = manifest.get("validation", {}).get("base")
+    steps = float(manifest["steps"] or 0) or None
+    straight = [(0.0, base), (steps or 1.0, base)] if base is not None else []
+    rates = sorted({name for e in entries for name in e.get("lr", {})})
+    rate_curves = [
+        Curve(
+            f"lt-line-{i}",
+            t(RATES.get(name, name)),
+            thin([(e["step"], e["lr"][name]) for e in entries if name in e.get("lr", {})]),
+        )
+        for i, name in enumerate(rates)
+    ]
+    loss_curves = [
+        Curve("lt-faint", t("each step"), thin(losses)),
+        Curve("lt-line-0", t("average"), thin(smooth(losses, 0.95))),
+    ]
+    validation_curves = [
+        Curve("lt-faint", t("without LoRA"), straight),
+        Curve("lt-line-1", t("held-out pictures"), tested, marked=True),
+    ]
+    return (
+        chart(t("Loss"), loss_curves, t("step"), steps)
+        + chart(t("Validation loss"), validation_curves, t("step"), steps)
+        + chart(t("Learning rate"), rate_curves, t("step"), steps)
+    )
+
+
+def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) -> str:
+    """The run's LoRA files with the text to type, and their losses."""
+    t = translate
+    files = manifest["files"]
+    if not files:
+        return ""
+    best = _best_file(files)
+    rows = "".join(_file_row(entry, trigger, entry is best, t) for entry in reversed(files))
+    heads = "".join(f"<th>{html.escape(t(h))}</th>" for h in ("epoch", "prompt", "validation loss", "loss", "step"))
+    table = f'<table class="lt-files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="lt-scroll">{table}</div>'
+
+
+def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    tested = [f for f in files if f.get("metrics", {}).get("validation") is not None]
+    return min(tested, key=lambda f: f["metrics"]["validation"]) if tested else None
+
+
+def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) -> str:
+    metrics = entry.get("metrics", {})
+
+    def number(name: str) -> str:
+        value = metrics.get(name)
+        return f"{value:.4f}" if value is not None else "–"
+
+    prompt = f"<lora:{Path(entry['path']).stem}:0.8>" + (f" {trigger}" if trigger else "")
+    star = f' <span class="lt-badge lt-done">{html.escape(t("lowest"))}</span>' if is_best else ""
+    label, data = html.escape(t("To txt2img")), html.escape(prompt, quote=True)
+    button = f'<button class="lt-use" data-prompt="{data}">{label}</button>'
+    return (
+        f"<tr><td>{entry['epoch']}</td><td><code>{html.escape(prompt)}</code> {button}</td>"
+        f"<td>{number('validation')}{star}</td><td>{number('loss')}</td><td>{entry['step']}</td></tr>"
+    )
+
+
+def grid_status(grid: dict[str, Any], translate: Translate) -> str:
+    """How far a grid is."""
+    if not grid:
+        return ""
+    if grid["state"] in ("failed", "stopped"):
+        return notice(message_sentence(grid, translate), "error" if grid["state"] == "failed" else "info")
+    if grid["state"] == "done":
+        return ""
+    return notice(translate("Drawing the grid: {done} of {of} pictures.", done=grid["done"], of=grid["of"]))

@@ -1,0 +1,1 @@
+"""Which file, at which weight: grids of pictures and numbers."""

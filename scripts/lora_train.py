@@ -1,0 +1,48 @@
+"""Loaded by the WebUI: puts our tab, REST interface, block weights in prompts and axes of the X/Y/Z plot into it.
+
+Nothing heavy is imported here. All callbacks are registered in this file: the first of a file costs the WebUI 40 ms,
+in which it looks through all modules (script_callbacks.py:129).
+"""
+
+import threading
+
+import gradio as gr
+from modules import script_callbacks, shared
+
+import lora_trainer.api
+import lora_trainer.hosts.a1111_axes
+import lora_trainer.hosts.a1111_blocks
+import lora_trainer.jobs
+import lora_trainer.ui.tab
+
+
+def jobs():
+    """The process's line of runs; it outlives "Reload UI", which loads this file again."""
+    from lora_trainer.hosts.a1111 import A1111Host
+
+    return lora_trainer.jobs.shared_jobs(A1111Host)
+
+
+def settings():
+    """Our section on the Settings page."""
+    choices = {"choices": ["generation", "fair", "training"]}
+    section = ("lora_train", "LoRA Train")
+    option = shared.OptionInfo("generation", "Who goes first", gr.Radio, choices, section=section)
+    option.info("while a LoRA trains: pictures (generation), in turns (fair), or the training")
+    shared.opts.add_option("lora_train_priority", option)
+    blocks = shared.OptionInfo(True, "Block weights in prompts", section=section)
+    blocks.info("<lora:name:1:lbw=…>; left to the extension sd-webui-lora-block-weight while that is active")
+    shared.opts.add_option("lora_train_block_weights", blocks)
+
+
+def started(demo, app):
+    """Serve REST, take over ``<lora:…>`` tags with block weights, and put the runs that waited into the line again."""
+    lora_trainer.api.mount(app, jobs(), auth=shared.cmd_opts.api_auth or "")
+    lora_trainer.hosts.a1111_blocks.install()
+    threading.Thread(target=jobs().restore, name="lora-train restore", daemon=True).start()
+
+
+script_callbacks.on_before_ui(lora_trainer.hosts.a1111_axes.install)
+script_callbacks.on_ui_settings(settings)
+script_callbacks.on_ui_tabs(lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")])
+script_callbacks.on_app_started(started)

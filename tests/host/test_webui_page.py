@@ -1,0 +1,107 @@
+"""The tab in the real WebUI's page, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.host.webui import WebUI
+from tests.ui.browser import NO_BROWSER, chromium, fill, open_page, part
+
+pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """A second WebUI: in Chinese, its API behind a password."""
+    running = WebUI(tmp_path_factory.mktemp("chinese"), settings={"localization": "zh_CN"}, auth="me:secret")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.close()
+
+
+def open_tab(page: Page) -> None:
+    page.locator("#tabs > .tab-nav button", has_text="LoRA Train").click()
+    expect(page.locator("#lora_train_start")).to_be_visible()
+
+
+def settings(pictures: Path) -> dict[str, object]:
+    return {"data__folder": pictures, "data__resolution": 128, "data__trigger": "zorp", "training__epochs": 2}
+
+
+def test_from_the_page_to_a_picture_with_the_lora(webui: WebUI, pictures: Path) -> None:
+    with open_page(webui.url) as page:
+        open_tab(page)
+        expect(part(page, "#lora_train_base")).to_contain_text("small.safetensors")
+        fill(page, name="pagerun", **settings(pictures))
+        page.locator("#lora_train_start").click()
+        expect(part(page, "#lora_train_status")).to_contain_text("pagerun")
+        expect(part(page, "#lora_train_status")).to_contain_text("Done")
+        page.locator("#lora_train_files .lt-use").first.click()
+        prompt = page.locator("#txt2img_prompt textarea")
+        expect(prompt).to_be_visible()
+        expect(prompt).to_have_value("<lora:pagerun:0.8> zorp")
+
+
+def test_the_lora_has_a_card_that_fills_in_weight_and_trigger(webui: WebUI, pictures: Path) -> None:
+    if "pagerun" not in [run["name"] for run in webui.get("/lora-train/v1/runs")]:
+        test_from_the_page_to_a_picture_with_the_lora(webui, pictures)
+    with open_page(webui.url) as page:
+        page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
+        page.locator("#txt2img_lora_extra_refresh:visible").first.click()
+        card = page.locator("#txt2img_lora_cards .card[data-name='pagerun']")
+        expect(card).to_be_visible()
+        expect(card.locator("img.preview")).to_have_count(1)
+        # the WebUI's own script fetches its settings after the page is there, and would write "undefined" before
+        page.wait_for_function("opts.extra_networks_add_text_separator !== undefined")
+        card.click()
+        # the space is the WebUI's own, extraNetworks.js
+        expect(page.locator("#txt2img_prompt textarea")).to_have_value(" <lora:pagerun:0.8> zorp")
+
+
+def test_a_reloaded_page_finds_the_run_that_goes_on(webui: WebUI, pictures: Path) -> None:
+    with open_page(webui.url) as page:
+        open_tab(page)
+        fill(page, name="reloaded", **{**settings(pictures), "training__epochs": 500})
+        page.locator("#lora_train_start").click()
+        expect(part(page, "#lora_train_status")).to_contain_text("left")
+        page.reload()
+        page.wait_for_selector("#lora_train", state="attached")
+        open_tab(page)
+        expect(part(page, "#lora_train_status")).to_contain_text("reloaded")
+        page.locator("#lora_train_stop").click()
+        expect(part(page, "#lora_train_status")).to_contain_text("Stopped")
+
+
+@pytest.mark.parametrize("width", [1400, 800])
+def test_the_tab_fits_into_the_window(webui: WebUI, width: int) -> None:
+    with open_page(webui.url, width) as page:
+        open_tab(page)
+        box = page.locator("#lora_train").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def test_the_page_is_chinese_where_the_webui_is(chinese: WebUI) -> None:
+    with open_page(chinese.url) as page:
+        open_tab(page)
+        expect(page.locator("#lora_train_start")).to_contain_text("训练")
+        expect(part(page, "#lora_train_step_3")).to_contain_text("触发词" if False else "图")
+        page.locator("#lora_train_start").click()
+        expect(part(page, "#lora_train_feedback .lt-error")).to_contain_text("名")
+
+
+def test_rest_asks_for_the_webuis_password(chinese: WebUI) -> None:
+    for path in ("/health", "/runs", "/schema"):
+        assert chinese.request("GET", f"/lora-train/v1{path}", auth="")[0] == 401
+        assert chinese.request("GET", f"/lora-train/v1{path}", auth="me:wrong")[0] == 401
+        assert chinese.request("GET", f"/lora-train/v1{path}", auth="you:secret")[0] == 401
+        assert chinese.request("GET", f"/lora-train/v1{path}")[0] == 200
+    assert chinese.request("POST", "/lora-train/v1/runs", {"name": "x"}, auth="")[0] == 401

@@ -1,0 +1,153 @@
+"""REST on an app of its own; the same routes are tried in the real WebUI by tests/host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_trainer import api
+from lora_trainer.jobs import Jobs
+from tests.runs_helpers import document, make_jobs, run_to_end
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    made = make_jobs(tmp_path)
+    made._confined = True
+    return made
+
+
+@pytest.fixture
+def client(jobs: Jobs) -> Iterator[TestClient]:
+    app = FastAPI()
+    api.mount(app, jobs)
+    with TestClient(app, base_url=f"http://test{api.PREFIX}") as made:
+        yield made
+
+
+def test_a_run_through_rest(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
+    answer = client.post("runs", json=document(tmp_path))
+    assert (answer.status_code, answer.json()) == (200, {"name": "zorp", "state": "queued"})
+    jobs.wait(jobs.runs.get("zorp"), 120)
+    manifest = client.get("runs/zorp").json()
+    assert (manifest["state"], manifest["step"], manifest["steps"], manifest["epoch"]) == ("done", 3, 3, 1)
+    assert {"path", "epoch", "step", "sha256"} <= manifest["files"][0].keys()
+    assert [m["name"] for m in client.get("runs").json()] == ["zorp"]
+    assert [e["step"] for e in client.get("runs/zorp/log", params={"after": 1}).json()] == [2, 3]
+
+
+def test_pause_resume_stop(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
+    client.post("runs", json=document(tmp_path, training__steps=100_000))
+    run = jobs.runs.get("zorp")
+    for verb, state in (("pause", "paused"), ("resume", None), ("stop", "stopped")):
+        seen = run.manifest["step"]
+        while state and run.manifest["step"] == seen:
+            assert run.state in ("queued", "running"), run.manifest["message"]
+        assert client.post(f"runs/zorp/{verb}").status_code == 200
+        if state:
+            jobs.wait(run, 60)
+            assert client.get("runs/zorp").json()["state"] == state
+
+
+def test_grid(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
+    run_to_end(tmp_path)
+    answer = client.post("runs/zorp/grid", json={"weights": [1], "prompts": ["zorp"]})
+    assert answer.json()["grid"]["state"] == "queued"
+    jobs.wait(jobs.runs.get("zorp"), 60)
+    assert client.get("runs/zorp").json()["grid"]["state"] == "done"
+
+
+def test_dataset_check(client: TestClient, tmp_path: Path) -> None:
+    folder = document(tmp_path)["data"]["folder"]
+    for body in ({"folder": folder, "resolution": 64}, {"data": {"folder": folder, "resolution": 64}}):
+        report = client.post("dataset/check", json=body).json()
+        assert report["pictures"] == len(report["items"]) == 5
+
+
+def test_health_and_schema(client: TestClient) -> None:
+    health = client.get("health").json()
+    assert (health["status"], health["host"], health["checkpoint"]["family"]) == ("ok", "standalone", "SD1")
+    schema = client.get("schema").json()
+    assert schema["properties"]["network"]["properties"]["rank"]["minimum"] == 1
+
+
+def test_openapi_describes_the_routes(client: TestClient) -> None:
+    paths = client.app.openapi()["paths"]  # type: ignore[attr-defined]
+    body = paths[f"{api.PREFIX}/runs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "training" in body["properties"]
+    for path in ("/schema", "/runs/{name}", "/runs/{name}/log", "/runs/{name}/stop", "/dataset/check", "/health"):
+        assert api.PREFIX + path in paths
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "field"),
+    [
+        ("POST", "runs", {"name": "x", "data": {"folder": "/nowhere"}}, 422, "data.folder"),
+        ("POST", "runs", {"name": "../x"}, 422, "name"),
+        ("POST", "runs", {"name": "x", "network": {"rank": "high"}}, 422, "network.rank"),
+        ("POST", "runs", {"name": "x", "netwrok": {}}, 422, "netwrok"),
+        ("POST", "runs", [], 422, "body"),
+        ("POST", "dataset/check", {"folder": 3}, 422, "data.folder"),
+        ("GET", "runs/nobody", None, 404, "name"),
+        ("GET", "runs/..%2F..%2Fetc", None, 404, None),
+        ("POST", "runs/nobody/stop", None, 404, "name"),
+        ("POST", "runs/nobody/grid", {"weights": "many"}, 422, "weights"),
+        ("POST", "runs/nobody/stop", {"save": "no"}, 422, "save"),
+    ],
+)
+def test_bad_input_names_the_field(
+    client: TestClient, method: str, path: str, body: Any, status: int, field: str | None
+) -> None:
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == status
+    if field:
+        assert answer.json()["detail"][0]["field"] == field
+        assert len(answer.json()["detail"][0]["msg"]) > 10
+
+
+def test_bodies_that_are_no_json_or_too_large(client: TestClient) -> None:
+    assert client.post("runs", content=b"{").status_code == 422
+    assert client.post("runs", content=b"[" * 100_000).status_code == 422
+    assert client.post("runs", content=b" " * 1_000_001).status_code == 422
+
+
+def test_authentication(jobs: Jobs) -> None:
+    app = FastAPI()
+    api.mount(app, jobs, "ann:secret,bob:x:y")
+    client = TestClient(app, base_url=f"http://test{api.PREFIX}")
+    assert client.get("health").status_code == 401
+    for wrong in (("ann", "x"), ("eve", "secret"), ("", "")):
+        assert client.get("health", auth=wrong).status_code == 401
+    for right in (("ann", "secret"), ("bob", "x:y")):
+        assert client.get("health", auth=right).status_code == 200
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+_sections = st.sampled_from(["data", "network", "training", "save", "samples", "validation", "name", "checkpoint"])
+
+
+@given(st.dictionaries(_sections, _values, max_size=5), st.text(max_size=30))
+def test_no_body_and_no_name_makes_an_internal_error(
+    tmp_path_factory: pytest.TempPathFactory, body: dict[str, Any], name: str
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "fuzz"
+    app = FastAPI()
+    api.mount(app, make_jobs(root))
+    client = TestClient(app, base_url=f"http://test{api.PREFIX}", raise_server_exceptions=False)
+    import json
+    from urllib.parse import quote
+
+    for verb, path in (("POST", "runs"), ("POST", "dataset/check"), ("POST", f"runs/{quote(name, safe='')}/grid")):
+        assert client.request(verb, path, content=json.dumps(body)).status_code in (404, 405, 422)
+    assert not root.exists()

@@ -1,0 +1,160 @@
+"""The command line: exit codes, one-line errors, machine-readable results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer.cli import main
+from lora_trainer.config import TrainConfig
+from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.training import run as run_module
+from tests.helpers import CHECKPOINT
+from tests.runs_helpers import document, make_jobs, run_to_end
+
+
+@pytest.fixture(autouse=True)
+def _one_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run_module, "SLICE_SECONDS", 0.0)
+    loaded = make_jobs(tmp_path).host._loaded[1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(StandaloneHost, "_load", lambda self, path: loaded)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """A configuration beside its pictures, with relative paths."""
+    values = document(tmp_path)
+    values["checkpoint"] = str(CHECKPOINT)
+    values["data"]["folder"] = "pictures"
+    path = tmp_path / "zorp.toml"
+    path.write_text(TrainConfig.from_dict(values).to_toml(), encoding="utf-8")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_train_prints_the_files(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "train", toml, "--root", tmp_path, "--set", "training.steps=2", "--set", "name=other")
+    assert code == 0
+    assert out.splitlines()[0] == str(tmp_path / "models" / "Lora" / "other" / "other.safetensors")
+
+
+def test_train_json_is_the_manifest(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "train", toml, "--root", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["state"] == "done"
+
+
+def test_a_failed_run_exits_with_1(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    code, _, err = run(capsys, "train", toml, "--root", tmp_path, "--set", "training.precision=fp16")
+    assert code == 1
+    assert "needs a graphics card" in err
+
+
+def test_resume_goes_on(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask("pause")
+    jobs.wait(jobs.submit(TrainConfig.from_dict(document(tmp_path))))
+    values = run(capsys, "runs", "zorp", "--root", tmp_path, "--json")
+    assert json.loads(values[1])["state"] == "paused"
+    jobs.runs.get("zorp").folder.joinpath("config.toml").write_text(
+        TrainConfig.from_dict({**document(tmp_path), "checkpoint": str(CHECKPOINT)}).to_toml(), encoding="utf-8"
+    )
+    code, out, _ = run(capsys, "train", toml, "--root", tmp_path, "--resume")
+    assert code == 0
+    assert "done" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train", "missing.toml"], "cannot be read"),
+        (["train", "{toml}", "--set", "network.rank"], "key=value"),
+        (["train", "{toml}", "--set", "network.rnak=3"], "network.rank"),
+        (["train", "{toml}", "--set", "network.rank=0"], "out of range"),
+        (["train", "{toml}", "--set", "checkpoint=none.safetensors"], "none.safetensors"),
+        (["train", "{toml}", "--resume"], "no run named zorp"),
+        (["train", "{toml}", "--set", "data.folder=nowhere"], "nowhere"),
+        (["runs", "nobody"], "no run named nobody"),
+        (["grid", "nobody"], "no run named nobody"),
+        (["dataset", "check", "nowhere"], "nowhere"),
+        (["lora", "info", "none.safetensors"], "does not exist"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(
+    capsys: pytest.CaptureFixture[str],
+    toml: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    part: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(capsys, *[a.format(toml=toml) for a in arguments])
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert part in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_runs_lists_and_shows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no runs" in run(capsys, "runs", "--root", tmp_path)[1]
+    run_to_end(tmp_path)
+    assert "zorp" in run(capsys, "runs", "--root", tmp_path)[1]
+    listed = json.loads(run(capsys, "runs", "--root", tmp_path, "--json")[1])
+    assert [m["name"] for m in listed] == ["zorp"]
+
+
+def test_grid_and_lora_info(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    assert run(capsys, "train", toml, "--root", tmp_path)[0] == 0
+    code, out, _ = run(capsys, "grid", "zorp", "--root", tmp_path, "--weights", "1", "--prompt", "zorp", "--json")
+    assert code == 0
+    assert Path(json.loads(out)["grid"]).is_file()
+    file = tmp_path / "models" / "Lora" / "zorp" / "zorp.safetensors"
+    info = json.loads(run(capsys, "lora", "info", file, "--json")[1])
+    assert (info["unet_modules"], info["ranks"], info["alphas"]) == (192, [2], [1.0])
+    assert "ss_network_dim" in run(capsys, "lora", "info", file)[1]
+
+
+def test_dataset_check_reports_every_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    document(tmp_path)
+    report = json.loads(run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "64", "--json")[1])
+    assert len(report["items"]) == report["pictures"] == 5
+    code, out, _ = run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "64")
+    assert code == 0
+    assert out.count(".png") == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells of a closed pipe in another way")
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [(["runs"], "stdout"), (["--help"], "stdout"), (["runs", "nobody"], "stderr")],
+    ids=["results", "help", "errors"],
+)
+def test_a_reader_that_closes_early_leaves_no_traceback(tmp_path: Path, arguments: list[str], closed: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": ""}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_trainer", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        check=False,
+        **streams,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stdout or "", done.stderr or "") == (1, "", "")

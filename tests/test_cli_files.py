@@ -1,0 +1,218 @@
+"""``lora-trainer lora`` and ``blocks``: exit codes, one-line errors, machine-readable results, nothing overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_trainer.cli import main
+from lora_trainer.network.derived import RECORD
+from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
+from lora_trainer.network.modules import group
+from tests.helpers import CHECKPOINT, temporary_files
+from tests.network.made import EVERY, KEYS, delta, lora, randn, some_lora, tensors
+
+Q = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+DORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with LoRAs ``a`` and ``b``, both fp16, and an SDXL one."""
+    save_lora(tmp_path / "a.safetensors", some_lora(4, 2.0), {"ss_seed": "1", "ss_output_name": "a"}, "fp16")
+    save_lora(tmp_path / "b.safetensors", some_lora(3, 3.0, seed=50), {"ss_seed": "2"}, "fp16")
+    sdxl = tensors({"lora_te2_text_model_encoder_layers_0_mlp_fc1": lora(4, 4, 2, 1.0)})
+    save_lora(tmp_path / "xl.safetensors", sdxl, {}, "fp16")
+    return tmp_path
+
+
+def test_info_shows_blocks_and_metadata(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    code, out, _ = run(capsys, "lora", "info", files / "a.safetensors")
+    assert code == 0
+    assert "IN01" in out
+    assert "ss_seed" in out
+    found = json.loads(run(capsys, "lora", "info", files / "a.safetensors", "--json")[1])
+    assert (found["modules"], found["ranks"], found["metadata"]["ss_seed"]) == (4, [4], "1")
+    assert [block["block"] for block in found["blocks"]] == ["TE1", "IN01", "M00", "OUT03"]
+
+
+def test_merge_is_the_weighted_sum(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    a, b, out = (files / f"{name}.safetensors" for name in ("a", "b", "sum"))
+    code, text, err = run(capsys, "lora", "merge", a, b, "--weights", 0.8, 0.6, "--output", out)
+    assert code == 0
+    assert text.splitlines()[-1] == str(out)
+    assert "sum up to 1.4; above 1.2" in err
+    made = group(read_lora(out))
+    for key in KEYS:
+        wanted = 0.8 * delta(group(read_lora(a))[key]) + 0.6 * delta(group(read_lora(b))[key])
+        assert np.allclose(delta(made[key]), wanted, atol=2e-2)
+    metadata = read_metadata(out)
+    assert (metadata["ss_network_dim"], metadata["ss_output_name"]) == ("7", "sum")
+    (record,) = json.loads(metadata[RECORD])
+    assert [source["weight"] for source in record["sources"]] == [0.8, 0.6]
+    assert str(files) not in json.dumps(metadata)
+
+
+def test_merge_with_block_weights_to_a_rank(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    a, b, out = (files / f"{name}.safetensors" for name in ("a", "b", "sum"))
+    arguments = ("--lbw", "ALL", "INALL", "--rank", 2, "--precision", "fp32", "--output", out, "--json")
+    code, text, _ = run(capsys, "lora", "merge", a, b, *arguments)
+    found = json.loads(text)
+    assert (code, found["ranks"]) == (0, [2])
+    assert found["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert len(found["notices"]) == 1
+    u, s, vh = np.linalg.svd(delta(group(read_lora(a))[KEYS[3]]), full_matrices=False)
+    assert np.allclose(delta(group(read_lora(out))[KEYS[3]]), (u[:, :2] * s[:2]) @ vh[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rank"),
+    [(["--rank", 2], 2), (["--sv-fro", 0.3], 2), (["--sv-cumulative", 0.2], 2), (["--sv-ratio", 1], 2)],
+)
+def test_resize(capsys: pytest.CaptureFixture[str], files: Path, arguments: list[Any], rank: int) -> None:
+    out = files / "small.safetensors"
+    code, text, _ = run(capsys, "lora", "resize", files / "a.safetensors", *arguments, "--output", out, "--json")
+    found = json.loads(text)
+    assert (code, found["ranks"]) == (0, [rank])
+    assert 0 < found["error"] < 1
+    assert read_metadata(out)["ss_network_dim"] == str(rank)
+    assert json.loads(read_metadata(out)[RECORD])[0]["error"] == found["error"]
+
+
+def test_extract(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    state = load_file(CHECKPOINT)
+    state[Q] = state[Q].float() + 0.1 * randn(*state[Q].shape)
+    tuned, out = tmp_path / "tuned.safetensors", tmp_path / "found.safetensors"
+    save_file(state, tuned)
+    code, text, _ = run(capsys, "lora", "extract", CHECKPOINT, tuned, "--rank", 3, "--output", out, "--json")
+    assert code == 0
+    assert json.loads(text)["covered"] == pytest.approx(1.0)
+    assert {name.partition(".")[0] for name in read_lora(out)} == {DORA}
+    assert read_metadata(out)["ss_base_model_version"] == "sd_v1"
+
+
+def test_show_lists_blocks_and_presets(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    code, out, _ = run(capsys, "blocks", "show", files / "a.safetensors")
+    assert code == 0
+    assert "lbw with 17 values: BASE IN01" in out
+    found = json.loads(run(capsys, "blocks", "show", files / "xl.safetensors", "--json")[1])
+    assert (found["architecture"], list(found["lists"])) == ("SDXL", ["12", "20"])
+    assert found["presets"]["ALL"] == ",".join(["1"] * 20)
+
+
+def test_bake_writes_beside_the_file_and_never_over_it(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    a = files / "a.safetensors"
+    before = a.read_bytes()
+    lbw = "0.5,0.25" + ",1" * 5 + ",0" + ",1" * 9
+    for name in ("a-baked", "a-baked-2"):
+        code, out, _ = run(capsys, "blocks", "bake", a, "--lbw", lbw, "--te", 0.5)
+        assert (code, out.splitlines()[-1]) == (0, str(files / f"{name}.safetensors"))
+    assert a.read_bytes() == before
+    old, new = group(read_lora(a)), group(read_lora(files / "a-baked.safetensors"))
+    assert new.keys() == old.keys() - {KEYS[2]}
+    assert [float(new[key]["alpha"]) for key in (KEYS[0], KEYS[1], KEYS[3])] == [0.5, 0.5, 2.0]
+    assert torch.equal(new[KEYS[0]]["lora_up.weight"], old[KEYS[0]]["lora_up.weight"])
+    metadata = read_metadata(files / "a-baked.safetensors")
+    assert (metadata["ss_seed"], metadata["ss_output_name"]) == ("1", "a-baked")
+    (record,) = json.loads(metadata[RECORD])
+    assert (record["lbw"], record["te"], record["unet"], record["dropped"]) == (lbw, 0.5, 1.0, 1)
+
+
+def test_random_block_weights_are_recorded_and_repeatable(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    a = files / "a.safetensors"
+    lbw = ",".join(["R"] * 17)
+    one, two = (json.loads(run(capsys, "blocks", "bake", a, "--lbw", lbw, "--seed", 3, "--json")[1]) for _ in range(2))
+    assert one["lbw"] == two["lbw"] != lbw
+    written = json.loads(run(capsys, "blocks", "bake", a, "--lbw", one["lbw"], "--json")[1])
+    tensors_of = [read_lora(Path(found["path"])) for found in (one, written)]
+    assert all(torch.equal(tensors_of[0][name], tensors_of[1][name]) for name in tensors_of[0])
+
+
+def test_dora_needs_the_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weight = load_file(CHECKPOINT)[Q]
+    parts = {**lora(*weight.shape, 2, 1.0), "dora_scale": torch.ones(1, weight.shape[1])}
+    save_file(tensors({DORA: parts}), tmp_path / "d.safetensors")
+    code, _, err = run(capsys, "blocks", "bake", tmp_path / "d.safetensors", "--weight", 0.5)
+    assert code == 2
+    assert "name the checkpoint" in err
+    arguments = ("--weight", 0.5, "--checkpoint", CHECKPOINT, "--json")
+    found = json.loads(run(capsys, "blocks", "bake", tmp_path / "d.safetensors", *arguments)[1])
+    assert found["expanded"] == 1
+    assert list(read_lora(Path(found["path"]))) == [f"{DORA}.diff"]
+
+
+def test_short_list_on_a_lora_with_convolutions_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    conv = "lora_unet_down_blocks_0_downsamplers_0_conv"
+    save_file(tensors({KEYS[1]: EVERY["linear"], conv: EVERY["3x3"]}), tmp_path / "c.safetensors")
+    arguments = ("blocks", "bake", tmp_path / "c.safetensors", "--lbw", ",".join(["1"] * 17))
+    assert "A list of 17 values leaves 1 convolution modules" in run(capsys, *arguments)[2]
+    assert "note" not in run(capsys, *arguments[:-1], "ALL")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["lora", "info", "none.safetensors"], "does not exist"),
+        (["lora", "merge", "a.safetensors", "--output", "a.safetensors"], "never overwritten; "),
+        (["lora", "merge", "a.safetensors", "--output", "b.safetensors"], "b-2.safetensors is free"),
+        (
+            ["lora", "merge", "a.safetensors", "b.safetensors", "--weights", "1", "--output", "c.safetensors"],
+            "1 values for 2",
+        ),
+        (
+            ["lora", "merge", "a.safetensors", "xl.safetensors", "--output", "c.safetensors"],
+            "only LoRAs of one architecture",
+        ),
+        (["lora", "merge", "a.safetensors", "--output", "c.ckpt"], "must be named .safetensors"),
+        (["lora", "resize", "a.safetensors", "--output", "c.safetensors"], "Say how far to resize"),
+        (["lora", "resize", "a.safetensors", "--sv-fro", "2", "--output", "c.safetensors"], "at most 1"),
+        (["lora", "extract", "a.safetensors", "b.safetensors", "--rank", "2", "--output", "c.safetensors"], "Unknown"),
+        (["blocks", "show", "none.safetensors"], "does not exist"),
+        (["blocks", "bake", "xl.safetensors", "--lbw", ",".join(["1"] * 17)], "this LoRA is for SDXL; give 12 or 20"),
+        (["blocks", "bake", "a.safetensors", "--lbw", "NOPE"], "no block preset NOPE"),
+        (["blocks", "bake", "a.safetensors", "--lbwe", "IN77:a:1"], "no block IN77"),
+        (["blocks", "bake", "a.safetensors", "--weight", "0"], "nothing of the LoRA is left"),
+        (["blocks", "bake", "a.safetensors", "--presets", "none.txt"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(
+    capsys: pytest.CaptureFixture[str],
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(files)
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_full_disk_fails_with_1_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = run(capsys, "blocks", "bake", files / "a.safetensors", "--lbw", "ALL0.5")
+    assert code == 1
+    assert "disk is full" in err
+    assert not temporary_files(files)
+    assert not (files / "a-baked.safetensors").exists()

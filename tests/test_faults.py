@@ -1,0 +1,220 @@
+"""What happens to real machines: nothing is lost, and each fault has its sentence."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer import files
+from lora_trainer.config import TrainConfig
+from lora_trainer.errors import InputError
+from lora_trainer.runs import Run
+from lora_trainer.training import run as run_module
+from tests.runs_helpers import document, make_jobs, run_to_end, until, weights
+from tools.soak.kills import Kills
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def _a_slice_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "SLICE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tensors of a run without any fault."""
+    return weights(run_to_end(tmp_path_factory.mktemp("reference"), **settings()))
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "training__steps": STEPS,
+        "save__every_steps": 4,
+        "save__every_epochs": 0,
+        "save__state_steps": 2,
+        **changes,
+    }
+
+
+def resumed(root: Path) -> Run:
+    jobs = make_jobs(root)
+    run = jobs.resume("zorp")
+    assert jobs.wait(run, 120)
+    return run
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    assert Kills(tmp_path, seed=4).go(3)["kills"] == 3
+
+
+# ------------------------------------------------------------------ the disk
+def full_disk(monkeypatch: pytest.MonkeyPatch, is_hit: Callable[[Path], bool], error: int = errno.ENOSPC) -> None:
+    """Writing fails for some files, from the second time on."""
+    count = itertools.count()
+    make = files.tempfile.mkstemp
+
+    def mkstemp(*, prefix: str, suffix: str, dir: Path) -> tuple[int, str]:
+        if is_hit(Path(dir)) and next(count) >= 1:
+            raise OSError(error, "No space left on device" if error == errno.ENOSPC else "Permission denied")
+        return make(prefix=prefix, suffix=suffix, dir=dir)
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", mkstemp)
+
+
+@pytest.mark.parametrize("place", ["Lora", "state"])
+@pytest.mark.parametrize(("error", "part"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")])
+def test_a_full_or_locked_folder_ends_the_run_and_it_goes_on_later(
+    tmp_path: Path, reference: dict[str, bytes], place: str, error: int, part: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        full_disk(patch, lambda folder: place in folder.parts, error)
+        run = run_to_end(tmp_path, **settings())
+        assert run.state == "failed"
+        assert part in run.manifest["message"]
+    kept = [Path(entry["path"]) for entry in run.manifest["files"]]
+    assert all(path.is_file() for path in kept)
+    assert weights(resumed(tmp_path)) == reference
+
+
+def test_a_disk_without_room_for_the_log_ends_the_run_and_it_goes_on_later(
+    tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        log, count = Run.log, itertools.count()
+
+        def full(self: Run, **entry: Any) -> None:
+            if next(count) == 7:
+                raise files.write_error(self.folder / "log.jsonl", OSError(errno.ENOSPC, "No space left on device"))
+            log(self, **entry)
+
+        patch.setattr(Run, "log", full)
+        run = run_to_end(tmp_path, **settings())
+    assert run.state == "failed"
+    assert "log.jsonl" in run.manifest["message"]
+    assert weights(resumed(tmp_path)) == reference
+    assert [e["step"] for e in run.entries()] == list(range(1, STEPS + 1))
+
+
+def test_a_manifest_that_cannot_be_written_does_not_break_the_line(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings(training__steps=500))))
+        until(lambda: run.manifest["step"] >= 2)
+        full_disk(patch, lambda folder: "runs" in folder.parts)
+        assert jobs.wait(run, 60)
+        assert run.state == "failed"
+    other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
+    assert jobs.wait(other, 60)
+    assert other.state == "done"
+
+
+def test_a_log_that_was_cut_off_keeps_what_comes_after(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path)
+    path = run.folder / "log.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    run.log(step=9, loss=0.5)
+    run.log(step=10, loss=0.25)
+    assert [e["step"] for e in run.entries()][-2:] == [9, 10]
+
+
+# ------------------------------------------------------------------ things that go away
+def test_pictures_deleted_during_a_run_are_not_missed(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
+    until(lambda: run.manifest["step"] >= 1)
+    shutil.rmtree(tmp_path / "pictures")
+    shutil.rmtree(tmp_path / "cache")
+    assert jobs.wait(run, 60)
+    assert (run.state, run.manifest["message"]) == ("done", "")
+    assert weights(run) == reference
+
+
+def test_pictures_deleted_while_a_run_is_paused_are_asked_for(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
+    until(lambda: run.manifest["step"] >= 2)
+    jobs.stop("zorp", "pause")
+    assert jobs.wait(run, 60)
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    run = resumed(tmp_path)
+    assert run.state == "failed"
+    assert "does not exist" in run.manifest["message"]
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    assert weights(resumed(tmp_path)) == reference
+
+
+def test_a_lora_file_deleted_during_a_run_is_no_reason_to_stop(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings(training__steps=40))))
+    until(lambda: bool(run.manifest["files"]))
+    shutil.rmtree(tmp_path / "models")
+    assert jobs.wait(run, 60)
+    assert run.state == "done"
+    assert Path(run.manifest["files"][-1]["path"]).is_file()
+
+
+def test_a_run_folder_deleted_during_a_run_costs_no_lora(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
+    until(lambda: run.manifest["step"] >= 2)
+    shutil.rmtree(run.folder)
+    assert jobs.wait(run, 60)
+    assert run.state == "done" or "could not be written" in run.manifest["message"]
+    assert run.state == "failed" or weights(run) == reference
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "sleeping"}', "\0" * 100])
+def test_a_damaged_manifest_hides_no_other_run(tmp_path: Path, content: str) -> None:
+    run_to_end(tmp_path, "good")
+    damaged = run_to_end(tmp_path, "bad")
+    (damaged.folder / "manifest.json").write_text(content)
+    jobs = make_jobs(tmp_path)
+    assert [run.name for run in jobs.list()] == ["good"]
+    with pytest.raises(InputError, match="damaged"):
+        jobs.settled("bad")
+
+
+# ------------------------------------------------------------------ people and clocks
+def test_train_pressed_in_two_tabs_at_once_is_one_run(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    values = document(tmp_path)
+    answers: list[str] = []
+    together = threading.Barrier(4)
+
+    def press() -> None:
+        together.wait()
+        try:
+            jobs.submit(TrainConfig.from_dict(values))
+            answers.append("taken")
+        except InputError as error:
+            answers.append(str(error))
+
+    threads = [threading.Thread(target=press) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers.count("taken") == 1
+    assert all("exists already" in answer for answer in answers if answer != "taken")
+    assert jobs.wait(jobs.runs.get("zorp"), 60)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: dict[str, bytes]
+) -> None:
+    jumps = itertools.cycle([0.0, -86400.0, 1e7, -3e8])
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    run = run_to_end(tmp_path, **settings())
+    assert run.state == "done"
+    assert 0 < run.manifest["seconds"] < 1000
+    assert weights(run) == reference

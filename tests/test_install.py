@@ -1,0 +1,94 @@
+"""What the WebUI runs before it starts, with its ``launch`` module played by the test."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+class Launch(types.ModuleType):
+    """The part of the WebUI's launch module that extensions use."""
+
+    def __init__(self, installed: set[str], fails: bool = False) -> None:
+        super().__init__("launch")
+        self.installed = installed
+        self.fails = fails
+        self.commands: list[str] = []
+        self.told: list[str] = []
+
+    def is_installed(self, package: str) -> bool:
+        return package in self.installed
+
+    def run_pip(self, command: str, description: str) -> None:
+        self.commands.append(command)
+        self.told.append(description)
+        if self.fails:
+            raise RuntimeError(f"Couldn't install {description}.\nCommand: pip {command}\nError code: 1")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, installed: set[str], fails: bool = False) -> Launch:
+    launch = Launch(installed, fails)
+    monkeypatch.setitem(sys.modules, "launch", launch)
+    runpy.run_path(str(ROOT / "install.py"))
+    return launch
+
+
+def pinned() -> dict[str, str]:
+    """The versions that everything is tested with."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.partition(";")[0].strip().split("==") for line in lines if "==" in line.partition(";")[0])
+
+
+@pytest.mark.parametrize(
+    ("installed", "missing"),
+    [
+        (set(), ["peft", "diffusers"]),
+        ({"peft"}, ["diffusers"]),
+        ({"diffusers"}, ["peft"]),
+        ({"peft", "diffusers"}, []),
+    ],
+)
+def test_only_what_is_missing_is_installed_alone_and_in_the_version_that_is_tested(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], missing: list[str]
+) -> None:
+    launch = run(monkeypatch, installed)
+    assert launch.commands == [f"install --no-deps {package}=={pinned()[package]}" for package in missing]
+    assert all("LoRA Train" in text for text in launch.told)
+
+
+def test_the_versions_are_ones_that_work_beside_what_the_webui_pins() -> None:
+    """peft 0.14 needs a newer transformers, diffusers 0.31 a newer torch; both are within what pyproject allows."""
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for package, below in (("peft", "0.14"), ("diffusers", "0.31")):
+        lowest = re.search(rf'"{package}>=([\d.]+)"', project)
+        assert lowest is not None
+        assert numbers(lowest[1]) <= numbers(pinned()[package]) < numbers(below)
+
+
+def test_without_a_network_the_webui_starts_all_the_same_and_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = run(monkeypatch, set(), fails=True)
+    assert len(launch.commands) == 2  # the second is tried although the first failed
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for package in ("peft", "diffusers"):
+        assert any(f"pip install --no-deps {package}=={pinned()[package]}" in line for line in lines)
+
+
+def test_nothing_but_launch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs before the WebUI's own packages are there."""
+    before = set(sys.modules)
+    run(monkeypatch, {"peft", "diffusers"})
+    assert set(sys.modules) - before <= {"launch"}

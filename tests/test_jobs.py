@@ -1,0 +1,278 @@
+"""The line of runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.errors import InputError, NotFound
+from lora_trainer.jobs import Jobs
+from tests.runs_helpers import document, make_jobs, run_to_end, until
+
+
+def submit(jobs: Jobs, root: Path, name: str, **changes: object):
+    return jobs.submit(TrainConfig.from_dict(document(root, name, **changes)))
+
+
+def test_runs_are_done_one_after_another(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    order: list[str] = []
+    jobs._on_change = lambda run: order.append(run.name)
+    runs = [submit(jobs, tmp_path, name) for name in ("one", "two", "three")]
+    assert [r.state for r in runs[1:]] == ["queued", "queued"]
+    assert all(jobs.wait(run, 120) for run in runs)
+    assert [r.state for r in runs] == ["done"] * 3
+    assert order == sorted(order, key=["one", "two", "three"].index)
+
+
+def test_a_failed_run_does_not_stop_the_next(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    bad = submit(jobs, tmp_path, "bad", training__precision="fp16")
+    good = submit(jobs, tmp_path, "good")
+    assert jobs.wait(good, 120)
+    assert (bad.state, good.state) == ("failed", "done")
+
+
+def test_a_waiting_run_can_be_taken_out(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    first = submit(jobs, tmp_path, "first")
+    second = submit(jobs, tmp_path, "second")
+    jobs.stop("second")
+    assert jobs.wait(first, 120)
+    assert second.state == "stopped"
+    assert second.manifest["step"] == 0
+
+
+def test_a_taken_name_is_refused_with_a_free_one(tmp_path: Path) -> None:
+    run_to_end(tmp_path, "zorp")
+    (tmp_path / "models" / "Lora" / "zorp-2").mkdir()
+    with pytest.raises(InputError, match="for example zorp-3"):
+        submit(make_jobs(tmp_path), tmp_path, "zorp")
+
+
+def test_a_folder_of_loras_with_the_name_is_not_written_into(tmp_path: Path) -> None:
+    theirs = tmp_path / "models" / "Lora" / "mine"
+    theirs.mkdir(parents=True)
+    with pytest.raises(InputError, match="exists already"):
+        submit(make_jobs(tmp_path), tmp_path, "mine")
+    assert list(theirs.iterdir()) == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "sub/../../.."])
+def test_a_served_program_keeps_its_output_within_the_lora_folder(tmp_path: Path, folder: str) -> None:
+    jobs = make_jobs(tmp_path)
+    jobs._confined = True
+    with pytest.raises(InputError, match="outside"):
+        submit(jobs, tmp_path, "zorp", save__folder=folder)
+
+
+def test_an_output_folder_within_the_lora_folder_is_used(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, save__folder="people/hanfu")
+    assert Path(run.manifest["files"][-1]["path"]).parent == tmp_path / "models" / "Lora" / "people" / "hanfu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"training__optimizer": "AdamW8bit"}, "pip install bitsandbytes"),
+        ({"network__continue_from": "missing.safetensors"}, "does not exist"),
+        ({"network__continue_from": "lora.pt"}, "not a .safetensors file"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+    tmp_path: Path, changes: dict, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_trainer.training.optimizers.OptimizerKind.installed", False)
+    if "training__optimizer" not in changes:
+        monkeypatch.undo()
+    with pytest.raises(InputError, match=part.replace(".", r"\.")):
+        submit(make_jobs(tmp_path), tmp_path, "zorp", **changes)
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_sdxl_lora_to_continue_from_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "xl.safetensors"
+    save_file({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.zeros(1, 1)}, path)
+    with pytest.raises(InputError, match="another kind of checkpoint"):
+        submit(make_jobs(tmp_path), tmp_path, "zorp", network__continue_from=str(path))
+
+
+def test_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    jobs.host.checkpoint = ""  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="name the checkpoint file"):
+        submit(jobs, tmp_path, "zorp")
+
+
+def test_only_a_stopped_run_can_be_resumed(tmp_path: Path) -> None:
+    run_to_end(tmp_path, "zorp")
+    jobs = make_jobs(tmp_path)
+    with pytest.raises(InputError, match="zorp is done"):
+        jobs.resume("zorp")
+    with pytest.raises(NotFound):
+        jobs.resume("nobody")
+
+
+def test_a_run_is_not_resumed_on_another_checkpoint(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    jobs = make_jobs(tmp_path)
+    run = jobs.runs.get("zorp")
+    run.update(state="stopped", checkpoint={"name": "theirs.safetensors", "sha256": "0" * 64}, now=True)
+    with pytest.raises(InputError, match=r"trained on theirs\.safetensors"):
+        jobs.resume("zorp")
+
+
+def test_a_run_whose_program_ended_says_so(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    run.update(state="running", process=[ended.pid, time.time()], now=True)
+    found = make_jobs(tmp_path).settled("zorp")
+    assert found.state == "stopped"
+    assert "resume" in found.manifest["message"]
+
+
+def test_a_run_of_another_living_program_is_left_alone(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    run.update(state="running", process=[os.getppid(), psutil.Process(os.getppid()).create_time()], now=True)
+    jobs = make_jobs(tmp_path)
+    assert jobs.settled("zorp").state == "running"
+    with pytest.raises(InputError, match="another program"):
+        jobs.stop("zorp")
+
+
+def test_shutdown_pauses_the_run(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    run = submit(jobs, tmp_path, "zorp", training__steps=1000)
+    while run.manifest["step"] < 2:
+        assert run.state in ("queued", "running"), run.manifest["message"]
+    jobs.shutdown()
+    assert run.state == "paused"
+    assert list(run.states.glob("*.safetensors"))
+
+
+def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
+    jobs = make_jobs(tmp_path)
+    run = jobs.grid("zorp", [0.5, 1.0], ["zorp", "red circle"])
+    assert jobs.wait(run, 120)
+    assert run.manifest["grid"]["state"] == "done", run.manifest["grid"]
+    with Image.open(run.manifest["grid"]["path"]) as sheet:
+        assert sheet.width >= 3 * 64
+        assert sheet.height >= 4 * 64
+    cells = list((run.grids / "plain" / "cells").glob("*.png"))
+    assert len(cells) == 2 * 2 * 2 + 2  # the checkpoint alone looks the same at every weight
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"), [([3.0], "from -2 to 2"), ([0.001 * i for i in range(1500)], "is the most")]
+)
+def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], part: str) -> None:
+    run_to_end(tmp_path, "zorp")
+    with pytest.raises(InputError, match=part):
+        make_jobs(tmp_path).grid("zorp", weights)
+
+
+def test_another_process_with_the_number_of_an_ended_one_is_not_it(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    run.update(state="running", process=[os.getppid(), 1.0], now=True)
+    assert make_jobs(tmp_path).settled("zorp").state == "stopped"
+
+
+def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=0)
+    until(lambda: run.manifest["step"] >= 1)
+    jobs.stop("zorp", "epoch")
+    assert jobs.wait(run, 60)
+    assert run.state == "stopped"
+    assert run.manifest["step"] % run.manifest["steps_per_epoch"] == 0
+    assert [entry["step"] for entry in run.manifest["files"]] == [run.manifest["step"]]
+
+
+def test_stopping_after_the_epoch_can_be_hurried(tmp_path: Path) -> None:
+    control = Control()
+    for wish, expected in [("epoch", "epoch"), ("pause", "pause"), ("discard", "pause"), ("epoch", "pause")]:
+        control.ask(wish)
+        assert control.wish == expected
+
+
+def test_a_file_that_is_written_already_is_not_written_under_another_name(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=1)
+    until(lambda: run.manifest["step"] >= 1)
+    jobs.stop("zorp", "epoch")
+    assert jobs.wait(run, 60)
+    assert [entry["epoch"] for entry in run.manifest["files"]] == [*range(1, run.manifest["epoch"] + 1)]
+
+
+def test_a_waiting_run_can_be_put_in_front(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    submit(jobs, tmp_path, "first", training__steps=200)
+    second, third = (submit(jobs, tmp_path, name) for name in ("second", "third"))
+    jobs.to_front("third")
+    assert [task.run for task in jobs.training.waiting()] == [third, second]
+    jobs.stop("first")
+    with pytest.raises(InputError, match="does not wait"):
+        jobs.to_front("first")
+    assert jobs.wait(second, 120)
+
+
+def test_waiting_runs_are_in_line_again_after_a_restart_in_their_order(tmp_path: Path) -> None:
+    ended = make_jobs(tmp_path)
+    names = ["one", "two", "three"]
+    for number, name in enumerate(names):
+        config = TrainConfig.from_dict(document(tmp_path, name))
+        checkpoint = {"sha256": ended.host.check(config).sha256}
+        ended.runs.create(config, checkpoint=checkpoint, process=[1, 1.0]).update(created=float(number), now=True)
+    order: list[str] = []
+    jobs = make_jobs(tmp_path)
+    jobs._on_change = lambda run: order.append(run.name)
+    jobs.restore()
+    until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
+    assert list(dict.fromkeys(order)) == names
+
+
+def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__steps=2)
+    jobs = make_jobs(tmp_path)
+    with pytest.raises(InputError, match="No grid"):
+        jobs.stop_grid("zorp")
+    run = jobs.grid("zorp", [0.1 * i for i in range(1, 20)], ["zorp", "red circle"])
+    until(lambda: run.manifest["grid"]["done"] >= 2)
+    jobs.stop_grid("zorp")
+    assert jobs.wait(run, 60)
+    assert run.manifest["grid"]["state"] == "stopped"
+    kept = len(list((run.grids / "plain" / "cells").glob("*.png")))
+    assert 2 <= kept < run.manifest["grid"]["of"]
+
+
+@pytest.mark.parametrize("option", ["data__folder", "network__continue_from"])
+def test_a_public_webui_reads_only_its_own_folders(tmp_path: Path, option: str) -> None:
+    jobs = make_jobs(tmp_path / "webui")
+    document(tmp_path)  # draws the pictures
+    theirs, ours = tmp_path / "pictures", tmp_path / "webui" / "pictures"
+    jobs.host.readable = [tmp_path / "webui"]
+    changes = {"data__folder": str(ours)}
+    document(tmp_path / "webui")
+    for path in (str(theirs), str(ours / ".." / ".." / "pictures"), "/"):
+        with pytest.raises(InputError, match="may not be read") as caught:
+            submit(jobs, tmp_path / "webui", "zorp", **{**changes, option: path})
+        assert caught.value.field == option.replace("__", ".")
+    assert jobs.check(TrainConfig.from_dict(document(tmp_path / "webui", **changes))).items
+    jobs.host.readable = None
+    assert jobs.dataset(TrainConfig.from_dict(document(tmp_path)).data, decode=True).items

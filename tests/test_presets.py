@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_trainer import presets
+from lora_trainer.advice import advise
+from lora_trainer.config import TrainConfig, options
+from lora_trainer.errors import InputError
+from tests.helpers import config
+
+SHIPPED = ["character", "style", "product"]
+PERSONAL = {
+    "checkpoint": "my.safetensors",
+    "data.folder": "/my/pictures",
+    "data.trigger": "my_word",
+    "network.continue_from": "my.safetensors",
+    "save.folder": "my_folder",
+    "samples.prompts": ["my prompt"],
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_preset_is_a_sound_configuration(name: str, tmp_path: Path) -> None:
+    values = presets.load(name, tmp_path)
+    made = TrainConfig(name="a").with_values({**values, "data.trigger": "sks_"})
+    assert values
+    assert not advise(made)
+    assert not values.keys() & PERSONAL.keys()
+
+
+def test_shipped_presets_are_all_listed_and_differ(tmp_path: Path) -> None:
+    assert sorted(p.stem for p in presets.SHIPPED.glob("*.toml")) == sorted(SHIPPED)
+    assert presets.names(tmp_path / "missing") == SHIPPED
+    assert len({str(presets.load(name, tmp_path)) for name in SHIPPED}) == len(SHIPPED)
+
+
+def test_saved_preset_has_everything_but_what_is_personal(tmp_path: Path) -> None:
+    mine = config(network__rank=7, training__optimizer_args={"weight_decay": 0.1}).with_values(PERSONAL)
+    presets.save("mine", mine, tmp_path)
+    values = presets.load("mine", tmp_path)
+    assert values.keys() == {o.path for o in options()} - PERSONAL.keys() - {"name"}
+    assert TrainConfig(name="b").with_values(values).network.rank == 7
+    assert "my" not in (tmp_path / "mine.toml").read_text(encoding="utf-8").replace("my_", "")
+
+
+def test_own_presets_come_after_the_shipped_ones(tmp_path: Path) -> None:
+    for name in ("zebra", "汉服", "v1.5"):
+        presets.save(name, config(), tmp_path)
+    assert presets.names(tmp_path) == [*SHIPPED, "v1.5", "zebra", "汉服"]
+
+
+def test_older_preset_of_the_name_is_kept_aside(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        presets.save("v1.5", config(network__rank=rank), tmp_path)
+    assert presets.load("v1.5", tmp_path)["network.rank"] == 8
+    assert "rank = 4" in (tmp_path / "v1.5.toml.bak").read_text(encoding="utf-8")
+    assert presets.names(tmp_path) == [*SHIPPED, "v1.5"]
+
+
+def test_own_preset_may_give_only_a_few_fields(tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text('name = "ignored"\n[network]\nrank = 4\n', encoding="utf-8")
+    assert presets.load("few", tmp_path) == {"network.rank": 4}
+
+
+@pytest.mark.parametrize("name", ["", "..", "../evil", "a/b", "CON", "x" * 300, "nothing"])
+def test_unknown_preset_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no preset named"):
+        presets.load(name, tmp_path / "own")
+
+
+@pytest.mark.parametrize("name", ["", "..", "../evil", "a/b", "CON", "x" * 300, *SHIPPED])
+def test_preset_that_cannot_be_saved_under_its_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^preset: "):
+        presets.save(name, config(), tmp_path / "own")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["[network]\nrnak = 4\n", "[network]\nrank = 0\n", "[network\n", "network = 4\n"])
+def test_wrong_preset_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError):
+        presets.load("wrong", tmp_path)

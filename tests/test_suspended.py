@@ -1,0 +1,109 @@
+"""Runs whose checkpoint is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.errors import CheckpointChanged, InputError
+from lora_trainer.hosts.standalone import StandaloneHost, StandaloneSession
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run
+from tests.runs_helpers import document, make_jobs, run_to_end, until, weights
+
+
+class Checkpoint:
+    """Can be put away, as a person does who chooses another one in the WebUI."""
+
+    away = False
+
+
+@pytest.fixture
+def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    state = Checkpoint()
+    turn, check = StandaloneSession.turn, StandaloneHost.check
+
+    @contextmanager
+    def guarded(self: StandaloneSession) -> Iterator[None]:
+        if state.away:
+            raise CheckpointChanged("another checkpoint")
+        with turn(self):
+            yield
+
+    def checked(self: StandaloneHost, config: TrainConfig) -> object:
+        if state.away:
+            raise InputError("No checkpoint is loaded.")
+        return check(self, config)
+
+    monkeypatch.setattr(StandaloneSession, "turn", guarded)
+    monkeypatch.setattr(StandaloneHost, "check", checked)
+    monkeypatch.setattr("lora_trainer.suspended.LOOK_SECONDS", 0.02)
+    return state
+
+
+def start(jobs: Jobs, root: Path, **changes: object) -> Run:
+    run = jobs.submit(TrainConfig.from_dict(document(root, training__steps=40, **changes)))
+    until(lambda: run.manifest["step"] >= 2)
+    return run
+
+
+def test_the_run_goes_on_by_itself_and_learns_the_same(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    reference = run_to_end(tmp_path / "reference", training__steps=40)
+    jobs = make_jobs(tmp_path)
+    run = start(jobs, tmp_path)
+    checkpoint.away = True
+    until(lambda: run.state == "paused")
+    assert run.manifest["message"] == "another checkpoint"
+    assert run.manifest["waits"] == "checkpoint"
+    checkpoint.away = False
+    until(lambda: run.state == "done")
+    assert run.manifest["waits"] == ""
+    assert weights(run) == weights(reference)
+
+
+@pytest.mark.parametrize(("wish", "state"), [("stop", "stopped"), ("pause", "paused"), ("discard", "stopped")])
+def test_a_person_can_end_the_waiting(tmp_path: Path, checkpoint: Checkpoint, wish: str, state: str) -> None:
+    jobs = make_jobs(tmp_path)
+    run = start(jobs, tmp_path)
+    checkpoint.away = True
+    until(lambda: run.state == "paused")
+    until(lambda: jobs.training.current() is None)
+    assert jobs.stop(run.name, wish).state == state
+    checkpoint.away = False
+    time.sleep(0.2)
+    assert run.state == state
+
+
+def test_other_runs_are_not_held_up(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    jobs = make_jobs(tmp_path)
+    run = start(jobs, tmp_path)
+    checkpoint.away = True
+    until(lambda: run.state == "paused")
+    until(lambda: jobs.training.current() is None)
+    jobs._suspended._resume = lambda name: _refuse()  # its checkpoint stays away
+    checkpoint.away = False
+    other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
+    assert jobs.wait(other, 60)
+    assert (run.state, other.state) == ("paused", "done")
+
+
+def _refuse() -> None:
+    raise InputError("not yet")
+
+
+def test_a_stop_that_comes_while_the_run_is_put_aside_counts(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(tmp_path)
+    jobs._on_change = lambda changed: jobs.stop(changed.name) if changed.state == "paused" else None
+    run = start(jobs, tmp_path)
+    checkpoint.away = True
+    until(lambda: run.state == "stopped")
+    checkpoint.away = False
+    time.sleep(0.2)
+    assert (run.state, run.manifest["waits"]) == ("stopped", "")

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.dataset.captions import split_tags
+from lora_trainer.dataset.plan import Plan, Step
+from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from tests.helpers import config, item
+
+ITEMS = [item(f"{n}.png", caption=f"sks_, a{n}, b{n}, c{n}, d{n}") for n in range(4)]
+LONG = ", ".join(f"red circle {n}" for n in range(60))
+
+
+def steps(settings: TrainConfig) -> list[Step]:
+    plan = Plan(ITEMS, settings)
+    return [plan.step(n) for n in range(1, plan.total_steps + 1)]
+
+
+def captions(variants: int | None, **values: Any) -> tuple[Captions, list[Step]]:
+    settings = config(
+        **{"training__batch_size": 2, "training__epochs": 30, "data__caption_variants": variants or 8, **values}
+    )
+    return Captions(ITEMS, settings.data, settings.training.seed, variants), steps(settings)
+
+
+def flat(made: Captions, of: list[Step]) -> list[str]:
+    return [caption for step in of for batch in made.of_step(step) for caption in batch]
+
+
+# ------------------------------------------------------------------ which captions
+@pytest.mark.parametrize("variants", [None, 3])
+def test_each_use_has_its_own_pictures_caption(variants: int | None) -> None:
+    made, of = captions(variants)
+    for step in of:
+        for batch, texts in zip(step.batches, made.of_step(step), strict=True):
+            for use, text in zip(batch, texts, strict=True):
+                assert Counter(split_tags(text)) == Counter(split_tags(ITEMS[use.item].caption))
+                assert text.startswith("sks_, ")
+
+
+@pytest.mark.parametrize("variants", [None, 3])
+def test_captions_of_a_step_are_the_same_each_time_and_in_any_order(variants: int | None) -> None:
+    made, of = captions(variants, data__caption_dropout=0.3)
+    again, _ = captions(variants, data__caption_dropout=0.3)
+    assert [made.of_step(s) for s in of] == [again.of_step(s) for s in reversed(of)][::-1]
+
+
+@pytest.mark.parametrize(("variants", "dropout"), [(1, 0), (3, 0), (3, 0.5)])
+def test_every_caption_that_can_come_is_known_in_advance(variants: int, dropout: float) -> None:
+    made, of = captions(variants, data__caption_dropout=dropout)
+    assert set(flat(made, of)) <= made.every()
+    assert len(made.every()) <= variants * len(ITEMS) + (dropout > 0)
+    assert set(flat(made, of)) == made.every()
+
+
+def test_without_a_limit_orders_go_on_changing() -> None:
+    made, of = captions(None)
+    assert len(set(flat(made, of))) > 30
+
+
+def test_without_shuffling_captions_are_as_written() -> None:
+    made, of = captions(3, data__shuffle=False)
+    assert set(flat(made, of)) == made.every() == {one.caption for one in ITEMS}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_share_of_dropped_captions(share: float) -> None:
+    made, of = captions(2, data__caption_dropout=share, training__epochs=100)
+    found = flat(made, of)
+    assert found.count("") / len(found) == pytest.approx(share, abs=0.05)
+
+
+def test_dropping_does_not_change_the_other_captions() -> None:
+    with_all, of = captions(3)
+    with_some, _ = captions(3, data__caption_dropout=0.5)
+    pairs = list(zip(flat(with_all, of), flat(with_some, of), strict=True))
+    assert all(b in ("", a) for a, b in pairs)
+
+
+# ------------------------------------------------------------------ encoded in advance
+@pytest.fixture
+def turns() -> list[str]:
+    return []
+
+
+def turn_into(turns: list[str]) -> Any:
+    @contextmanager
+    def turn() -> Iterator[None]:
+        turns.append("in")
+        yield
+        turns.append("out")
+
+    return turn
+
+
+def prepared(
+    model: LoadedModel, texts: set[str], turns: list[str], dtype: torch.dtype = torch.float32
+) -> FrozenConditioning:
+    made = FrozenConditioning(model.text, torch.device("cpu"), dtype)
+    assert list(made.prepare(texts, turn_into(turns))) == list(range(1, len(texts | {""}) + 1))
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [["red circle"], ["red circle", ""], ["red circle", LONG, "a"], [LONG, LONG]])
+def test_kept_states_are_those_of_the_encoder(model: LoadedModel, turns: list[str], batch: list[str]) -> None:
+    made = prepared(model, set(batch), turns)
+    states = made(batch)
+    assert states.shape == (len(batch), 77 * len(model.text.chunks(max(batch, key=len))), 64)
+    torch.testing.assert_close(states, model.text(batch), rtol=1e-5, atol=1e-5)
+    assert not states.requires_grad
+
+
+def test_each_caption_is_encoded_once_in_a_turn_of_its_own(model: LoadedModel, turns: list[str]) -> None:
+    made = prepared(model, {"red", "blue"}, turns)
+    assert turns == ["in", "out"] * 3
+    list(made.prepare({"red", "green"}, turn_into(turns)))
+    assert turns == ["in", "out"] * 4
+
+
+def test_states_are_kept_in_the_runs_precision(model: LoadedModel, turns: list[str]) -> None:
+    made = prepared(model, {"red"}, turns, torch.bfloat16)
+    assert made(["red"]).dtype == torch.bfloat16
+    torch.testing.assert_close(made(["red"]).float(), model.text(["red"]), rtol=1e-2, atol=1e-2)
+
+
+def test_stopping_between_captions_keeps_those_done(model: LoadedModel, turns: list[str]) -> None:
+    made = FrozenConditioning(model.text, torch.device("cpu"), torch.float32)
+    work = made.prepare({"red", "blue"}, turn_into(turns))
+    next(work)
+    work.close()
+    list(made.prepare({"red", "blue"}, turn_into(turns)))
+    assert turns.count("in") == 3

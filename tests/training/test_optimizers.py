@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lora_trainer.config import OPTIMIZERS, SCHEDULERS
+from lora_trainer.errors import InputError
+from lora_trainer.training import optimizers
+from lora_trainer.training.metadata import warmup_steps
+from lora_trainer.training.optimizers import (
+    KINDS,
+    Group,
+    OptimizerKind,
+    build_optimizer,
+    build_schedule,
+    learning_rates,
+    require_installed,
+)
+from tests.helpers import config
+
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.skipif(not kind.installed, reason=f"{kind.package} is not installed"))
+    for name, kind in KINDS.items()
+]
+
+
+def groups(unet: float = 0.1, text: float = 0.01) -> list[Group]:
+    made = [Group("unet", [nn.Parameter(torch.tensor([[3.0, -2.0]]))], unet)]
+    return [*made, Group("text", [nn.Parameter(torch.tensor([[1.0], [4.0]]))], text)]
+
+
+def descend(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> list[float]:
+    """Take steps on Σ x²; returns its values."""
+    values = []
+    for _ in range(steps):
+        loss = torch.stack([(p**2).sum() for p in parameters]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    return values
+
+
+def test_every_choice_is_known() -> None:
+    assert tuple(KINDS) == OPTIMIZERS
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_optimizer_goes_downhill(name: str) -> None:
+    rate = 1.0 if name == "Prodigy" else 0.05
+    made = groups(rate, rate)
+    optimizer = build_optimizer(config(training__optimizer=name, training__unet_lr=rate, training__text_lr=rate), made)
+    before = [g.parameters[0].detach().clone() for g in made]
+    values = descend(optimizer, [g.parameters[0] for g in made], 40)
+    assert values[-1] < values[0]
+    assert all(g.parameters[0].norm() < b.norm() for g, b in zip(made, before, strict=True))
+    assert [g["name"] for g in optimizer.param_groups] == ["unet", "text"]
+
+
+def test_groups_have_their_own_rates() -> None:
+    made = groups(0.1, 0.001)
+    optimizer = build_optimizer(config(training__optimizer_args={"weight_decay": 0}), made)
+    before = [g.parameters[0].detach().clone() for g in made]
+    descend(optimizer, [g.parameters[0] for g in made], 1)
+    moved = [(g.parameters[0] - b).abs().max().item() for g, b in zip(made, before, strict=True)]
+    assert moved == pytest.approx([0.1, 0.001], rel=1e-3)
+    assert learning_rates(optimizer) == {"unet": 0.1, "text": 0.001}
+
+
+def test_self_adjusting_rate_is_shown_with_its_scale() -> None:
+    optimizer = build_optimizer(config(), groups())
+    optimizer.param_groups[0]["d"] = 0.5
+    assert learning_rates(optimizer) == {"unet": 0.05, "text": 0.01}
+
+
+def test_arguments_are_passed_on_and_go_before_ours() -> None:
+    usual = build_optimizer(config(), groups())
+    assert usual.param_groups[0]["weight_decay"] == 0.01
+    arguments = {"weight_decay": 0.3, "betas": [0.8, 0.9]}
+    optimizer = build_optimizer(config(training__optimizer_args=arguments), groups())
+    assert optimizer.param_groups[1]["weight_decay"] == 0.3
+    assert tuple(optimizer.param_groups[1]["betas"]) == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"no_such_argument": 1},
+        {"lr": 0.1},
+        {"params": 1},
+        {"betas": 5},
+        {"betas": [0.9]},
+        {"betas": [2.0, 0.9]},
+        {"weight_decay": "much"},
+        {"weight_decay": -1},
+        {"fused": True, "foreach": True},
+        {"eps": []},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_one_sentence(arguments: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"^training\.optimizer_args: AdamW does not accept these \(") as caught:
+        build_optimizer(config(training__optimizer_args=arguments), groups())
+    assert caught.value.field == "training.optimizer_args"
+
+
+def test_missing_optimizer_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimizers.KINDS, "Lion", OptimizerKind("no_such_module.optim", "Lion", "lion-pytorch"))
+    for use in (
+        lambda: require_installed("Lion"),
+        lambda: build_optimizer(config(training__optimizer="Lion"), groups()),
+    ):
+        with pytest.raises(InputError, match="Lion is not installed; run “pip install lion-pytorch”") as caught:
+            use()
+        assert caught.value.field == "training.optimizer"
+
+
+@pytest.mark.parametrize("failure", ["import no_such_module_either", "raise RuntimeError('CUDA is needed')", "pass"])
+def test_optimizer_that_cannot_be_imported_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    (tmp_path / "broken_lion.py").write_text(failure)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(optimizers.KINDS, "Lion", OptimizerKind("broken_lion", "Lion", "lion-pytorch"))
+    with pytest.raises(InputError, match=r"^training\.optimizer") as caught:
+        build_optimizer(config(training__optimizer="Lion"), groups())
+    assert "Lion" in str(caught.value)
+
+
+def test_what_every_host_has_needs_no_command() -> None:
+    assert [name for name, kind in KINDS.items() if not kind.package] == ["AdamW", "Adafactor"]
+    assert KINDS["AdamW"].installed
+    assert KINDS["AdamW"].command == ""
+
+
+# ------------------------------------------------------------------ schedules
+TOTAL = 40
+Factor = Callable[[float, int], float]  # progress behind the warm-up, cycles → share of the rate
+SHAPES: dict[str, Factor] = {
+    "constant": lambda p, n: 1.0,
+    "constant_with_warmup": lambda p, n: 1.0,
+    "linear": lambda p, n: 1 - p,
+    "cosine": lambda p, n: 0.5 * (1 + math.cos(math.pi * p)),
+    "cosine_with_restarts": lambda p, n: 0.5 * (1 + math.cos(math.pi * (n * p % 1))),
+    "polynomial": lambda p, n: (1e-7 + (0.1 - 1e-7) * (1 - p) ** 2) / 0.1,
+}
+
+
+def test_every_schedule_is_tested() -> None:
+    assert tuple(SHAPES) == SCHEDULERS
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("warmup", "cycles"), [(0, 1), (10, 1), (4, 3)])
+def test_rate_follows_its_schedule(name: str, warmup: int, cycles: int) -> None:
+    settings = config(training__scheduler=name, training__scheduler_cycles=cycles, training__scheduler_power=2.0)
+    optimizer = build_optimizer(settings, groups())
+    schedule = build_schedule(settings, optimizer, warmup, TOTAL)
+    for step in range(TOTAL):
+        behind = (step - warmup) / (TOTAL - warmup)
+        rising = step < warmup and name != "constant"
+        share = step / warmup if rising else SHAPES[name](behind, cycles)
+        assert learning_rates(optimizer) == pytest.approx({"unet": 0.1 * share, "text": 0.01 * share}, abs=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [(0, 100, 0), (0.05, 100, 5), (0.999, 1000, 999), (1, 100, 1), (30, 100, 30), (7.9, 100, 7)],
+)
+def test_warmup_is_a_share_or_a_number_of_steps(warmup: float, total: int, steps: int) -> None:
+    assert warmup_steps(config(training__warmup=warmup), total) == steps

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_trainer.errors import InputError
+from lora_trainer.training.precision import autocast, grad_scaler, resolve_precision
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+NO_CARD = "fp16 needs a graphics card"
+NO_HALF = "start the WebUI with --no-half"
+FP8 = "turn FP8 off"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "weights", "bf16", "result"),
+    [
+        ("auto", "cuda", FP16, True, "bf16"),
+        ("auto", "cuda", FP16, False, "fp16"),
+        ("auto", "cuda", FP32, True, "bf16"),
+        ("auto", "cuda", FP32, False, "fp16"),
+        ("auto", "cuda", BF16, True, "bf16"),
+        ("auto", "cpu", FP32, False, "fp32"),
+        ("auto", "cpu", BF16, False, "bf16"),
+        ("fp16", "cuda", FP16, True, "fp16"),
+        ("bf16", "cuda", FP16, True, "bf16"),
+        ("bf16", "cpu", FP32, False, "bf16"),
+        ("fp32", "cuda", FP32, True, "fp32"),
+        ("fp32", "cpu", FP32, False, "fp32"),
+    ],
+)
+def test_precision_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, weights: torch.dtype, bf16: bool, result: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: bf16)
+    assert resolve_precision(wanted, torch.device(device), weights) == result
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "weights", "sentence"),
+    [
+        ("fp16", "cpu", FP32, NO_CARD),
+        ("fp32", "cuda", FP16, NO_HALF),
+        ("fp32", "cuda", BF16, NO_HALF),
+        ("fp32", "cpu", BF16, NO_HALF),
+        *[(wanted, "cuda", torch.float8_e4m3fn, FP8) for wanted in ("auto", "fp16", "bf16", "fp32")],
+    ],
+)
+def test_what_device_or_weights_cannot_do_is_said(
+    wanted: str, device: str, weights: torch.dtype, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence) as caught:
+        resolve_precision(wanted, torch.device(device), weights)
+    assert caught.value.field == "training.precision"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", FP32), ("bf16", BF16)])
+def test_model_is_run_in_the_precision_and_weights_stay_fp32(precision: str, dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(3, 3)
+    with autocast(precision, torch.device("cpu")):
+        assert layer(torch.ones(1, 3)).dtype == dtype
+    assert layer.weight.dtype == FP32
+    assert layer(torch.ones(1, 3)).dtype == FP32
+
+
+@pytest.mark.parametrize(
+    ("precision", "device"), [("fp32", "cpu"), ("bf16", "cpu"), ("bf16", "cuda"), ("fp32", "cuda")]
+)
+def test_loss_is_scaled_for_fp16_only(precision: str, device: str) -> None:
+    scaler = grad_scaler(precision, torch.device(device))
+    assert not scaler.is_enabled()
+    loss = torch.tensor(2.0)
+    assert scaler.scale(loss) is loss
+    assert scaler.state_dict() == {}

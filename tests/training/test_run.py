@@ -1,0 +1,291 @@
+"""Whole runs on the small checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lora_trainer.config import SCHEDULERS, TrainConfig
+from lora_trainer.files import replace_atomically
+from lora_trainer.hosts.standalone import StandaloneSession
+from lora_trainer.network.lora_file import describe
+from lora_trainer.runs import Run
+from lora_trainer.training import run as run_module
+from lora_trainer.training import work as work_module
+from lora_trainer.training.optimizers import KINDS
+from lora_trainer.training.trainer import Trainer
+from tests.runs_helpers import document, make_jobs, run_to_end, weights
+
+
+@pytest.fixture(autouse=True)
+def _a_slice_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "SLICE_SECONDS", 0.0)
+
+
+def names(run: Run) -> list[str]:
+    return [Path(entry["path"]).name for entry in run.manifest["files"]]
+
+
+def test_a_run_leaves_files_log_and_cards(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__steps=0, training__epochs=3, save__every_epochs=1, save__every_steps=5)
+    assert run.state == "done"
+    assert names(run) == [
+        "zorp-000001.safetensors",
+        "zorp-step00000005.safetensors",
+        "zorp-000002.safetensors",
+        "zorp.safetensors",
+    ]
+    assert run.manifest["step"] == run.manifest["steps"] == 9
+    assert [e["step"] for e in run.entries()] == list(range(1, 10))
+    for entry in run.manifest["files"]:
+        path = Path(entry["path"])
+        assert path.parent == tmp_path / "models" / "Lora" / "zorp"
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert (card["activation text"], card["sd version"], card["preferred weight"]) == ("zorp", "SD1", 0.8)
+    with Image.open(path.with_suffix(".png")) as preview:
+        assert preview.size == (64, 64)
+
+
+def test_the_file_has_the_metadata_of_the_run(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path)
+    with safe_open(run.manifest["files"][-1]["path"], framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_output_name"] == "zorp"
+    assert metadata["ss_network_dim"] == "2"
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_steps"] == "3"
+    assert metadata["modelspec.trigger_phrase"] == "zorp"
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"pictures": {"n_repeats": 1, "img_count": 5}}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"training__text_lr": 1e-3, "network__dropout": 0.1, "data__flip": True}
+    first = run_to_end(tmp_path / "a", **changes)
+    second = run_to_end(tmp_path / "b", **changes)
+    third = run_to_end(tmp_path / "c", training__seed=7, **changes)
+    assert weights(first) == weights(second)
+    assert weights(first) != weights(third)
+
+
+@pytest.mark.parametrize("text_lr", [0, 1e-3])
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path: Path, at: int, text_lr: float) -> None:
+    changes: dict[str, Any] = {"training__steps": 5, "training__text_lr": text_lr, "network__dropout": 0.2}
+    whole = run_to_end(tmp_path / "whole", **changes)
+    jobs = make_jobs(tmp_path / "parts")
+    stopping = jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts", **changes)))
+    jobs.wait(run)
+    assert (run.state, run.manifest["step"], stopping is None) == ("paused", at, False)
+    again = make_jobs(tmp_path / "parts")  # as another process would
+    run = again.resume("zorp")
+    again.wait(run)
+    assert run.state == "done"
+    assert weights(run) == weights(whole)
+    assert [e["loss"] for e in run.entries()] == [e["loss"] for e in whole.entries()]
+
+
+def test_stop_keeps_what_was_learned_and_discard_does_not(tmp_path: Path) -> None:
+    for name, wish, files in (("kept", "stop", ["kept-step00000002.safetensors"]), ("gone", "discard", [])):
+        jobs = make_jobs(tmp_path)
+        jobs._on_change = lambda run, w=wish, j=jobs: run.manifest["step"] == 2 and j.training.current().control.ask(w)
+        run = jobs.submit(TrainConfig.from_dict(document(tmp_path, name, training__steps=50)))
+        jobs.wait(run)
+        assert (run.state, names(run)) == ("stopped", files)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
+    plain = run_to_end(tmp_path / "a", save__precision="fp32")
+    saved = run_to_end(tmp_path / "b", save__precision="fp32", training__checkpointing=True)
+    one, other = (load_file(run.manifest["files"][-1]["path"]) for run in (plain, saved))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [name for name, kind in KINDS.items() if kind.installed])
+def test_every_installed_optimizer_trains(tmp_path: Path, optimizer: str) -> None:
+    rate = 1.0 if optimizer == "Prodigy" else 1e-3
+    run = run_to_end(tmp_path, training__optimizer=optimizer, training__unet_lr=rate)
+    assert run.state == "done", run.manifest["message"]
+    up = [v for k, v in load_file(run.manifest["files"][-1]["path"]).items() if "lora_up" in k]
+    assert sum(float(v.abs().sum()) for v in up) > 0
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_schedule_runs(tmp_path: Path, scheduler: str) -> None:
+    run = run_to_end(tmp_path, training__scheduler=scheduler, training__warmup=0.5, training__steps=4)
+    rates = [e["lr"]["unet"] for e in run.entries()]
+    assert len(rates) == 4
+    assert rates[0] == (0.01 if scheduler == "constant" else 0.0)
+
+
+def test_bf16_trains_with_fp32_adapters(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__precision="bf16", save__precision="fp32")
+    assert run.state == "done", run.manifest["message"]
+    assert run.manifest["precision"] == "bf16"
+    down = next(v for k, v in load_file(run.manifest["files"][-1]["path"]).items() if "lora_down" in k)
+    assert not torch.equal(down, down.bfloat16().float())
+
+
+def test_fp16_on_a_cpu_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__precision="fp16")
+    assert run.state == "failed"
+    assert "needs a graphics card" in run.manifest["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "unet", "text"),
+    [
+        ({}, 192, 0),
+        ({"training__text_lr": 1e-3}, 192, 72),
+        ({"training__unet_lr": 0, "training__text_lr": 1e-3}, 0, 72),
+        ({"network__targets": "attention+conv"}, 278, 0),
+    ],
+)
+def test_what_is_trained(tmp_path: Path, changes: dict[str, Any], unet: int, text: int) -> None:
+    info = describe(Path(run_to_end(tmp_path, **changes).manifest["files"][-1]["path"]))
+    assert (info["unet_modules"], info["text_modules"]) == (unet, text)
+
+
+def test_continuing_begins_with_the_files_weights(tmp_path: Path) -> None:
+    first = run_to_end(tmp_path / "a", save__precision="fp32")
+    path = first.manifest["files"][-1]["path"]
+    second = run_to_end(tmp_path / "b", network__continue_from=path, training__unet_lr=1e-12, save__precision="fp32")
+    one, other = load_file(path), load_file(second.manifest["files"][-1]["path"])
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-8)
+
+
+def test_continuing_with_another_rank_names_the_right_one(tmp_path: Path) -> None:
+    path = run_to_end(tmp_path / "a").manifest["files"][-1]["path"]
+    run = run_to_end(tmp_path / "b", network__continue_from=path, network__rank=4)
+    assert run.state == "failed"
+    assert "rank 2 and alpha 1" in run.manifest["message"]
+
+
+def test_nan_stops_the_run_keeps_files_and_names_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer.step
+
+    def poisoned(self: Trainer, step: Any) -> torch.Tensor:
+        loss = original(self, step)
+        return loss * float("nan") if step.number == 3 else loss
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    run = run_to_end(tmp_path, training__steps=5, save__every_steps=2)
+    assert run.state == "failed"
+    assert names(run) == ["zorp-step00000002.safetensors"]
+    assert "NaN" in run.manifest["message"]
+    assert "learning rate" in run.manifest["message"]
+
+
+def test_a_full_disk_while_saving_keeps_the_earlier_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, write: Any, **options: Any) -> None:
+        if path.name == "zorp.safetensors":
+
+            def write(temporary: Path) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        replace_atomically(path, write, **options)  # fmt: skip
+
+    monkeypatch.setattr("lora_trainer.network.lora_file.replace_atomically", full)
+    run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
+    assert run.state == "failed"
+    assert "disk is full" in run.manifest["message"]
+    assert names(run) == ["zorp-step00000002.safetensors"]
+    assert not (tmp_path / "models" / "Lora" / "zorp" / "zorp.safetensors").exists()
+
+
+def test_a_sample_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: StandaloneSession, *arguments: Any) -> None:
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(StandaloneSession, "draw", broken)
+    run = run_to_end(tmp_path, samples__prompts=["zorp"], samples__every_steps=1)
+    assert run.state == "done"
+    assert "no picture today" in run.manifest["message"]
+    assert not list(run.samples.glob("*.safetensors"))
+
+
+def test_samples_are_drawn_when_due(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, samples__prompts=["zorp", "red circle"], samples__every_steps=2, save__every_epochs=0)
+    assert [(s["step"], s["prompt"]) for s in run.manifest["samples"]] == [
+        (2, "zorp"), (2, "red circle"), (3, "zorp"), (3, "red circle"),
+    ]  # fmt: skip
+    assert all(Path(s["path"]).is_file() for s in run.manifest["samples"])
+
+
+def test_a_damaged_picture_is_skipped_and_counted(tmp_path: Path) -> None:
+    settings = document(tmp_path)
+    path = tmp_path / "pictures" / "02.png"
+    path.write_bytes(path.read_bytes()[:200])
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(settings))
+    jobs.wait(run)
+    assert run.state == "done"
+    assert run.manifest["dataset"]["pictures"] == 4
+    assert "02.png" in run.manifest["dataset"]["skipped"][0]
+
+
+def test_validation_measures_base_and_lora_on_pictures_kept_aside(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, training__steps=0, training__epochs=2, validation__share=0.4, validation__timesteps=2)
+    validation = run.manifest["validation"]
+    assert validation["base"] > 0
+    assert validation["last"] != validation["base"]
+    assert run.manifest["dataset"]["held_out"] == 2
+    assert run.manifest["steps_per_epoch"] == 2  # three pictures left
+
+
+def test_memory_that_runs_out_halves_the_pictures_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake card that holds one picture: the step is done in parts, and nothing but rounding changes."""
+    whole = run_to_end(tmp_path / "whole", training__batch_size=4, save__precision="fp32")
+    original = Trainer._losses
+
+    def small_card(self: Trainer, step: int, first: int, batch: Any, captions: Any) -> torch.Tensor:
+        if len(batch) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return original(self, step, first, batch, captions)
+
+    monkeypatch.setattr(Trainer, "_losses", small_card)
+    parts = run_to_end(tmp_path / "parts", training__batch_size=4, save__precision="fp32")
+    assert parts.state == "done"
+    assert "1 at a time" in parts.manifest["message"]
+    losses = [[e["loss"] for e in run.entries()] for run in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_memory_that_never_suffices_ends_with_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_card(*arguments: Any) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Trainer, "_losses", no_card)
+    run = run_to_end(tmp_path)
+    assert run.state == "failed"
+    assert "lower the resolution" in run.manifest["message"]
+
+
+def test_latents_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_to_end(tmp_path, "first")
+    encoded: list[Path] = []
+    original = work_module.LatentCache.fill
+
+    def counted(self: Any, wanted: Any, encode: Any) -> Any:
+        encoded.extend(entry.item.path for entry in wanted)
+        return original(self, wanted, encode)
+
+    monkeypatch.setattr(work_module.LatentCache, "fill", counted)
+    run_to_end(tmp_path, "second")
+    assert encoded == []
+
+
+def test_shuffled_captions_of_a_frozen_encoder_are_encoded_in_advance(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, data__caption_variants=3, data__caption_dropout=0.5)
+    assert run.state == "done"

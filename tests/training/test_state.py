@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_trainer.errors import InputError, RunError
+from lora_trainer.training.optimizers import KINDS, Group, build_optimizer, build_schedule
+from lora_trainer.training.precision import grad_scaler
+from lora_trainer.training.state import load_newest, save_state, states
+from tests.helpers import config, temporary_files
+
+INSTALLED = [name for name, kind in KINDS.items() if kind.installed and name != "AdamW8bit"]
+
+
+class Weights:
+    """Stands in for the adapters: two tensors under kohya's names."""
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(0)
+        self.down = torch.nn.Parameter(torch.randn(2, 5, generator=rng))
+        self.up = torch.nn.Parameter(torch.randn(3, 2, generator=rng))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"a.lora_down.weight": self.down.detach().clone(), "a.lora_up.weight": self.up.detach().clone()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        if tensors.keys() != self.state_dict().keys():
+            raise InputError("the file and this run train different layers")
+        with torch.no_grad():
+            self.down.copy_(tensors["a.lora_down.weight"])
+            self.up.copy_(tensors["a.lora_up.weight"])
+
+
+class Trainer:
+    """The parts of a trainer that a state is made of."""
+
+    def __init__(self, optimizer: str = "AdamW") -> None:
+        rate = 1.0 if optimizer == "Prodigy" else 0.05
+        settings = config(
+            training__optimizer=optimizer, training__unet_lr=rate, training__text_lr=rate, training__scheduler="cosine"
+        )
+        self.adapters = Weights()
+        groups = [Group("unet", [self.adapters.down], rate), Group("text", [self.adapters.up], rate)]
+        self.optimizer = build_optimizer(settings, groups)
+        self.lr_schedule = build_schedule(settings, self.optimizer, 2, 20)
+        self.scaler = grad_scaler("fp32", torch.device("cpu"))
+
+    def learn(self, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            target = torch.randn(3, 5, generator=torch.Generator().manual_seed(step))
+            ((self.adapters.up @ self.adapters.down - target) ** 2).sum().backward()
+            self.optimizer.step()
+            self.lr_schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def everything(self) -> dict[str, Any]:
+        return {"w": self.adapters.state_dict(), "o": self.optimizer.state_dict(), "s": self.lr_schedule.state_dict()}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def trained(folder: Path, *saved_at: int, optimizer: str = "AdamW") -> Trainer:
+    trainer, done = Trainer(optimizer), 0
+    for step in saved_at:
+        trainer.learn(done + 1, step)
+        save_state(folder, trainer, step)
+        done = step
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", INSTALLED)
+def test_state_comes_back_exactly_and_training_goes_on_as_if_never_stopped(tmp_path: Path, optimizer: str) -> None:
+    before = trained(tmp_path, 4, optimizer=optimizer)
+    resumed = Trainer(optimizer)
+    assert load_newest(tmp_path, resumed) == 4
+    assert same(resumed.everything(), before.everything())
+    for trainer in (before, resumed):
+        trainer.learn(5, 9)
+    assert same(resumed.everything(), before.everything())
+
+
+def test_new_run_has_no_state(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert load_newest(folder, Trainer()) == 0
+
+
+def test_only_the_last_two_states_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path, 1, 2, 9, 10)
+    assert [p.name for p in states(tmp_path)] == ["step-00000010.safetensors", "step-00000009.safetensors"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    for name in ("step-99999999.safetensors.bak", "step-1.safetensors", "notes.txt", ".step-00000099.safetensors.tmp"):
+        (tmp_path / name).write_text("x")
+    trained(tmp_path, 1, 2, 3)
+    assert load_newest(tmp_path, Trainer()) == 3
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def without_metadata(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def with_metadata(text: str) -> Callable[[Path], None]:
+    return lambda path: save_file(load_file(path), path, {"state": text})
+
+
+def without(part: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        del tensors[next(name for name in tensors if part in name)]
+        save_file(tensors, path, metadata)
+
+    return damage
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(b"\xff" * 1000),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "no metadata": without_metadata,
+    "broken metadata": with_metadata("{"),
+    "empty metadata": with_metadata("{}"),
+    "other metadata": with_metadata("[1]"),
+    "no moment": without("exp_avg"),
+    "no adapter": without("lora_up"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_newest_state_falls_back_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = trained(tmp_path, 3).everything()
+    trained(tmp_path, 3, 7)
+    DAMAGE[damage](tmp_path / "step-00000007.safetensors")
+    resumed = Trainer()
+    assert load_newest(tmp_path, resumed) == 3
+    assert same(resumed.everything(), wanted)
+    assert "step-00000007.safetensors cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_readable_state_is_an_error_not_a_new_start(tmp_path: Path, damage: str) -> None:
+    trained(tmp_path, 3, 7)
+    for path in states(tmp_path):
+        DAMAGE[damage](path)
+    with pytest.raises(RunError, match=r"No saved state in .* can be read .*start the run again under a new name"):
+        load_newest(tmp_path, Trainer())
+
+
+def test_state_is_no_pickle(tmp_path: Path) -> None:
+    path = save_state(tmp_path, trained(tmp_path, 2), 5)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert json.loads(header["__metadata__"]["state"])["step"] == 5
+    assert b"torch._utils" not in content
+
+
+def test_what_cannot_be_written_as_plain_values_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer()
+    trainer.optimizer.param_groups[0]["odd"] = object()
+    with pytest.raises(TypeError, match=r"optimizer\.param_groups\.0\.odd is a object, which cannot be saved"):
+        save_state(tmp_path, trainer, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_keeps_the_older_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained(tmp_path, 3, 7)
+
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(RunError, match="The disk is full"):
+        save_state(tmp_path, trainer, 9)
+    assert [p.name for p in states(tmp_path)] == ["step-00000007.safetensors", "step-00000003.safetensors"]
+    assert not temporary_files(tmp_path)

@@ -1,0 +1,130 @@
+"""The mathematics of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.plan import Plan, Step, Use
+from lora_trainer.dataset.scan import scan
+from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.training.conditioning import Captions
+from lora_trainer.training.trainer import Trainer
+from tests.runs_helpers import document
+
+
+class Bench:
+    """A trainer on fixed latents whose gradients can be looked at."""
+
+    def __init__(self, host: StandaloneHost, root: Path, **changes: object) -> None:
+        self.config = TrainConfig.from_dict(document(root, training__steps=0, **changes))
+        self.items = scan(self.config.data).items
+        self.latents = LatentCache(root / "cache", "none")
+        for index, item in enumerate(self.items):
+            generator = torch.Generator().manual_seed(index)
+            self.latents._latents[item.path, False] = torch.randn(4, 8, 8, generator=generator)
+        with host.session(self.config) as session:
+            self.model: LoadedModel = session.model
+        captions = Captions(self.items, self.config.data, 0, 1)
+        plan = Plan(self.items, self.config)
+        text = self.model.text
+        self.trainer = Trainer(self.config, self.model, self.items, plan, self.latents, captions, text, "fp32")
+        with torch.no_grad():  # an adapter of zeros hides half of the gradient
+            for index, parameter in enumerate(self.trainer.parameters):
+                generator = torch.Generator().manual_seed(index)
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+    def gradient(self, *batches: int) -> tuple[float, torch.Tensor]:
+        """Loss and gradient of one step over the first pictures in batches of these sizes."""
+        uses = iter(Use(i, False, 0) for i in range(sum(batches)))
+        step = Step(1, 1, tuple(tuple(next(uses) for _ in range(size)) for size in batches), True)
+        kept: list[torch.Tensor] = []
+        self.trainer._apply = lambda: kept.append(torch.cat([p.grad.flatten() for p in self.trainer.parameters]))  # type: ignore[method-assign]
+        loss = float(self.trainer.step(step))
+        self.trainer.optimizer.zero_grad()
+        return loss, kept[0].clone()
+
+
+@pytest.fixture
+def bench(standalone: StandaloneHost, tmp_path: Path) -> Bench:
+    return Bench(standalone, tmp_path)
+
+
+@pytest.mark.parametrize("batches", [(2, 2), (3, 1), (1, 1, 1, 1)])
+def test_batches_added_up_equal_one_batch(bench: Bench, batches: tuple[int, ...]) -> None:
+    loss, gradient = bench.gradient(4)
+    added_loss, added = bench.gradient(*batches)
+    assert added_loss == pytest.approx(loss, rel=1e-4)
+    assert float((added - gradient).norm() / gradient.norm()) < 1e-4
+
+
+def test_a_smaller_last_group_is_divided_by_its_own_count(bench: Bench) -> None:
+    """The mean over one picture, not a quarter of it."""
+    single = [bench.gradient(1)[0]]
+    assert bench.gradient(1)[0] == single[0]
+    pair = bench.gradient(1, 1)[0]
+    assert pair != pytest.approx(single[0] / 2, rel=0.2)
+
+
+def test_the_gradient_is_that_of_the_loss(bench: Bench) -> None:
+    """Against a central difference in the direction of the gradient, in fp32."""
+    _, gradient = bench.gradient(3)
+    length = gradient.norm()
+    losses = []
+    for sign in (1, -2):
+        offset = 0
+        for parameter in bench.trainer.parameters:
+            part = gradient[offset : offset + parameter.numel()].view_as(parameter) / length
+            offset += parameter.numel()
+            with torch.no_grad():
+                parameter.add_(part * sign * 1e-2)
+        losses.append(bench.gradient(3)[0])
+    assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(length), rel=2e-2)
+
+
+def test_only_the_adapters_have_gradients(bench: Bench) -> None:
+    bench.gradient(2)
+    own = {id(p) for p in bench.trainer.parameters}
+    others = [p for p in bench.model.unet.parameters() if id(p) not in own]
+    assert len(others) == 686
+    assert not any(p.requires_grad or p.grad is not None for p in others)
+
+
+def test_gradients_are_clipped_to_the_length_asked_for(standalone: StandaloneHost, tmp_path: Path) -> None:
+    bench = Bench(standalone, tmp_path, training__max_grad_norm=1e-3)
+    seen: list[float] = []
+    original = bench.trainer.optimizer.step
+
+    def look(*arguments: object, **options: object) -> None:
+        seen.append(float(torch.cat([p.grad.flatten() for p in bench.trainer.parameters]).norm()))
+        original()
+
+    bench.trainer.optimizer.step = look  # type: ignore[method-assign]
+    bench.trainer.step(Step(1, 1, ((Use(0, False, 0), Use(1, False, 0)),), True))
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_min_snr_weights_the_loss(standalone: StandaloneHost, tmp_path: Path) -> None:
+    weighted = Bench(standalone, tmp_path / "a", training__min_snr_gamma=1.0).gradient(4)[0]
+    plain = Bench(standalone, tmp_path / "b", training__min_snr_gamma=0.0).gradient(4)[0]
+    assert weighted < plain
+
+
+def test_a_held_out_loss_is_the_same_each_time_and_leaves_no_gradient(bench: Bench) -> None:
+    first = bench.trainer.denoiser.held_out_loss(bench.items[:2], bench.latents, 3)
+    assert bench.trainer.denoiser.held_out_loss(bench.items[:2], bench.latents, 3) == first
+    assert all(p.grad is None for p in bench.trainer.parameters)
+
+
+def test_without_adapters_the_loss_is_the_checkpoints(bench: Bench) -> None:
+    trained = bench.trainer.denoiser.held_out_loss(bench.items[:2], bench.latents, 3)
+    with bench.trainer.adapters.disabled():
+        base = bench.trainer.denoiser.held_out_loss(bench.items[:2], bench.latents, 3)
+    bench.trainer.adapters.set_multiplier(0.0)
+    assert bench.trainer.denoiser.held_out_loss(bench.items[:2], bench.latents, 3) == pytest.approx(base, rel=1e-6)
+    assert trained != pytest.approx(base, rel=1e-6)

@@ -1,0 +1,63 @@
+"""Headless Chromium for the tests of the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, sync_playwright
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-quic"),
+]
+NO_BROWSER = "NO BROWSER: the tests of the page are skipped; install chromium"
+_WINDOWS = Path("C:/Program Files/Google/Chrome/Application/chrome.exe")
+
+
+def chromium() -> str:
+    """Path of a Chromium or Chrome, or an empty text."""
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next((path for name in names if name and (path := shutil.which(name))), "")
+    return found or (str(_WINDOWS) if sys.platform == "win32" and _WINDOWS.is_file() else "")
+
+
+@contextmanager
+def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = False) -> Iterator[Page]:
+    """A page of the browser, at ``url``."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(60_000)
+        page.goto(f"{url}/?__theme={'dark' if dark else 'light'}", wait_until="domcontentloaded")
+        page.wait_for_selector("#lora_train", state="attached")
+        yield page
+        browser.close()
+
+
+def field(page: Page, key: str) -> Locator:
+    """Where a setting is typed, e.g. ``network.rank``."""
+    return page.locator(f"#lora_train_{key.replace('.', '_')}").locator("input, textarea").first
+
+
+def part(page: Page, selector: str) -> Locator:
+    """Gradio gives an HTML block's name to its frame and its content; this is the frame."""
+    return page.locator(selector).first
+
+
+def fill(page: Page, **values: object) -> None:
+    """Type settings, with two underscores for the dot: ``network__rank=8``."""
+    for key, value in values.items():
+        widget = field(page, key.replace("__", "."))
+        widget.fill(str(value))
+        widget.blur()
+
+
+def choose(page: Page, name: str, value: str) -> None:
+    """Choose from a list."""
+    page.locator(f"#lora_train_{name} input").click()
+    page.locator(f"#lora_train_{name} li[data-value='{value}']").click()

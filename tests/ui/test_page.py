@@ -1,0 +1,157 @@
+"""The page, used in a real browser as a person would."""
+
+from __future__ import annotations
+
+import re
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from lora_trainer.jobs import Jobs
+from lora_trainer.ui import standalone
+from tests.runs_helpers import document, make_jobs, run_to_end
+from tests.ui.browser import NO_BROWSER, choose, chromium, field, fill, open_page, part
+
+if not chromium():
+    warnings.warn(NO_BROWSER, stacklevel=1)
+    pytest.skip(NO_BROWSER, allow_module_level=True)
+
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def served(root: Path) -> Iterator[tuple[Jobs, str]]:
+    jobs = make_jobs(root)
+    demo = standalone.page(jobs)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, show_api=False)
+    yield jobs, f"http://127.0.0.1:{port}"
+    demo.close()
+
+
+@pytest.fixture
+def page(served: tuple[Jobs, str]) -> Iterator[Page]:
+    with open_page(served[1]) as opened:
+        yield opened
+
+
+def short_run(page: Page, root: Path, name: str, **values: object) -> None:
+    folder = document(root)["data"]["folder"]
+    settings = {"data__folder": folder, "data__resolution": 64, "data__trigger": "zorp", "training__epochs": 2}
+    fill(page, **{"name": name, **settings, "training__text_lr": 0, **values})
+
+
+def test_the_seven_steps_are_there_in_order(page: Page) -> None:
+    titles = page.locator("#lora_train .label-wrap > span:first-child").all_inner_texts()
+    steps = [title for title in titles if re.match(r"\d ·", title)]
+    assert [step[0] for step in steps] == list("1234567")
+
+
+def test_a_run_from_the_page_to_its_file(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
+    short_run(page, root, "fromthepage", samples__prompts="zorp", validation__share=0.2)
+    page.locator("#lora_train_start").click()
+    expect(part(page, "#lora_train_feedback")).to_contain_text("fromthepage is in line")
+    expect(part(page, "#lora_train_status")).to_contain_text("Done")
+    assert served[0].runs.get("fromthepage").state == "done"
+    expect(part(page, "#lora_train_curves").locator("svg")).to_have_count(3)
+    expect(part(page, "#lora_train_files")).to_contain_text("<lora:fromthepage:0.8> zorp")
+    expect(page.locator("#lora_train_samples img").first).to_be_visible()
+    page.reload()
+    expect(part(page, "#lora_train_status")).to_contain_text("fromthepage")
+
+
+def test_stop_and_keep(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
+    short_run(page, root, "stopped", training__epochs=5000)
+    page.locator("#lora_train_start").click()
+    expect(part(page, "#lora_train_status")).to_contain_text("left")
+    page.locator("#lora_train_stop").click()
+    expect(part(page, "#lora_train_status")).to_contain_text("Stopped")
+    assert served[0].runs.get("stopped").manifest["files"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"name": ""}, "give the LoRA a name"),
+        ({"name": "a/b"}, "cannot be a file name"),
+        ({"data__folder": "/no/such/folder"}, "does not exist"),
+        ({"training__optimizer_args": "weight_decay"}, "write it as name = value"),
+    ],
+)
+def test_bad_input_is_said_beside_the_button(page: Page, root: Path, values: dict[str, str], sentence: str) -> None:
+    page.get_by_text("More parameters").click()
+    short_run(page, root, **{"name": "wrong", **values})  # type: ignore[arg-type]
+    page.locator("#lora_train_start").click()
+    expect(part(page, "#lora_train_feedback .lt-error")).to_contain_text(sentence)
+
+
+def test_checking_the_pictures_shows_each_with_its_bucket(page: Page, root: Path) -> None:
+    short_run(page, root, "check")
+    page.locator("#lora_train_check").click()
+    expect(part(page, "#lora_train_report").locator("figure")).to_have_count(5)
+    expect(part(page, "#lora_train_report")).to_contain_text("64×64")
+    expect(part(page, "#lora_train_advice")).to_contain_text("steps in all")
+
+
+def test_a_caption_cannot_bring_markup_into_the_page(page: Page, root: Path) -> None:
+    folder = Path(document(root)["data"]["folder"])
+    caption = folder / "00.txt"
+    before = caption.read_text(encoding="utf-8")
+    caption.write_text("<img src=x onerror=window.hacked=1>, <script>window.hacked=1</script>", encoding="utf-8")
+    try:
+        short_run(page, root, "markup")
+        page.locator("#lora_train_check").click()
+        expect(part(page, "#lora_train_report").locator("figure")).to_have_count(5)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("#lora_train_report img:not([src^='data:'])").count() == 0
+    finally:
+        caption.write_text(before, encoding="utf-8")
+
+
+def test_warnings_follow_the_form(page: Page, root: Path) -> None:
+    short_run(page, root, "warned", network__rank=256)
+    expect(part(page, "#lora_train_advice")).to_contain_text("Rank 256 is high")
+    fill(page, network__rank=8)
+    expect(part(page, "#lora_train_advice")).not_to_contain_text("is high for")
+
+
+def test_a_preset_fills_the_form_and_can_be_saved(page: Page, served: tuple[Jobs, str]) -> None:
+    choose(page, "preset", "style")
+    expect(field(page, "network.rank")).to_have_value("32")
+    expect(field(page, "training.text_lr")).to_have_value("0")
+    fill(page, network__rank=48)
+    page.get_by_text("Save these settings as a preset").click()
+    page.locator("#lora_train_preset_name").locator("input, textarea").fill("mine")
+    page.get_by_role("button", name="Save preset").click()
+    expect(part(page, "#lora_train_feedback")).to_contain_text("mine.toml")
+    assert "rank = 48" in (served[0].host.folders.presets / "mine.toml").read_text(encoding="utf-8")
+
+
+def test_the_grid_is_shown(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
+    if "gridded" not in served[0].runs.names():
+        run_to_end(root, "gridded")
+    page.reload()
+    expect(part(page, "#lora_train_status")).to_contain_text("Done")
+    choose(page, "run", "gridded")
+    page.locator("#lora_train_weights").locator("input, textarea").fill("0.5, 1")
+    page.locator("#lora_train_draw").click()
+    expect(page.locator("#lora_train_grid img")).to_be_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1400, 800, 420])
+def test_nothing_is_wider_than_the_window(served: tuple[Jobs, str], width: int, dark: bool) -> None:
+    with open_page(served[1], width, dark=dark) as page:
+        expect(part(page, "#lora_train_base")).to_contain_text("small-sd1")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,199 @@
+"""What the tab does when its widgets are used, without a browser; tests/ui/test_page.py uses it in one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from lora_trainer.config import TrainConfig
+from lora_trainer.errors import InputError
+from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run
+from lora_trainer.ui.tab import Tab
+from tests.helpers import CHECKPOINT
+from tests.runs_helpers import document
+from tests.ui.markup import Page
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Tab:
+    """The tab of a host that has loaded nothing."""
+    return Tab(Jobs(StandaloneHost(tmp_path, str(CHECKPOINT))))
+
+
+def typed(tab: Tab, **values: Any) -> dict[Any, Any]:
+    """The form's values by widget, ``data__folder=…`` replaced."""
+    shown = {widget: widget.value for widget in tab._form.widgets.values()}
+    return {**shown, **{tab._form.widgets[key.replace("__", ".")]: value for key, value in values.items()}}
+
+
+def filled_in(tab: Tab, updates: list[Any]) -> dict[str, Any]:
+    """What an answer puts into the form; its last part is the feedback."""
+    return {path: u["value"] for path, u in zip(tab._form.widgets, updates[:-1], strict=True) if "value" in u}
+
+
+def make_run(tab: Tab, root: Path, name: str = "zorp", **manifest: Any) -> Run:
+    run = tab._jobs.runs.create(TrainConfig.from_dict(document(root, name)), checkpoint={"name": "a", "sha256": "b"})
+    run.update(state="done", now=True, **manifest)
+    return run
+
+
+def make_picture(folder: Path) -> Path:
+    path = folder / "picture.png"
+    Image.new("RGB", (8, 8)).save(path)
+    return path
+
+
+def poll(tab: Tab, name: str | None = None, seen: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a poll puts where, as gradio would send it to the page; widgets left alone are not in it."""
+    run = tab._shown_run(name)
+    *answers, marks = tab._poll(name, seen or {})
+    shown = dict(zip(tab._parts(run), answers, strict=True))
+    (dependency,) = (d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id])
+    widgets = [tab.blocks.blocks[number] for number in dependency["outputs"]]
+    for widget, answer in zip(widgets, [*answers, marks], strict=True):
+        value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
+        if value is not None and not isinstance(widget, (gr.State, gr.Button)):
+            widget.postprocess(value)
+    return {"marks": marks, **{k: v for k, v in shown.items() if v != gr.update()}}
+
+
+# ------------------------------------------------------------------ polling
+def test_what_has_not_changed_is_left_alone(tab: Tab, tmp_path: Path) -> None:
+    run = make_run(tab, tmp_path)
+    first = poll(tab)
+    assert {"base", "run", "status", "reuse"} <= first.keys()
+    assert poll(tab, "zorp", first["marks"]).keys() == {"marks"}
+    run.update(step=2, now=True)
+    assert {"status", "curves"} <= poll(tab, "zorp", first["marks"]).keys() <= {"marks", "status", "curves"}
+
+
+def test_without_a_run_there_is_a_page_that_says_how_to_begin(tab: Tab) -> None:
+    shown = poll(tab)
+    assert "No run yet" in Page(shown["status"]).text
+    assert shown["run"]["value"] is None
+    assert not shown["stop"]["interactive"]
+
+
+def test_a_reloaded_page_shows_the_newest_run_and_one_that_is_gone_is_not_missed(tab: Tab, tmp_path: Path) -> None:
+    older, newer = make_run(tab, tmp_path, "older"), make_run(tab, tmp_path, "newer")
+    os.utime(older.folder / "config.toml", (1, 1))
+    assert poll(tab)["run"]["value"] == "newer"
+    assert poll(tab, "older")["run"]["value"] == "older"
+    shutil.rmtree(newer.folder)
+    assert poll(tab, "newer")["run"]["value"] == "older"
+    assert poll(tab, "../..")["run"]["value"] == "older"
+
+
+def test_a_grid_is_shown_until_its_picture_is_deleted(tab: Tab, tmp_path: Path) -> None:
+    picture = make_picture(tmp_path)
+    make_run(tab, tmp_path, grid={"state": "done", "path": str(picture), "done": 1, "of": 1})
+    shown = poll(tab)
+    assert (shown["grid"]["value"], shown["grid"]["visible"]) == (str(picture), True)
+    picture.unlink()
+    again = poll(tab, "zorp", shown["marks"])
+    assert (again["grid"]["value"], again["grid"]["visible"]) == (None, False)
+
+
+def test_samples_that_were_deleted_are_left_out(tab: Tab, tmp_path: Path) -> None:
+    kept = make_picture(tmp_path)
+    entries = [{"path": str(p), "epoch": 1, "step": 4, "prompt": "{zorp} <b>"} for p in (tmp_path / "gone.png", kept)]
+    make_run(tab, tmp_path, samples=entries)
+    assert poll(tab)["samples"] == [(str(kept), "1 · 4 · {zorp} <b>")]
+
+
+def test_a_run_whose_settings_are_damaged_is_shown_without_its_trigger(tab: Tab, tmp_path: Path) -> None:
+    run = make_run(tab, tmp_path, files=[{"path": "/x/zorp.safetensors", "epoch": 1, "step": 3}])
+    (run.folder / "config.toml").write_text("{", encoding="utf-8")
+    assert "<lora:zorp:0.8>" in Page(poll(tab)["files"]).text
+
+
+def test_without_a_checkpoint_the_page_goes_on_and_says_so(tab: Tab, tmp_path: Path) -> None:
+    make_run(tab, tmp_path)
+    tab._jobs.host.checkpoint = ""  # type: ignore[attr-defined]
+    tab._jobs.host.name = "a1111"
+    assert "name the checkpoint file" in Page(poll(tab)["base"]).text
+
+
+# ------------------------------------------------------------------ buttons
+@pytest.mark.parametrize("name", [None, "", "nobody", "../.."])
+def test_buttons_without_a_run_answer_with_a_sentence(tab: Tab, name: Any) -> None:
+    answers = [tab._asking("stop")(name), tab._resume(name), tab._draw(name, "1", ""), tab._reuse(name)[-1]]
+    for answer in answers:
+        assert "There is no run named" in Page(answer).one("div", "lt-error").text
+
+
+@pytest.mark.parametrize("weights", ["many", "0.5; 1", "0.5 1", "1,2,three"])
+def test_weights_that_are_no_numbers_are_a_sentence(tab: Tab, tmp_path: Path, weights: str) -> None:
+    make_run(tab, tmp_path)
+    assert "is not a number" in Page(tab._draw("zorp", weights, "")).one("div", "lt-error").text
+
+
+def test_weights_are_read_with_chinese_commas_and_prompts_by_line(
+    tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(tab._jobs, "grid", lambda *values: asked.append(values))
+    tab._draw("zorp", " 0.3，1,, -0.5 ", "a\n\n b \n")
+    assert asked == [("zorp", [0.3, 1.0, -0.5], ["a", "b"])]
+
+
+def test_wrong_settings_are_said_beside_train_and_nothing_is_begun(tab: Tab, tmp_path: Path) -> None:
+    answer = tab._train(typed(tab, name="zorp", data__folder=str(tmp_path / "gone")))
+    assert "does not exist" in Page(answer[tab.feedback]).one("div", "lt-error").text
+    assert tab._jobs.runs.names() == []
+
+
+def test_checking_needs_no_name_and_says_what_is_wrong(tab: Tab, tmp_path: Path) -> None:
+    folder = document(tmp_path)["data"]["folder"]
+    answer = tab._check(typed(tab, data__folder=folder, data__resolution=64))
+    assert len(Page(answer[tab.report]).all("figure")) == 5
+    assert "steps in all" in Page(answer[tab.advice]).text
+    wrong = tab._check(typed(tab, data__folder=str(tmp_path / "gone")))
+    assert "does not exist" in Page(wrong[tab.report]).text
+    assert wrong[tab.advice] == ""
+
+
+def test_advice_is_given_for_settings_alone_and_for_wrong_ones_a_sentence(tab: Tab) -> None:
+    assert "is high" in Page(tab._advise(typed(tab, training__unet_lr=1.0))[tab.advice]).text
+    assert "write it as name" in Page(tab._advise(typed(tab, training__optimizer_args="x"))[tab.advice]).text
+
+
+# ------------------------------------------------------------------ presets and settings used again
+def test_a_preset_is_saved_filled_in_and_offered(tab: Tab) -> None:
+    values = {**typed(tab, network__rank=48, training__unet_lr=2e-4), tab.preset_name: " mine "}
+    answer = tab._save_preset(values)
+    assert "mine" in answer[tab.preset]["choices"]
+    updates = tab._load_preset("mine")
+    assert filled_in(tab, updates)["network.rank"] == 48
+    assert Page(updates[-1]).one("div", "lt-info")
+
+
+@pytest.mark.parametrize("name", ["", None, "../mine", "style"])
+def test_a_preset_that_cannot_have_its_name_is_a_sentence(tab: Tab, tmp_path: Path, name: str | None) -> None:
+    answer = tab._save_preset({**typed(tab), tab.preset_name: name})
+    assert Page(answer[tab.feedback]).one("div", "lt-error")
+    assert list(tmp_path.rglob("*.toml")) == []
+
+
+def test_a_preset_that_is_not_there_changes_nothing(tab: Tab) -> None:
+    updates = tab._load_preset("nobody")
+    assert filled_in(tab, updates) == {}
+    assert "no preset named nobody" in Page(updates[-1]).one("div", "lt-error").text
+
+
+def test_a_runs_settings_are_used_again_under_a_new_name(tab: Tab, tmp_path: Path) -> None:
+    run = make_run(tab, tmp_path)
+    updates = tab._reuse("zorp")
+    found = filled_in(tab, updates)
+    assert "name" not in found
+    assert (found["network.rank"], found["data.folder"]) == (2, run.config().data.folder)
+    with pytest.raises(InputError, match="give the LoRA a name"):
+        TrainConfig.from_dict(tab._form.document(typed(tab, **{k.replace(".", "__"): v for k, v in found.items()})))

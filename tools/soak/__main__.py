@@ -1,0 +1,73 @@
+"""``python -m tools.soak WHAT``: one of the long tests; its figures are printed as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.soak", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the random events")
+    parser.add_argument("--folder", type=Path, help="kept afterwards (default: a temporary one)")
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    kills = commands.add_parser("kills", help="kill a run at random instants and resume it")
+    kills.add_argument("--count", type=int, default=100)
+    fuzz = commands.add_parser("fuzz", help="send random REST bodies, names and documents")
+    fuzz.add_argument("--count", type=int, default=10_000)
+    beside = commands.add_parser("beside", help="draw pictures of all kinds beside a run in the real WebUI")
+    beside.add_argument("--count", type=int, default=200)
+    many = commands.add_parser("many", help="many runs in one WebUI: what stays in memory")
+    many.add_argument("--count", type=int, default=20)
+    events = commands.add_parser("events", help="random events in the real WebUI")
+    events.add_argument("--minutes", type=float, default=30)
+    args = parser.parse_args()
+    print(f"seed {args.seed}", file=sys.stderr)
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="lora-train-soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"kills": _kills, "fuzz": _fuzz, "beside": _beside, "many": _many, "events": _events}[args.what](
+        args, folder
+    )
+    print(json.dumps({"what": args.what, "seed": args.seed, **figures}, indent=1))
+    if args.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _kills(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.kills import Kills
+
+    return Kills(folder, args.seed).go(args.count)
+
+
+def _fuzz(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.fuzz import Fuzz
+
+    return Fuzz(folder, args.seed).go(args.count)
+
+
+def _beside(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.webui import Beside
+
+    return Beside(folder).go(args.count)
+
+
+def _many(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.webui import many_runs
+
+    return many_runs(folder, args.count)
+
+
+def _events(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.events import Events
+
+    return Events(folder, args.seed).go(args.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
