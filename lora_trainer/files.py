@@ -9,9 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import RunError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _UNFINISHED = ".lora-train-tmp"
 
@@ -85,6 +88,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG atomically, with the text of how it was made where the picture carries one."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    if made := image.info.get("parameters"):
+        text.add_text("parameters", made)
+    replace_atomically(path, lambda temporary: image.save(temporary, "PNG", pnginfo=text))
 
 
 def write_error(path: Path, error: OSError) -> RunError:

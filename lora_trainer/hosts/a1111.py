@@ -167,16 +167,18 @@ class A1111Session:
             finally:
                 self._has_turn = False
 
-    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
-        """The picture that txt2img draws with ``<lora:file:weight>`` in the prompt."""
+    def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
+        """The pictures that txt2img draws with the LoRA's tag in the prompts."""
+        request = requests[0]
         if sd_models.select_checkpoint().filename != self._sd_model.sd_checkpoint_info.filename:
             raise _changed()  # process_images would load the other one
         with _known_network(lora) as tag, _kept_prompt_history():
             processing = StableDiffusionProcessingTxt2Img(
                 sd_model=self._sd_model,
-                prompt=request.prompt + tag,
+                prompt=[r.prompt + tag for r in requests],
                 negative_prompt=request.negative,
-                seed=request.seed,
+                seed=[r.seed for r in requests],
+                batch_size=len(requests),
                 sampler_name=request.sampler,
                 steps=request.steps,
                 cfg_scale=request.cfg,
@@ -194,12 +196,18 @@ class A1111Session:
                 shared.state.begin(job="LoRA Train sample")
                 try:
                     images = process_images(processing).images
+                    interrupted = shared.state.interrupted or shared.state.skipped
                 finally:
                     shared.state.end()
                     shared.state.interrupted = False
-        if not images:
+        if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise RunError("The picture was interrupted.")
-        return images[0]
+        return images[: len(requests)]
+
+    def draw_settings(self) -> str:
+        """The options that the WebUI itself writes into a picture's text."""
+        opts = shared.opts
+        return repr(sorted((k, opts.data.get(k, i.default)) for k, i in opts.data_labels.items() if i.infotext))
 
     def wanted(self) -> bool:
         """Whether a picture waits."""
@@ -439,7 +447,7 @@ def _known_network(lora: LoraUse | None) -> Iterator[str]:
         entry = network.NetworkOnDisk(name, str(lora.path))
         networks.available_networks[name] = networks.available_network_aliases[name] = entry
     try:
-        yield f"<lora:{name}:{lora.weight:g}>"
+        yield lora.tag
     finally:
         if known is None and not _is_within(lora.path, Path(shared.cmd_opts.lora_dir)):
             networks.available_networks.pop(name, None)

@@ -45,10 +45,23 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA file used at a weight, as ``<lora:name:weight>`` does."""
+    """A LoRA file used at a weight, as ``<lora:name:weight:lbw=list>`` does.
+
+    Attributes:
+        path: the file.
+        weight: of text encoder and UNet.
+        lbw: block weights, a preset's name or a list of numbers; empty for none.
+    """
 
     path: Path
     weight: float = 1.0
+    lbw: str = ""
+
+    @property
+    def tag(self) -> str:
+        """What to type into a prompt."""
+        blocks = f":lbw={self.lbw}" if self.lbw else ""
+        return f"<lora:{self.path.stem}:{self.weight:g}{blocks}>"
 
 
 @dataclass
@@ -96,8 +109,23 @@ class Session(Protocol):
     def wanted(self) -> bool:
         """Whether somebody waits for the model, so that the turn should end soon."""
 
-    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
-        """Draw a picture as the host would; call it in a turn."""
+    def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
+        """Draw pictures together, as the host would; call it in a turn.
+
+        Args:
+            requests: which differ in nothing but prompt and seed.
+            lora: used in all of them.
+
+        Returns:
+            RGB pictures; ``info["parameters"]`` is the WebUI's text of how each was made.
+
+        Raises:
+            RunError: the drawing was interrupted.
+            torch.cuda.OutOfMemoryError: too many at once; nothing is lost.
+        """
+
+    def draw_settings(self) -> str:
+        """The host's own settings that change a picture (Clip skip and the like), in a comparable form."""
 
     def show_progress(self, name: str, step: int, steps: int) -> None:
         """Tell the host's own progress bar."""

@@ -219,11 +219,12 @@ class StandaloneSession:
         """Whether another thread of this process waits."""
         return self._turns.wanted
 
-    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+    def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
         """Draw with a diffusers pipeline on a second view of the same weights, the LoRA read from its file."""
         import diffusers
         import torch
 
+        request = requests[0]
         drawing = self._drawing_for(lora)
         pipeline = drawing.pipeline
         name, arguments = SAMPLERS.get(request.sampler) or SAMPLERS["Euler a"]
@@ -233,17 +234,39 @@ class StandaloneSession:
             trained_betas=betas.tolist(), prediction_type=self._info.prediction, steps_offset=1, **arguments
         )
         with torch.no_grad():
-            states = drawing.text([request.prompt, request.negative])
+            states = drawing.text([*(r.prompt for r in requests), request.negative])
             output = pipeline(
-                prompt_embeds=states[:1],
-                negative_prompt_embeds=states[1:],
+                prompt_embeds=states[:-1],
+                negative_prompt_embeds=states[-1:].expand(len(requests), -1, -1),
                 width=request.width,
                 height=request.height,
                 num_inference_steps=request.steps,
                 guidance_scale=request.cfg,
-                generator=torch.Generator().manual_seed(request.seed),
+                generator=[torch.Generator().manual_seed(r.seed) for r in requests],
             )
-        return output.images[0]
+        for each, image in zip(requests, output.images, strict=True):
+            image.info["parameters"] = self._infotext(each, lora)
+        return list(output.images)
+
+    def draw_settings(self) -> str:
+        """Clip skip; there are no others."""
+        return f"Clip skip: {self._clip_skip}"
+
+    def _infotext(self, request: DrawRequest, lora: LoraUse | None) -> str:
+        """How a picture was made, in the form that the WebUI writes and reads (modules/infotext_utils.py)."""
+        values = {
+            "Steps": request.steps,
+            "Sampler": request.sampler,
+            "CFG scale": f"{request.cfg:g}",
+            "Seed": request.seed,
+            "Size": f"{request.width}x{request.height}",
+            "Model hash": self._info.sha256[:10],
+            "Model": Path(self._info.name).stem,
+            **({"Clip skip": self._clip_skip} if self._clip_skip > 1 else {}),
+        }
+        negative = [f"Negative prompt: {request.negative}"] if request.negative else []
+        prompt = request.prompt + (lora.tag if lora else "")
+        return "\n".join([prompt, *negative, ", ".join(f"{k}: {v}" for k, v in values.items() if v != "")])
 
     def show_progress(self, name: str, step: int, steps: int) -> None:
         """The command line has its own bar."""
@@ -253,12 +276,12 @@ class StandaloneSession:
         return False
 
     def _drawing_for(self, lora: LoraUse | None) -> Drawing:
-        """The pipeline for a LoRA; the one at hand is kept while only the weight changes."""
+        """The pipeline for a LoRA; the one at hand is kept while only the weights change."""
         path = lora.path if lora else None
         if self._drawing is None or self._drawing.path != path:
             self._drawing = Drawing(self._checkpoint, self._checkpoint.view(self._info, self._clip_skip), path)
         if lora is not None:
-            self._drawing.set_weight(lora.weight)
+            self._drawing.set_weight(lora.weight, lora.lbw)
         return self._drawing
 
 
@@ -292,10 +315,17 @@ class Drawing:
         )
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def set_weight(self, weight: float) -> None:
-        """The number in ``<lora:name:0.8>``."""
-        if self._adapters:
-            self._adapters.set_multiplier(weight)
+    def set_weight(self, weight: float, lbw: str = "") -> None:
+        """The number and the list in ``<lora:name:0.8:lbw=list>``; raises :class:`InputError` for a wrong list."""
+        from lora_trainer.network.block_weights import factors, resolve
+        from lora_trainer.network.blocks import SD
+
+        if self._adapters is None:
+            return
+        self._adapters.set_multiplier(weight)
+        if lbw:
+            blocks = resolve(lbw, SD)
+            self._adapters.scale_each(factors(self._adapters.layers, blocks, weight, weight))
 
 
 # ------------------------------------------------------------------ reading the file

@@ -125,6 +125,11 @@ class Adapters:
         for layer in self.layers.values():
             layer.scaling[ADAPTER] = multiplier * layer.lora_alpha[ADAPTER] / layer.r[ADAPTER]
 
+    def scale_each(self, factors: Mapping[str, float | torch.Tensor]) -> None:
+        """Scale each layer by its own factor, kohya's key → factor; a tensor's gradient flows through."""
+        for key, layer in self.layers.items():
+            layer.scaling[ADAPTER] = factors[key] * (layer.lora_alpha[ADAPTER] / layer.r[ADAPTER])
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The base model alone."""

@@ -13,7 +13,7 @@ from typing import Any
 from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.plan import Step
 from lora_trainer.errors import CheckpointChanged, LoraTrainError
-from lora_trainer.files import remove_unfinished, write_json
+from lora_trainer.files import remove_unfinished, save_picture, write_json
 from lora_trainer.hosts.base import Host, LoraUse, draw_request
 from lora_trainer.network.lora_file import file_name, save_lora, verify
 from lora_trainer.runs import Run, output_folder
@@ -124,10 +124,9 @@ class Outputs:
     def _draw(self, work: Work, step: Step, path: Path, index: int, prompt: str) -> Path:
         request = draw_request(self._config.samples, prompt, self._config.data.resolution)
         with work.session.turn():
-            image = work.session.draw(request, LoraUse(path, self._config.samples.weight))
+            (image,) = work.session.draw([request], LoraUse(path, self._config.samples.weight))
         picture = self._run.samples / f"{step.number:08d}-{index:02d}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        image.save(picture)
+        save_picture(picture, image)
         entry = {"path": str(picture), "step": step.number, "epoch": step.epoch, "prompt": prompt}
         others = [s for s in self._run.manifest["samples"] if s["path"] != entry["path"]]
         self._note(samples=[*others, entry], now=True)

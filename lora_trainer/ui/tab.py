@@ -289,11 +289,11 @@ class Tab:
     def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
         """Everything that may have changed since ``seen``; what has not is left alone."""
         run = self._shown_run(name)
-        parts = self._parts(run)
+        parts = self._parts(run, name or "")
         shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
         return [*shown, {key: mark for key, (mark, _) in parts.items()}]
 
-    def _parts(self, run: Run | None) -> dict[str, tuple[Any, Callable[[], Any]]]:
+    def _parts(self, run: Run | None, asked: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
         """Key → what tells its state, and what shows it; in the order of the outputs."""
         t, m = self._t, run.manifest if run else {}
         health = health_report(self._jobs)
@@ -315,7 +315,7 @@ class Tab:
 
         return {
             "base": ((health["checkpoint"], health["problem"]), lambda: self._base_model(health)),
-            "run": ((names, run and run.name), lambda: gr.update(choices=names, value=run.name if run else None)),
+            "run": ((names, run and run.name), lambda: self._run_choice(names, run, asked)),
             "status": (dict(m), lambda: views.status_card(m, before, t) if run else self._no_run()),
             "curves": (
                 (run and run.name, m.get("step"), m.get("validation")),
@@ -353,6 +353,13 @@ class Tab:
         except LoraTrainError as error:  # as health tells it, but in the page's language
             return views.error_notice(error, self._t)
         return views.base_model(health, self._t)
+
+    @staticmethod
+    def _run_choice(names: list[str], run: Run | None, asked: str) -> Any:
+        """The list of runs. What the person chose is left alone: this answer may come after they chose again."""
+        if run and run.name == asked:
+            return gr.update(choices=names)
+        return gr.update(choices=names, value=run.name if run else None)
 
     def _no_run(self) -> str:
         return views.notice(self._t("No run yet. Fill in the steps on the left and press Train."))

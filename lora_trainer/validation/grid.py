@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.errors import InputError
-from lora_trainer.files import replace_atomically, write_json
+from lora_trainer.files import replace_atomically, save_picture, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.runs import Run
 
@@ -128,8 +128,8 @@ def draw_grid(
         if key not in pictures and not _is_drawn(path):
             lora = LoraUse(cell.file, cell.weight) if cell.file and cell.weight else None
             with session.turn():
-                image = session.draw(cell.request, lora)
-            replace_atomically(path, lambda temporary, i=image: i.save(temporary, "PNG"))  # type: ignore[misc]
+                (image,) = session.draw([cell.request], lora)
+            save_picture(path, image)
         pictures[key] = path
         on_cell(count, len(cells))
     sheet = folder / "grid.png"

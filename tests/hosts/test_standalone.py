@@ -326,7 +326,7 @@ def picture(session: StandaloneSession, lora: LoraUse | None = None, **changes: 
         **{"prompt": "red circle", "width": 64, "height": 48, "steps": 2, "sampler": "Euler", **changes}
     )
     with session.turn():
-        image = session.draw(request, lora)
+        (image,) = session.draw([request], lora)
     assert (image.size, image.mode) == ((request.width, request.height), "RGB")
     return image.tobytes()
 
@@ -382,10 +382,10 @@ def test_a_sampler_of_another_host_is_replaced_by_the_usual_one(session: Standal
 
 def test_a_file_that_is_gone_or_of_another_kind_is_one_sentence(session: StandaloneSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"), session.turn():
-        session.draw(DrawRequest("a"), LoraUse(tmp_path / "gone.safetensors"))
+        session.draw([DrawRequest("a")], LoraUse(tmp_path / "gone.safetensors"))
     path = tmp_path / "xl.safetensors"
     zeros = {f"lora_te2_x.{part}": torch.zeros(1, 1) for part in ("lora_down.weight", "lora_up.weight")}
     save_file(zeros, path)
     with pytest.raises(InputError, match="another kind of checkpoint"), session.turn():
-        session.draw(DrawRequest("a"), LoraUse(path))
+        session.draw([DrawRequest("a")], LoraUse(path))
     picture(session)

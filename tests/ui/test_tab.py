@@ -55,7 +55,7 @@ def poll(tab: Tab, name: str | None = None, seen: dict[str, Any] | None = None) 
     """What a poll puts where, as gradio would send it to the page; widgets left alone are not in it."""
     run = tab._shown_run(name)
     *answers, marks = tab._poll(name, seen or {})
-    shown = dict(zip(tab._parts(run), answers, strict=True))
+    shown = dict(zip(tab._parts(run, name or ""), answers, strict=True))
     (dependency,) = (d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id])
     widgets = [tab.blocks.blocks[number] for number in dependency["outputs"]]
     for widget, answer in zip(widgets, [*answers, marks], strict=True):
@@ -197,3 +197,11 @@ def test_a_runs_settings_are_used_again_under_a_new_name(tab: Tab, tmp_path: Pat
     assert (found["network.rank"], found["data.folder"]) == (2, run.config().data.folder)
     with pytest.raises(InputError, match="give the LoRA a name"):
         TrainConfig.from_dict(tab._form.document(typed(tab, **{k.replace(".", "__"): v for k, v in found.items()})))
+
+
+def test_a_late_answer_does_not_take_back_the_choice_of_a_run(tab: Tab) -> None:
+    """An answer made for the run that was chosen may come after another was chosen."""
+    update = tab._run_choice(["new", "old"], Run(Path("old"), {"state": "done"}), "old")
+    assert update["choices"] == ["new", "old"]
+    assert "value" not in update
+    assert tab._run_choice(["new"], Run(Path("new"), {"state": "done"}), "old")["value"] == "new"

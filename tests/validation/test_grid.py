@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ class Painter:
         yield
         self._in_turn = False
 
-    def draw(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+    def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
         assert self._in_turn, "drawing outside of a turn"
-        self.drawn.append((lora.path.name if lora else "", lora.weight if lora else 0.0, request.prompt))
-        return Image.new("RGB", self._size or (request.width, request.height), colour(request, lora))
+        for request in requests:
+            self.drawn.append((lora.path.name if lora else "", lora.weight if lora else 0.0, request.prompt))
+        return [Image.new("RGB", self._size or (r.width, r.height), colour(r, lora)) for r in requests]
 
 
 def colour(request: DrawRequest, lora: LoraUse | None) -> tuple[int, int, int]:
