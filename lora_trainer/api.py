@@ -129,9 +129,22 @@ class Api:
 
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
-        weights = _list_of(body, "weights", (int, float))
-        run = self._jobs.grid(name, weights, _list_of(body, "prompts", (str,)))
-        return {"name": name, "grid": run.manifest["grid"]}
+        wishes = {
+            "weights": _list_of(body, "weights", (int, float)),
+            "prompts": _list_of(body, "prompts", (str,)),
+            "epochs": _text(body, "epochs", "all"),
+            "seeds": _list_of(body, "seeds", (int,)),
+            "together": _whole(body, "together", 4),
+            "numbers": _flag(body, "numbers", True),
+            "clip": _text(body, "clip", ""),
+        }
+        if unknown := body.keys() - wishes.keys():
+            raise InputError("{key}: there is no such field.", field=min(unknown), key=min(unknown))
+        return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
+
+    def grid_document(self, name: str) -> dict[str, Any]:
+        """The document of a run's grid: columns, weights, prompts, seeds, cells with their pictures, numbers."""
+        return self._jobs.grid_document(name)
 
     def stop_grid(self, name: str) -> dict[str, Any]:
         """Stop drawing; finished pictures are kept."""
@@ -172,6 +185,7 @@ def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
         ("POST", "/runs/{name}/resume", api.resume, None),
         ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, None),
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
+        ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
         ("POST", "/runs/{name}/front", api.front, None),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
@@ -195,6 +209,11 @@ _GRID = {
     "properties": {
         "weights": {"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
         "prompts": {"type": "array", "items": {"type": "string"}},
+        "epochs": {"type": "string", "default": "all"},
+        "seeds": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "together": {"type": "integer", "minimum": 1, "default": 4},
+        "numbers": {"type": "boolean", "default": True},
+        "clip": {"type": "string", "default": ""},
     },
 }
 
@@ -223,6 +242,20 @@ def _flag(body: dict[str, Any], key: str, default: bool) -> bool:
     value = body.get(key, default)
     if not isinstance(value, bool):
         raise InputError("{key}: expected true or false.", field=key, key=key)
+    return value
+
+
+def _text(body: dict[str, Any], key: str, default: str) -> str:
+    value = body.get(key, default)
+    if not isinstance(value, str):
+        raise InputError("{key}: expected a text.", field=key, key=key)
+    return value
+
+
+def _whole(body: dict[str, Any], key: str, default: int) -> int:
+    value = body.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError("{key}: expected a whole number.", field=key, key=key)
     return value
 
 

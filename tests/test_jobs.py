@@ -168,7 +168,7 @@ def test_shutdown_pauses_the_run(tmp_path: Path) -> None:
 def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
     jobs = make_jobs(tmp_path)
-    run = jobs.grid("zorp", [0.5, 1.0], ["zorp", "red circle"])
+    run = jobs.grid("zorp", weights=[0.5, 1.0], prompts=["zorp", "red circle"])
     assert jobs.wait(run, 120)
     assert run.manifest["grid"]["state"] == "done", run.manifest["grid"]
     with Image.open(run.manifest["grid"]["path"]) as sheet:
@@ -179,12 +179,12 @@ def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("weights", "part"), [([3.0], "from -2 to 2"), ([0.001 * i for i in range(1500)], "is the most")]
+    ("weights", "part"), [([3.0], "from -2 to 2"), ([0.001 * i for i in range(1500)], "200 are the most")]
 )
 def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], part: str) -> None:
     run_to_end(tmp_path, "zorp")
     with pytest.raises(InputError, match=part):
-        make_jobs(tmp_path).grid("zorp", weights)
+        make_jobs(tmp_path).grid("zorp", weights=weights)
 
 
 def test_another_process_with_the_number_of_an_ended_one_is_not_it(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     with pytest.raises(InputError, match="No grid"):
         jobs.stop_grid("zorp")
-    run = jobs.grid("zorp", [0.1 * i for i in range(1, 20)], ["zorp", "red circle"])
+    run = jobs.grid("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
     until(lambda: run.manifest["grid"]["done"] >= 2)
     jobs.stop_grid("zorp")
     assert jobs.wait(run, 60)

@@ -22,7 +22,7 @@ from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import CheckpointChanged, InputError, RunError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
@@ -201,7 +201,7 @@ class A1111Session:
                     shared.state.end()
                     shared.state.interrupted = False
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
-            raise RunError("The picture was interrupted.")
+            raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
 
     def draw_settings(self) -> str:

@@ -247,7 +247,8 @@ class Tab:
     def _draw(self, name: str, weights: str, prompts: str) -> str:
         def start() -> Run:
             numbers = [_number(w) for w in weights.replace("，", ",").split(",") if w.strip()]
-            return self._jobs.grid(name or "", numbers, [p.strip() for p in prompts.splitlines() if p.strip()])
+            texts = [p.strip() for p in prompts.splitlines() if p.strip()]
+            return self._jobs.grid(name or "", weights=numbers, prompts=texts)
 
         return self._answer(start, "The grid is being drawn.")
 
