@@ -152,7 +152,11 @@ class Api:
 
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
-        return _state(self._jobs.to_front(name))
+        return _state(self._jobs.move(name, 1))
+
+    def move(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Give a waiting run another place in line: ``{"position": 2}``, 1 for the next."""
+        return _state(self._jobs.move(name, _whole(body, "position", 1)))
 
     def check_dataset(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""
@@ -188,6 +192,7 @@ def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
         ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
         ("POST", "/runs/{name}/front", api.front, None),
+        ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
     ]
     for method, path, handler, schema in routes:
@@ -204,6 +209,7 @@ _STOP = {
         "after_epoch": {"type": "boolean", "default": False},
     },
 }
+_MOVE = {"type": "object", "properties": {"position": {"type": "integer", "minimum": 1, "default": 1}}}
 _GRID = {
     "type": "object",
     "properties": {

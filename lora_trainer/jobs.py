@@ -218,19 +218,22 @@ class Jobs:
         task.control.ask("stop")
         return run
 
-    def to_front(self, name: str) -> Run:
-        """Let a waiting run be the next one. Raises :class:`InputError` when it does not wait."""
+    def move(self, name: str, position: int) -> Run:
+        """Give a waiting run another place in line, 1 for the next; raises :class:`InputError` when it has none."""
         run = self.runs.get(name)
         task = self.training.find(run)
-        if task is None or not self.training.to_front(task):
+        if task is None or not self.training.move(task, position - 1):
             raise InputError("The run {name} does not wait in line.", name=name)
+        waiting = [task.run for task in self.training.waiting()]
+        for each, place in zip(waiting, sorted(map(_place, waiting)), strict=True):
+            each.update(place=place, now=True)  # so that the order outlives the program
         return run
 
     def restore(self) -> None:
         """Put runs that waited, in line or for their checkpoint, when their program ended into the line again."""
         runs = [run for run in self.runs.list() if run.state == "queued" or run.manifest.get("waits")]
         waiting = [run for run in runs if not self._is_worked_on(run)]
-        for run in sorted(waiting, key=lambda run: float(run.manifest.get("created", 0))):
+        for run in sorted(waiting, key=_place):
             run.update(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process(), now=True)
             self._suspended.add(run)
 
@@ -261,7 +264,7 @@ class Jobs:
 
     # -------------------------------------------------------------- within
     def _train(self, run: Run) -> None:
-        run.update(process=this_process(), now=True)
+        run.update(process=this_process(), place=time.time(), now=True)
         self.training.add(Task(run, lambda control: self._carry_out(run, control)))
 
     def _carry_out(self, run: Run, control: Control) -> None:
@@ -303,6 +306,11 @@ class Jobs:
                 folder=found,
                 free=f"{config.name}-{number}",
             )
+
+
+def _place(run: Run) -> float:
+    """Where a run stands in line: when it came, or the place that it was given."""
+    return float(run.manifest.get("place") or run.manifest.get("created", 0))
 
 
 def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:

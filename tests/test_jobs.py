@@ -224,12 +224,16 @@ def test_a_waiting_run_can_be_put_in_front(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     submit(jobs, tmp_path, "first", training__steps=200)
     second, third = (submit(jobs, tmp_path, name) for name in ("second", "third"))
-    jobs.to_front("third")
+    jobs.move("third", 1)
     assert [task.run for task in jobs.training.waiting()] == [third, second]
+    assert third.manifest["place"] < second.manifest["place"]  # so is the order after a restart
+    jobs.move("third", 2)
+    assert [task.run for task in jobs.training.waiting()] == [second, third]
+    assert second.manifest["place"] < third.manifest["place"]
     jobs.stop("first")
     with pytest.raises(InputError, match="does not wait"):
-        jobs.to_front("first")
-    assert jobs.wait(second, 120)
+        jobs.move("first", 1)
+    assert jobs.wait(third, 120)
 
 
 def test_waiting_runs_are_in_line_again_after_a_restart_in_their_order(tmp_path: Path) -> None:
