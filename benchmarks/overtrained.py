@@ -119,17 +119,20 @@ def measure(root: Path, seed: int = 1) -> dict[str, Any]:
     column, weight = verdict["column"], verdict["weight"]
     fresh = fresh_losses(host, run, [weight]).entries
     epochs = [c["epoch"] for c in grid["columns"]]
+    trained_on = run.manifest["dataset"]["pictures"] - run.manifest["dataset"]["held_out"]
     return {
+        "command": "python -m benchmarks.overtrained",
         "what": "a run trained far too long; epoch and weight chosen on held-out pictures, measured on fresh ones",
         "machine": about,
         "seed": seed,
-        "pictures": {"trained": grid["measured"]["pictures"], "held_out": grid["measured"]["of"], "fresh": 2 * FRESH},
+        "pictures": {"trained": trained_on, "held_out": grid["measured"]["pictures"], "fresh": 2 * FRESH},
         "steps": run.manifest["steps"],
         "held_out_loss": {
             "without_lora": grid["groups"][0]["numbers"]["loss"],
             "by_epoch_and_weight": [
                 {"epoch": epochs[g["column"]], "weight": g["weight"], **g["numbers"]} for g in grid["groups"][1:]
             ],
+            "by_picture": [[round(loss, 6) for loss in g["losses"]] for g in grid["groups"]],
         },
         "recommended": {"epoch": epochs[column], "weight": weight},
         "state": verdict["state"],

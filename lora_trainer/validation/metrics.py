@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.dataset.plan import held_out
+from lora_trainer.dataset.scan import check_dataset
 from lora_trainer.validation.cache import NumberCache, cache_key
 from lora_trainer.validation.clip import ClipScorer
 
@@ -23,6 +26,16 @@ SIDE = 32
 _SAME = 0.005  # a step of 8 bits: what resizing and compressing again may change
 _ROWS = 256
 PICTURE_NUMBERS = ("effect", "leak", "copy", "clip")
+
+
+def training_pictures(config: TrainConfig) -> list[Path]:
+    """The pictures that a run learns from, without those that it keeps aside.
+
+    Raises:
+        InputError: the folder is gone, or there is no picture in it.
+    """
+    items, _ = held_out(check_dataset(config.data).items, config.validation.share, config.training.seed)
+    return [item.path for item in items]
 
 
 # ------------------------------------------------------------------ two pictures

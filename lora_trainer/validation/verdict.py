@@ -229,20 +229,13 @@ def _train_less() -> Notice:
 
 def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[str, list[Notice]]:
     """The state of a run whose loss does not rise again, and why."""
-    count = len(chosen.losses)
-    few = [
-        Notice(
-            "Few pictures were kept aside ({count}), which shows large differences only; keep {few} or more with the "
-            "held-out share.",
-            {"count": count, "few": FEW},
-        )
-    ] * (count < FEW)
-    if count == 1:
+    few = _few(len(chosen.losses))
+    if len(chosen.losses) == 1:
         return "unknown", few
-    loss = _loss_rise(chosen, base)
-    if loss is not None and loss.is_within_error:
-        if few:
-            return "unknown", few
+    without = _loss_rise(chosen, base)
+    if few and without is not None and not without.is_higher:
+        return "unknown", few
+    if without is not None and without.is_within_error:
         no_better = Notice("On pictures that were not trained on, no file is better than the checkpoint without LoRA.")
         return "useless", [no_better, _check_training()]
     row = _column(measured, chosen.weight)
@@ -253,6 +246,19 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
             Notice("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
         ]
     return "good", [Notice("Good: later files are no better, and no over-fitting could be measured."), *few]
+
+
+def _few(count: int) -> list[Notice]:
+    """A remark when there are few pictures."""
+    if count >= FEW:
+        return []
+    return [
+        Notice(
+            "Few pictures were kept aside ({count}), which shows large differences only; keep {few} or more with the "
+            "held-out share.",
+            {"count": count, "few": FEW},
+        )
+    ]
 
 
 def _check_training() -> Notice:

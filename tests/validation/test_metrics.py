@@ -17,11 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from lora_trainer.dataset.plan import held_out
+from lora_trainer.dataset.scan import scan
 from lora_trainer.demo import drawings
 from lora_trainer.errors import InputError
 from lora_trainer.validation import metrics
-from lora_trainer.validation.metrics import SIDE, TrainingPictures, add_picture_numbers, rms_difference
-from tests.helpers import draw_pictures
+from lora_trainer.validation.metrics import (
+    SIDE,
+    TrainingPictures,
+    add_picture_numbers,
+    rms_difference,
+    training_pictures,
+)
+from tests.helpers import config, draw_pictures
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
@@ -147,6 +155,19 @@ def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     training = TrainingPictures([damaged, *paths, text, tmp_path / "gone.png"])
     assert (training.count, training.typical) == (4, typical)
     assert TrainingPictures([]).copy_ratio(noise(1)) is None
+
+
+def test_training_pictures_are_those_that_are_learned_from(tmp_path: Path) -> None:
+    paths = draw_pictures(tmp_path / "pictures", count=7)
+    damaged = paths.pop(2)
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    values = {"data__folder": str(tmp_path / "pictures"), "data__resolution": 64, "validation__share": 0.5}
+    chosen = training_pictures(config(**values))
+    items = [item for item in scan(config(**values).data).items if item.path != damaged]
+    kept = [item.path for item in held_out(items, 0.5, config(**values).training.seed)[1]]
+    assert len(kept) == 3
+    assert chosen == [path for path in paths if path not in kept]
+    assert training_pictures(config(**{**values, "validation__share": 0})) == paths
 
 
 # ------------------------------------------------------------------ a grid's document
