@@ -74,7 +74,12 @@ def test_the_whole_job_leaves_its_files_and_a_report(
     assert Path(report["numbers"]).is_file()
     assert 0 < report["seconds"] < 600
     printed = capsys.readouterr().out
-    for text in (report["grid"], *report["recommendation"], str(output / "report.json"), f"<lora:{Path(best['file']).stem}:{best['weight']:g}>"):
+    for text in (
+        report["grid"],
+        *report["recommendation"],
+        str(output / "report.json"),
+        f"<lora:{Path(best['file']).stem}:{best['weight']:g}>",
+    ):
         assert text in printed
     assert TrainConfig.from_toml(output / "zorp.toml").training.epochs == 2
 
