@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,25 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
 
 
 class TrainingPictures:
-    """Thumbnails of the training pictures, to find copies with. Files that are gone or damaged are left out.
+    """Thumbnails of the training pictures, to find copies with; read when they are first needed.
+
+    Files that are gone or damaged are left out.
 
     Args:
         paths: the pictures.
 
     Attributes:
-        count: pictures that could be read.
-        typical: median distance of a training picture to the nearest other one that is not the same; ``None`` when
-            there are no two different ones.
         key: fingerprint of the files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        rows = [row for path in paths if (row := _thumbnail_of(path)) is not None]
-        self.count = len(rows)
+        self._paths = paths
         self.key = cache_key(SIDE, [_stamp(path) for path in paths])
-        self._rows = np.array([*rows, *map(_mirrored, rows)]).reshape(-1, 3 * SIDE**2)
-        self.typical = self._typical()
+
+    @property
+    def count(self) -> int:
+        """Pictures that could be read."""
+        return len(self._rows) // 2
 
     def copy_ratio(self, picture: Image.Image) -> float | None:
         """Distance of a picture to the nearest training picture, mirrored or not, against :attr:`typical`.
@@ -91,7 +92,18 @@ class TrainingPictures:
             return None
         return float(_distances(thumbnail(picture)[None], self._rows).min() / self.typical)
 
-    def _typical(self) -> float | None:
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """All thumbnails, then all of them mirrored."""
+        rows = [row for path in self._paths if (row := _thumbnail_of(path)) is not None]
+        return np.array([*rows, *map(_mirrored, rows)]).reshape(-1, 3 * SIDE**2)
+
+    @cached_property
+    def typical(self) -> float | None:
+        """Median distance of a training picture to the nearest other one that is not the same.
+
+        ``None`` when there are no two different ones.
+        """
         nearest: list[float] = []
         for start in range(0, self.count, _ROWS):
             block = self._rows[start : min(start + _ROWS, self.count)]

@@ -289,6 +289,7 @@ def test_what_is_known_is_not_measured_again(
     plain = metrics._difference
     monkeypatch.setattr(metrics, "_difference", lambda a, b: measured.append(a) or plain(a, b))
     monkeypatch.setattr(TrainingPictures, "copy_ratio", lambda self, picture: pytest.fail("measured again"))
+    monkeypatch.setattr(metrics, "thumbnail", lambda picture: pytest.fail("read again"))
     add_picture_numbers(grid, training, cache=cache)
     assert grid == once
     assert not measured

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from lora_trainer.validation.verdict import COPYING, FEW, judge
 
 WEIGHTS = (0.3, 0.6, 1.0)
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 STATES = {"good", "under", "over", "useless", "unknown"}
 BASE = 0.2
 Loss = Callable[[int, float], float]
@@ -178,6 +180,27 @@ def test_of_equally_good_files_one_that_copies_is_not_recommended() -> None:
     verdict = judge(made)
     assert verdict["column"] > 3
     assert "close to training pictures" not in sentences(verdict)
+
+
+def test_the_choice_in_a_real_run_that_was_trained_too_long_holds_on_fresh_pictures() -> None:
+    """Losses that ``python -m benchmarks.overtrained`` measured; nothing of the fresh ones is used to choose."""
+    measured = json.loads(max(RESULTS.glob("*-overtrained.json")).read_text(encoding="utf-8"))
+    held_out, fresh = measured["held_out_loss"], measured["fresh"]["by_epoch"]
+    cells = held_out["by_epoch_and_weight"]
+    weights = sorted({cell["weight"] for cell in cells})
+    made = grid(len(cells) // len(weights), weights)
+    for group, losses in zip(made["groups"], held_out["by_picture"], strict=True):
+        group["losses"] = losses
+    for column, cell in enumerate(cells[:: len(weights)], start=1):
+        made["columns"][column]["epoch"] = cell["epoch"]
+    made["measured"] = {"held_out": True}
+    verdict = judge(made)
+    epoch = made["columns"][verdict["column"]]["epoch"]
+    assert verdict["state"] == "over"
+    assert epoch < verdict["turn"]
+    last = str(cells[-1]["epoch"])
+    assert fresh[str(epoch)] < fresh[str(verdict["turn"])] < fresh[last]
+    assert fresh[str(epoch)] < fresh["0"]
 
 
 # ------------------------------------------------------------------ by the drawn pictures
