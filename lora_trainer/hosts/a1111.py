@@ -22,7 +22,7 @@ from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import CheckpointChanged, InputError, RunError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
@@ -200,8 +200,9 @@ class A1111Session:
                 finally:
                     shared.state.end()
                     shared.state.interrupted = False
+            _require_loaded(lora)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
-            raise RunError("The picture was interrupted.")
+            raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
 
     def draw_settings(self) -> str:
@@ -436,9 +437,13 @@ def clean_weights(sd_model: Any) -> None:
 def _known_network(lora: LoraUse | None) -> Iterator[str]:
     """Make a file known under its name for one picture; gives the prompt's tag."""
     networks = lora_networks()
-    if lora is None or networks is None:
+    if lora is None:
         yield ""
         return
+    if networks is None:
+        raise InputError("The WebUI's Lora extension is switched off, so no LoRA can be drawn; switch it on.")
+    if lora.lbw and not shared.opts.data.get("lora_train_block_weights", True):
+        raise InputError("Block weights in prompts are switched off; switch them on in Settings, LoRA Train.")
     name = lora.path.stem
     known = networks.available_networks.get(name)
     if known is None or Path(known.filename) != lora.path:
@@ -453,6 +458,12 @@ def _known_network(lora: LoraUse | None) -> Iterator[str]:
             networks.available_networks.pop(name, None)
             networks.available_network_aliases.pop(name, None)
             networks.networks_in_memory.pop(name, None)
+
+
+def _require_loaded(lora: LoraUse | None) -> None:
+    """The host draws without a network that it could not load, and says so only in its log (networks.py:320)."""
+    if lora and lora.path.stem not in {network.name for network in lora_networks().loaded_networks}:
+        raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
 
 
 def _is_within(path: Path, folder: Path) -> bool:
