@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import InputError
+from lora_trainer.mixing import Mixing, mix_options
 
 if TYPE_CHECKING:
     from lora_trainer.network.block_presets import Presets
@@ -20,7 +21,7 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 def add_lora_commands(add: Add, commands: Any) -> Any:
-    """``lora (info|merge|resize|extract)``, below the parser's ``commands``; returns where more can be added."""
+    """``lora (info|merge|resize|extract|mix)``, below the parser's ``commands``; returns where more can be added."""
     lora = commands.add_parser("lora", help="work on LoRA files").add_subparsers(metavar="WHAT", required=True)
     info = add("info", _info, "show metadata, blocks, ranks and norms of a LoRA file", lora)
     info.add_argument("file", type=Path)
@@ -54,7 +55,25 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
         "--text-threshold", type=float, default=0.0, help="smaller changes of the text encoder are none"
     )
     _add_output(extract)
+    _add_mix(add, lora)
     return lora
+
+
+def _add_mix(add: Add, lora: Any) -> None:
+    mix = add("mix", _mix, "random mixes of several LoRAs as prompts; with --checkpoint they are drawn", lora)
+    mix.add_argument(
+        "loras", nargs="+", metavar="NAME:WEIGHT", help="a file or its name, its weight, and :block weights if wanted"
+    )
+    for item in mix_options():
+        if item.path != "stack":
+            mix.add_argument(
+                f"--{item.path.replace('_', '-')}",
+                type=item.type,
+                choices=item.choices or None,
+                metavar=None if item.choices else item.path.upper(),
+                help=f"{item.title}. {item.help}".replace("%", "%%") + f" (default: {'none' if item.default == '' else item.default})",
+            )
+    mix.add_argument("--root", type=Path, help="folder with models/Lora, and where mixes/ goes (default: here)")
 
 
 def add_block_commands(add: Add, commands: Any) -> Any:
@@ -152,6 +171,29 @@ def _extract(args: argparse.Namespace) -> int:
         progress=_bar("layers", args.json),
     )
     return _done(args, made)
+
+
+def _mix(args: argparse.Namespace) -> int:
+    from lora_trainer.chores import Chores
+    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.line import Line
+
+    mixing = Mixing(StandaloneHost(args.root), Chores(Line("lora-train mixes")))
+    given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
+    plan, config = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    notices = [str(notice) for notice in plan.stack.notices()]
+    document: Mapping[str, Any] = plan.document()
+    if args.checkpoint:
+        document = mixing.drawn(plan, config, _bar("pictures", args.json)).to_dict()
+    if args.json:
+        return _print_json({**document, "notices": notices})
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr)
+    for mix in document["mixes"]:
+        print(mix["picture"] or mix["prompt"])
+    if args.checkpoint:
+        print(document["folder"])
+    return 0
 
 
 def _show(args: argparse.Namespace) -> int:

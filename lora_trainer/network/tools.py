@@ -24,6 +24,7 @@ from lora_trainer.network.checkpoint_weights import open_checkpoint
 from lora_trainer.network.derived import Notice
 from lora_trainer.network.extract import extract, metadata
 from lora_trainer.network.lora_file import read_lora, read_metadata
+from lora_trainer.network.lora_tag import LoraTag
 from lora_trainer.network.merge import Progress, Source, merge
 from lora_trainer.network.modules import group
 from lora_trainer.network.resize import Rule, resize
@@ -76,6 +77,11 @@ class Ingredient:
     lbw: str = ""
     lbwe: str = ""
     x: float | None = None
+
+    @classmethod
+    def of(cls, tag: LoraTag, path: Path) -> Ingredient:
+        """A file as a tag uses it."""
+        return cls(path, tag.unet_weight, tag.te, tag.lbw, tag.lbwe, tag.x)
 
     def source(self, presets: Presets | None = None) -> Source:
         """The file read, with a factor for each module. Raises :class:`InputError`."""
