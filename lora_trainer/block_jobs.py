@@ -45,7 +45,7 @@ class TuningDocument:
         "Folder of pictures with captions that the LoRA was not trained on; empty: those that the run kept aside.",
     )
     steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
-    pull: float = option(0.002, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
+    pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
     seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED)
 
 

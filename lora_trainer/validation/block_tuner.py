@@ -70,7 +70,7 @@ class Effort:
     steps: int = 48
     batch: int = 6
     rate: float = 0.08
-    pull: float = 0.002
+    pull: float = 0.01
     levels: int = 8
     draws: int = 2
     seed: int = 0
