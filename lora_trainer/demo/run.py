@@ -79,7 +79,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
         raise RunError("The demo's training failed: {message}", message=run.manifest["message"])
     files = [Path(entry["path"]) for entry in run.manifest["files"]]
     with host.session(config) as session:
-        losses = held_out_losses(host, session, config, files, WEIGHTS)
+        losses = held_out_losses(host, session, config, files, WEIGHTS).entries
     chosen = best([entry for entry in losses if entry.file])
     jobs.grid(run.name, weights=WEIGHTS, prompts=PROMPTS)
     jobs.wait(run)
