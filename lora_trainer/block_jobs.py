@@ -143,7 +143,14 @@ class BlockJobs:
 
             with self._host.session(config) as session:
                 with concerning("pictures"):
-                    pictures = find_pictures(self._host, session, config, wanted.pictures, wanted.seed)
+                    pictures = find_pictures(
+                        self._host,
+                        session,
+                        config,
+                        wanted.pictures,
+                        fingerprint=str(run.manifest.get("dataset", {}).get("fingerprint", "")),
+                        seed=wanted.seed,
+                    )
                 tune(
                     session,
                     file.path,

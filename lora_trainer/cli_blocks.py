@@ -179,7 +179,14 @@ def _tune(args: argparse.Namespace) -> int:
         found = tune(
             session,
             subject.file,
-            find_pictures(host, session, config, str(args.pictures or ""), args.seed),
+            find_pictures(
+                host,
+                session,
+                config,
+                str(args.pictures or ""),
+                fingerprint=str(subject.run.manifest.get("dataset", {}).get("fingerprint", "")) if subject.run else "",
+                seed=args.seed,
+            ),
             precision=config.training.precision,
             weight=args.weight,
             effort=effort,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from lora_trainer.dataset.images import read_picture
 from lora_trainer.dataset.scan import file_hash
 from lora_trainer.errors import InputError
 from lora_trainer.files import save_picture, write_json, write_text
@@ -36,6 +37,7 @@ from lora_trainer.network.info import OTHER, block_infos
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
 from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
+from lora_trainer.validation.metrics import rms_difference
 from lora_trainer.validation.sheet import Layout, sheets
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ _BRIGHTEST = 0.995
 _MOST_OF_IT = 0.5
 _INVISIBLE = 0.002
 """Share of channel samples; fewer changed ones are not seen."""
+_FAINT = 0.005
+"""RMS difference: little more than one of 255 levels."""
 _KEPT = 64
 """Pictures that are kept in memory while they are compared."""
 
@@ -219,7 +223,7 @@ class _Report:
         asking = [request for request in plan.requests if plan.asks(request)]
         self._asking = asking or plan.requests
         self._other = [request for request in plan.requests if request not in self._asking]
-        self._pixels = lru_cache(maxsize=_KEPT)(self._read)
+        self._picture = lru_cache(maxsize=_KEPT)(self._read)
 
     def write(self) -> dict[str, Any]:
         """The document, with everything that it names on disk."""
@@ -286,8 +290,9 @@ class _Report:
         second: Callable[[DrawRequest], Cell],
     ) -> dict[str, float]:
         """Mean and spread (sample standard deviation) of both numbers over prompts and seeds."""
-        found = [difference(self._pixels(first(request)), self._pixels(second(request))) for request in requests]
-        rms, share = [pair[0] for pair in found], [pair[1] for pair in found]
+        pairs = [(self._picture(first(request)), self._picture(second(request))) for request in requests]
+        rms = [rms_difference(*pair) for pair in pairs]
+        share = [changed_share(*pair) for pair in pairs]
         return {
             "rms": statistics.fmean(rms),
             "rms_sd": _sd(rms),
@@ -295,9 +300,8 @@ class _Report:
             "share_sd": _sd(share),
         }
 
-    def _read(self, cell: Cell) -> np.ndarray[Any, Any]:
-        with Image.open(self._place(cell)) as picture:
-            return np.asarray(picture.convert("RGB"), dtype=np.float32)
+    def _read(self, cell: Cell) -> Image.Image:
+        return read_picture(self._place(cell))
 
     def _references(self, request: DrawRequest) -> dict[str, str]:
         return {"none": str(self._place(self._plan.none(request))), "full": str(self._place(self._plan.full(request)))}
@@ -306,7 +310,7 @@ class _Report:
         """By how much differences are made visible: the same for all blocks, so that they can be compared."""
         plan = self._plan
         pairs = [(plan.full(request), plan.without(block, request)) for request in self._asking for block in plan.lists]
-        largest = max(float(np.quantile(np.abs(self._pixels(a) - self._pixels(b)), _BRIGHTEST)) for a, b in pairs)
+        largest = max(float(np.quantile(apart(self._picture(a), self._picture(b)), _BRIGHTEST)) for a, b in pairs)
         return next((gain for gain in _GAINS if gain * largest <= 255), 1)
 
     def _pictures(self, block: str, gain: int) -> list[dict[str, str]]:
@@ -325,8 +329,8 @@ class _Report:
         name = hashlib.sha256(f"{full.key()} {without.key()} {gain}".encode()).hexdigest()[:16]
         path = self._folder / "differences" / f"{name}.png"
         if not path.is_file():
-            apart = np.abs(self._pixels(full) - self._pixels(without)) * gain
-            save_picture(path, Image.fromarray(apart.clip(0, 255).astype(np.uint8)))
+            brighter = apart(self._picture(full), self._picture(without)) * gain
+            save_picture(path, Image.fromarray(brighter.clip(0, 255).astype(np.uint8)))
         return path
 
     def _sheets(self, ranked: Sequence[dict[str, Any]], gain: int) -> list[Path]:
@@ -359,14 +363,14 @@ class _Report:
         return paths
 
 
-def difference(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """How far two pictures (H, W, 3), 0 … 255, are apart.
+def apart(first: Image.Image, second: Image.Image) -> np.ndarray[Any, Any]:
+    """Absolute differences of two pictures of one size, (H, W, 3), 0 … 255."""
+    return np.abs(np.asarray(first, dtype=np.float32) - np.asarray(second, dtype=np.float32))
 
-    Returns:
-        The root mean square in 0 … 1, and the share of samples that differ by more than :data:`THRESHOLD`.
-    """
-    apart = np.abs(first - second)
-    return float(np.sqrt(np.mean(np.square(apart, dtype=np.float64)))) / 255, float(np.mean(apart > THRESHOLD))
+
+def changed_share(first: Image.Image, second: Image.Image) -> float:
+    """The share of channel samples that differ by more than :data:`THRESHOLD`."""
+    return float(np.mean(apart(first, second) > THRESHOLD))
 
 
 def notes(document: dict[str, Any]) -> list[Notice]:
@@ -381,10 +385,13 @@ def notes(document: dict[str, Any]) -> list[Notice]:
             {"blocks": ", ".join(_most(effects))},
         )
     ]
-    idle = [b["block"] for b in blocks if max(b["only"]["share"], b["without"]["share"]) < _INVISIBLE]
+    idle = [b["block"] for b in blocks if _is_idle(b["only"]) and _is_idle(b["without"])]
     if idle:
         found.append(
-            Notice("{blocks} hardly move the picture; at 0 nobody would see a difference.", {"blocks": ", ".join(idle)})
+            Notice(
+                "Next to nothing changes with {blocks}; at 0 nobody would see a difference.",
+                {"blocks": ", ".join(idle)},
+            )
         )
     if document["all_leak"] is None:
         found.append(
@@ -415,11 +422,15 @@ def _leak_notes(document: dict[str, Any]) -> list[Notice]:
     if worse:
         found.append(
             Notice(
-                "{blocks} change more without the trigger word than with it: the first to lower.",
+                "Without the trigger word {blocks} change more than with it: lower these first.",
                 {"blocks": ", ".join(worse)},
             )
         )
     return found
+
+
+def _is_idle(numbers: dict[str, float]) -> bool:
+    return numbers["share"] < _INVISIBLE and numbers["rms"] < _FAINT
 
 
 def _most(effects: dict[str, float]) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 import torch
 
 from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Item, scan
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import Host, Session
-from lora_trainer.network.adapters import adapters_for
+from lora_trainer.network.adapters import adapters_for, remove_adapters
 from lora_trainer.network.info import ORDER, OTHER, place_of
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.randomness import python_rng
@@ -37,6 +38,8 @@ from lora_trainer.training.losses import keyed_noise
 from lora_trainer.training.memory import free_memory, is_out_of_memory
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.run import out_of_memory
+from lora_trainer.training.work import dataset_fingerprint
+from lora_trainer.validation.paired import Difference, paired
 
 HIGHEST = 1.5
 STEP = 0.05
@@ -44,7 +47,6 @@ STEP = 0.05
 MAX_PICTURES = 32
 """More are not looked at; some are chosen by chance."""
 HELD_OUT, TRAINING, FOLDER = "held out", "training", "folder"
-_SURE = 2.0
 _FP16_SCALE = 2.0**12
 
 Weights = tuple[float, ...]
@@ -93,55 +95,52 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Gain:
-    """A cross-fitted comparison.
+    """A cross-fitted comparison: losses by number of the picture.
 
     Attributes:
-        before: mean loss with all blocks at 1.
-        after: mean loss with weights that were chosen on other pictures.
-        gains: before − after of each picture.
+        before: with all blocks at 1.
+        after: with weights that were chosen on other pictures.
     """
 
-    before: float
-    after: float
-    gains: list[float]
+    before: Mapping[int, float]
+    after: Mapping[int, float]
 
     @property
-    def mean(self) -> float:
-        """How much lower the loss became."""
-        return statistics.fmean(self.gains)
-
-    @property
-    def error(self) -> float:
-        """Standard error of :attr:`mean`, paired by picture."""
-        return standard_error(self.gains)
-
-    def is_beaten_by(self, other: Gain) -> bool:
-        """Whether the other's gain is larger by more than the standard error of what lies between them."""
-        apart = [theirs - ours for ours, theirs in zip(self.gains, other.gains, strict=True)]
-        return statistics.fmean(apart) > standard_error(apart)
+    def difference(self) -> Difference:
+        """Before minus after, paired by picture: above 0 the weights are better."""
+        return _paired(self.after, self.before)
 
     @property
     def state(self) -> str:
-        """``helps`` (more than two standard errors), ``maybe`` (more than one) or ``no``."""
-        if self.mean <= 0 or self.mean <= self.error:
+        """``helps`` (hardly by chance), ``maybe`` (more than its standard error) or ``no``."""
+        if self.difference.is_within_error:
             return "no"
-        return "helps" if self.mean > _SURE * self.error else "maybe"
+        return "helps" if self.difference.is_higher else "maybe"
+
+    def is_beaten_by(self, other: Gain) -> bool:
+        """Whether the other is better by more than the standard error of what lies between them."""
+        return not _paired(other.after, self.after).is_within_error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
+        before, difference = statistics.fmean(self.before.values()), self.difference
         return {
-            "before": self.before,
-            "after": self.after,
-            "improvement": self.mean,
-            "error": self.error,
-            "relative": self.mean / self.before,
+            "before": before,
+            "after": statistics.fmean(self.after.values()),
+            "improvement": difference.mean,
+            "error": difference.se,
+            "relative": difference.mean / before,
             "state": self.state,
         }
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of two or more values."""
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    one: dict[Hashable, float] = dict(first.items())
+    other: dict[Hashable, float] = dict(second.items())
+    found = paired(one, other)
+    if found is None:
+        raise ValueError("no pictures to compare")
+    return found
 
 
 class ProximalAdam:
@@ -216,10 +215,16 @@ class Tuner:
         self._weight = weight
         self._on_part = on_part
         self._done = 0
+        self._at_once = self.effort.levels
         self._losses: dict[tuple[int, Weights], float] = {}
         model = session.model
+        tensors = read_lora(file)
         with session.turn():
-            self.adapters = adapters_for(model.unet, model.text.model, read_lora(file))
+            try:
+                self.adapters = adapters_for(model.unet, model.text.model, tensors)
+            except InputError:
+                self.close()
+                raise
         for parameter in self.adapters.parameters():
             parameter.requires_grad_(False)
         places = {key: place_of(key) for key in self.adapters.layers}
@@ -229,6 +234,12 @@ class Tuner:
         chosen = resolve_precision(precision, model.device, model.unet.dtype)
         self._scale = _FP16_SCALE if chosen == "fp16" else 1.0
         self._denoiser = Denoiser(model, self._conditioning(chosen), chosen)
+
+    def close(self) -> None:
+        """Leave the model's view as it was found."""
+        model = self._session.model
+        remove_adapters(model.unet, model.text.model)
+        model.unet.disable_gradient_checkpointing()
 
     # -------------------------------------------------------------- measuring
     def losses(self, weights: Weights, pictures: Sequence[int]) -> list[float]:
@@ -243,25 +254,38 @@ class Tuner:
     def _loss(self, weights: Weights, number: int) -> float:
         known = self._losses.get((number, weights))
         if known is None:
-            with self._session.turn(), torch.no_grad():
-                known = self._losses[number, weights] = self._measured(weights, number)
+            cells = [(level, draw) for draw in range(self.effort.draws) for level in range(self.effort.levels)]
+            found: list[float] = []
+            while len(found) < len(cells):
+                found += self._measured(weights, number, cells[len(found) : len(found) + self._at_once])
+            known = self._losses[number, weights] = statistics.fmean(found)
             self._count()
         return known
 
-    def _measured(self, weights: Weights, number: int) -> float:
-        model, effort = self._session.model, self.effort
-        model.unet.eval()
-        model.text.model.eval()
-        self._apply(torch.tensor(weights, device=model.device))
-        strata = [int((k + 0.5) / effort.levels * self._denoiser.schedule.timesteps) for k in range(effort.levels)]
+    @torch.no_grad()
+    def _measured(self, weights: Weights, number: int, cells: Sequence[tuple[int, int]]) -> list[float]:
+        """The losses at some (level, draw); none when there was too little memory, and fewer are to be tried."""
+        model, schedule = self._session.model, self._denoiser.schedule
         item = self._pictures.items[number]
         latent = self._pictures.latents[item.path, False]
-        found = []
-        for draw in range(effort.draws):
-            noise = torch.stack([self._noise(latent, "measure", number, t, draw) for t in strata])
-            batch = latent.expand(effort.levels, *latent.shape)
-            found.append(self._denoiser.losses(batch, noise, torch.tensor(strata), [item.caption] * effort.levels))
-        return float(torch.cat(found).double().mean())
+        levels = [int((level + 0.5) / self.effort.levels * schedule.timesteps) for level, _ in cells]
+        pairs = zip(levels, cells, strict=True)
+        noise = torch.stack([self._noise(latent, "measure", number, t, draw) for t, (_, draw) in pairs])
+        batch, captions = latent.expand(len(cells), *latent.shape), [item.caption] * len(cells)
+        try:
+            with self._session.turn():
+                model.unet.eval()
+                model.text.model.eval()
+                self._apply(torch.tensor(weights, device=model.device))
+                return self._denoiser.losses(batch, noise, torch.tensor(levels), captions).tolist()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(cells) == 1:
+                raise out_of_memory(error) from error
+        free_memory()
+        self._at_once = len(cells) // 2
+        return []
 
     # -------------------------------------------------------------- fitting
     def fit(self, pictures: Sequence[int], key: object = "") -> Weights:
@@ -378,16 +402,15 @@ class Tuner:
             The gain over all pictures, and the weights of both halves.
         """
         first, second = self.halves()
-        gains: dict[int, tuple[float, float]] = {}
+        before: dict[int, float] = {}
+        after: dict[int, float] = {}
         chosen = []
         for on, test in ((first, second), (second, first)):
             weights = choose(on)
             chosen.append(weights)
-            pairs = zip(self.losses(self.ones, test), self.losses(weights, test), strict=True)
-            gains.update(zip(test, pairs, strict=True))
-        pairs_in_order = [gains[number] for number in sorted(gains)]
-        before, after = (statistics.fmean(side) for side in zip(*pairs_in_order, strict=True))
-        return Gain(before, after, [b - a for b, a in pairs_in_order]), chosen
+            before.update(zip(test, self.losses(self.ones, test), strict=True))
+            after.update(zip(test, self.losses(weights, test), strict=True))
+        return Gain(before, after), chosen
 
     def best_of(self, candidates: Mapping[str, Weights], pictures: Sequence[int]) -> str:
         """The candidate with the lowest loss on these pictures; of equal ones the first."""
@@ -395,7 +418,9 @@ class Tuner:
 
 
 # ------------------------------------------------------------------ what is learned from
-def find_pictures(host: Host, session: Session, config: TrainConfig, folder: str = "", seed: int = 0) -> Pictures:
+def find_pictures(
+    host: Host, session: Session, config: TrainConfig, folder: str = "", *, fingerprint: str = "", seed: int = 0
+) -> Pictures:
     """The pictures that a run kept aside, else those that it was trained on; or those of a folder.
 
     Args:
@@ -403,26 +428,28 @@ def find_pictures(host: Host, session: Session, config: TrainConfig, folder: str
         session: encodes what is not in it, each picture in a turn.
         config: the run's; for a folder its resolution and trigger word count.
         folder: other pictures with captions.
+        fingerprint: of the data set in the run's manifest; when the pictures have changed since, nobody can tell which
+            of them it kept aside.
         seed: which are chosen when there are too many.
 
     Raises:
         InputError: there are fewer than two.
     """
+    data = config.data
     if folder:
-        data = DataConfig(folder=folder, resolution=config.data.resolution, trigger=config.data.trigger)
-        items, kind = scan(data).items, FOLDER
-    else:
-        trained, kept = held_out(scan(config.data).items, config.validation.share, config.training.seed)
-        items, kind = (kept, HELD_OUT) if kept else (trained, TRAINING)
-    if len(items) > MAX_PICTURES:
-        chosen = set(python_rng(seed, "block tuning pictures").sample(range(len(items)), MAX_PICTURES))
-        items = [item for index, item in enumerate(items) if index in chosen]
+        data = DataConfig(folder=folder, resolution=data.resolution, bucket_step=data.bucket_step, trigger=data.trigger)
+    dataset = scan(data)
     latents = LatentCache(host.folders.cache / "latents", session.model.vae_key)
-    broken: set[Path] = set()
-    for wanted in latents.missing(items, flip=False):
+    broken: dict[Path, PictureError] = {}
+    for wanted in latents.missing(dataset.items, flip=False):
         with session.turn():
-            broken.update(latents.fill([wanted], session.model.encode))
-    items = [item for item in items if item.path not in broken]
+            broken |= latents.fill([wanted], session.model.encode)
+    dataset = dataset.without(broken)
+    items, kind = dataset.items, FOLDER
+    if not folder:
+        trained, kept = held_out(items, config.validation.share, config.training.seed)
+        changed = bool(fingerprint) and dataset_fingerprint(dataset) != fingerprint
+        items, kind = (kept, HELD_OUT) if kept and not changed else (items if changed else trained, TRAINING)
     if len(items) < 2:
         raise InputError(
             "Block weights are fitted on some pictures and tested on others, but there is only {count}; keep more "
@@ -430,4 +457,7 @@ def find_pictures(host: Host, session: Session, config: TrainConfig, folder: str
             field="pictures",
             count=len(items),
         )
+    if len(items) > MAX_PICTURES:
+        chosen = set(python_rng(seed, "block tuning pictures").sample(range(len(items)), MAX_PICTURES))
+        items = [item for index, item in enumerate(items) if index in chosen]
     return Pictures(items, latents, kind)

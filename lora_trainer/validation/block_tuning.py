@@ -66,24 +66,50 @@ def tune(
     """
     if not -2 <= weight <= 2 or weight == 0:
         raise InputError("weight: use a number from -2 to 2 that is not 0.", field="weight")
-    total = 0
-    tuner = Tuner(session, file, pictures, precision, weight, effort, lambda done: on_part(min(done, total), total))
+    progress = _Progress(on_part)
+    tuner = Tuner(session, file, pictures, precision, weight, effort, progress.note)
+    try:
+        document = _document(tuner, file, pictures, weight, presets or shipped_presets(), progress)
+    finally:
+        tuner.close()
+    document["sentences"] = [{"template": n.template, "values": n.values} for n in verdict(document)]
+    if output is not None:
+        write_json(output, document)
+    return document
+
+
+class _Progress:
+    """Counts of pictures, against how many there will be at most."""
+
+    def __init__(self, told: Callable[[int, int], object]) -> None:
+        self._told = told
+        self.of = 0
+
+    def note(self, done: int) -> None:
+        self._told(min(done, self.of), self.of)
+
+
+def _document(
+    tuner: Tuner, file: Path, pictures: Pictures, weight: float, presets: Presets, progress: _Progress
+) -> dict[str, Any]:
+    """Everything that is measured."""
     keys, blocks = list(tuner.adapters.layers), tuner.blocks
     architecture = architecture_of(keys, read_metadata(file))
-    named = preset_weights(presets or shipped_presets(), architecture, blocks)
+    named = preset_weights(presets, architecture, blocks)
     single = {number_text(w): (w,) * len(blocks) for w in SINGLE_WEIGHTS}
-    fixed = {*named.values(), *single.values(), (0.0,) * len(blocks)}
-    total = 3 * tuner.effort.steps * tuner.effort.batch + (len(fixed) + 2) * len(pictures.items)
+    nothing = (0.0,) * len(blocks)
+    fixed = {*named.values(), *single.values(), nothing}
+    progress.of = 3 * tuner.effort.steps * tuner.effort.batch + (len(fixed) + 2) * tuner.count
 
-    every = range(len(pictures.items))
-    gain, halves = tuner.compare(lambda on: tuner.fit(on, tuple(on)))
+    def text(weights: Weights) -> str:
+        return of_blocks(dict(zip(blocks, weights, strict=True)), keys, architecture).text
+
+    every = range(tuner.count)
+    tuned, halves = tuner.compare(lambda on: tuner.fit(on, tuple(on)))
     fitted = tuner.fit(every, "all")
-    gains = {"tuned": gain}
-    gains["single"], best_single = _searched(tuner, single)
-    gains["preset"], best_preset = _searched(tuner, named)
-    choice = recommended(gains)
-    weights = dict(zip(blocks, fitted, strict=True))
-    lbw = of_blocks(weights, keys, architecture).text
+    one, best_single = _searched(tuner, single)
+    preset, best_preset = _searched(tuner, named)
+    losses = {"base": nothing, "before": tuner.ones, "fitted": fitted}
     document = {
         "version": 1,
         "file": str(file),
@@ -91,34 +117,27 @@ def tune(
         "sha256": file_hash(file),
         "architecture": architecture.name,
         "weight": weight,
-        "pictures": {"kind": pictures.kind, "count": len(pictures.items)},
+        "pictures": {"kind": pictures.kind, "count": tuner.count},
         "effort": vars(tuner.effort),
-        "losses": {
-            "base": statistics.fmean(tuner.losses((0.0,) * len(blocks), every)),
-            "before": statistics.fmean(tuner.losses(tuner.ones, every)),
-            "fitted": statistics.fmean(tuner.losses(fitted, every)),
-        },
-        "weights": weights,
+        "losses": {name: statistics.fmean(tuner.losses(weights, every)) for name, weights in losses.items()},
+        "weights": dict(zip(blocks, fitted, strict=True)),
         "halves": [dict(zip(blocks, half, strict=True)) for half in halves],
-        "lbw": lbw,
-        "prompt": LoraUse(file, weight, lbw).tag,
-        "tuned": gain.to_dict(),
+        "lbw": text(fitted),
+        "prompt": LoraUse(file, weight, text(fitted)).tag,
+        "tuned": tuned.to_dict(),
         "single": {
             **best_single,
-            **gains["single"].to_dict(),
-            "prompt": LoraUse(file, weight * float(best_single["name"])).tag,
+            **one.to_dict(),
+            "prompt": LoraUse(file, round(weight * float(best_single["name"]), 4)).tag,
         },
         "preset": {
             **best_preset,
-            **gains["preset"].to_dict(),
-            "prompt": LoraUse(file, weight, best_preset["name"]).tag,
+            **preset.to_dict(),
+            "prompt": LoraUse(file, weight, text(named[best_preset["name"]])).tag,
         },
-        "recommended": choice,
+        "recommended": recommended({"single": one, "preset": preset, "tuned": tuned}),
     }
-    document["sentences"] = [{"template": n.template, "values": n.values} for n in verdict(document)]
-    if output is not None:
-        write_json(output, document)
-    on_part(total, total)
+    progress.note(progress.of)
     return document
 
 
