@@ -190,7 +190,7 @@ def _compared(document: Mapping[str, Any], t: Translate) -> str:
         "single": t("one weight, {weight}", weight=document["single"]["name"]),
         "preset": t("preset {name}", name=document["preset"]["name"]),
     }
-    heads = [t("pictures not chosen on"), t("loss before"), t("loss after"), t("lower by"), t("prompt")]
+    heads = [t("on other pictures"), t("loss before"), t("loss after"), t("lower by"), t("prompt")]
     rows = "".join(
         _compared_row(
             names[kind],
