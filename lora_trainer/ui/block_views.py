@@ -233,7 +233,7 @@ def _weights(document: Mapping[str, Any], t: Translate) -> str:
     )
     return (
         f'<div class="lt-scroll"><div class="lt-weights" style="--one:{1 / _HIGHEST:.1%}">{bars}</div></div>'
-        f'<p><code class="lt-list">{html.escape(document["lbw"])}</code> {_use(document["prompt"], t)}</p>'
+        f'<div><code class="lt-list">{html.escape(document["lbw"])}</code> {_use(document["prompt"], t)}</div>'
     )
 
 

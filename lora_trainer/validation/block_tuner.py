@@ -74,7 +74,7 @@ class Effort:
     rate: float = 0.08
     pull: float = 0.01
     levels: int = 8
-    draws: int = 2
+    draws: int = 1
     seed: int = 0
 
 
