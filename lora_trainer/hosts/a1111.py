@@ -24,13 +24,15 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate
-from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks
+from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from lora_trainer.network.block_presets import Presets
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class A1111Host:
     """The WebUI."""
 
     name = "a1111"
+    reads_tags = True
 
     def __init__(self) -> None:
         base = data_folder()
@@ -78,6 +81,15 @@ class A1111Host:
             model = sd_models.model_data.sd_model
             if not getattr(model, "lowvram", False):
                 model.to(devices.device)  # it may be the one that was loaded, but moved away
+
+    def checkpoints(self) -> Sequence[Path]:
+        """Those in its list that may be read here."""
+        files = (Path(info.filename) for info in sd_models.checkpoints_list.values())
+        return sorted(path for path in files if path.suffix.lower() == ".safetensors")
+
+    def block_presets(self) -> Presets:
+        """The shipped ones, the person's own, and those of sd-webui-lora-block-weight."""
+        return person_presets()
 
     def announce(self, path: Path) -> None:
         """Register the file under its own name, or an epoch file's alias would stand in for it."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lora_trainer.model.families import CheckpointInfo
     from lora_trainer.model.text import TextEncoder
+    from lora_trainer.network.block_presets import Presets
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Host(Protocol):
     folders: Folders
     readable: Sequence[Path] | None
     """Folders that people may read from; ``None`` for all, where only this machine's user comes in."""
+    reads_tags: bool
+    """Whether ``<lora:…>`` in a prompt works when a :class:`Session` draws it."""
 
     def check(self, config: TrainConfig) -> CheckpointInfo:
         """What would be trained on, found without loading anything heavy.
@@ -161,6 +164,16 @@ class Host(Protocol):
 
         Raises:
             InputError: there is none of this name and hash.
+        """
+
+    def checkpoints(self) -> Sequence[Path]:
+        """The checkpoint files that it offers, ``.safetensors`` only."""
+
+    def block_presets(self) -> Presets:
+        """Named block weights: the shipped ones and the person's own.
+
+        Raises:
+            InputError: a file of presets cannot be read.
         """
 
     def announce(self, path: Path) -> None:
