@@ -71,8 +71,8 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     host = StandaloneHost(output)
     config = demo_config(output / "pictures")
     write_text(output / "zorp.toml", config.to_toml())
-    bars = [] if quiet else [ProgressBar(), GridBar()]
-    jobs = Jobs(host, on_change=lambda run: [bar(run) for bar in bars])
+    training, drawing = ProgressBar(), GridBar()
+    jobs = Jobs(host, on_change=(lambda run: None) if quiet else lambda run: (training(run), drawing(run)))
     run = jobs.submit(config)
     jobs.wait(run)
     if run.state != "done":
