@@ -71,7 +71,8 @@ def _add_mix(add: Add, lora: Any) -> None:
                 type=item.type,
                 choices=item.choices or None,
                 metavar=None if item.choices else item.path.upper(),
-                help=f"{item.title}. {item.help}".replace("%", "%%") + f" (default: {'none' if item.default == '' else item.default})",
+                help=f"{item.title}. {item.help}".replace("%", "%%")
+                + f" (default: {'none' if item.default == '' else item.default})",
             )
     mix.add_argument("--root", type=Path, help="folder with models/Lora, and where mixes/ goes (default: here)")
 

@@ -16,6 +16,7 @@ from lora_trainer.hosts.base import Host
 from lora_trainer.schema import Option, field_error, option, options_of, read_document
 
 if TYPE_CHECKING:
+    from lora_trainer.network.blocks import Architecture
     from lora_trainer.network.tools import Ingredient, Made
 
 PRECISIONS = ("as the file", "fp16", "bf16", "fp32")
@@ -183,8 +184,8 @@ class FileTools:
         document = read(BakeDocument, {**body, **{k: v for k, v in weight.items() if body.get(k) is None}})
         file = self.loras.find(document.file, outside=outside)
         checkpoint = self._checkpoint("checkpoint", document.checkpoint) if document.checkpoint else None
-        self._check_blocks("lbw", file, document.lbw, x=document.x)
-        self._check_blocks("lbwe", file, "", lbwe=document.lbwe)
+        check_blocks(self.host, "lbw", file, document.lbw, x=document.x)
+        check_blocks(self.host, "lbwe", file, "", lbwe=document.lbwe)
 
         def work(output: Path, progress: Progress) -> Made:
             from lora_trainer.network.tools import Baking, bake_file
@@ -265,7 +266,7 @@ class FileTools:
         Raises:
             InputError: there is no such file, or the person's presets cannot be read.
         """
-        architecture = self._architecture(self.loras.find(name, outside=True))
+        architecture = _architecture(self.loras.find(name, outside=True))
         return self.host.block_presets().names(architecture)
 
     # -------------------------------------------------------------- within
@@ -280,7 +281,7 @@ class FileTools:
                 require_constant(tag)
         paths = [self.loras.find(tag.name, place, outside=outside) for tag in tags]
         for tag, path in zip(tags, paths, strict=True):
-            self._check_blocks(place, path, tag.lbw, lbwe=tag.lbwe, x=tag.x)
+            check_blocks(self.host, place, path, tag.lbw, lbwe=tag.lbwe, x=tag.x)
         return [Ingredient.of(tag, path) for tag, path in zip(tags, paths, strict=True)]
 
     def _start(self, kind: str, name: str, default: Path, work: Callable[[Path, Progress], Made]) -> Chore:
@@ -311,20 +312,33 @@ class FileTools:
         require_readable(self.host, place, name)
         return Path(name).expanduser()
 
-    def _check_blocks(self, place: str, file: Path, lbw: str, **values: Any) -> None:
-        from lora_trainer.network.block_weights import resolve
 
-        if lbw or values.get("lbwe"):
-            architecture = self._architecture(file)
-            with concerning(place):
-                resolve(lbw, architecture, self.host.block_presets(), **values)
+def check_blocks(host: Host, place: str, file: Path, lbw: str, **values: Any) -> None:
+    """See that block weights can be used with a file, of which only the header is read.
 
-    @staticmethod
-    def _architecture(file: Path) -> Any:
-        from lora_trainer.network.blocks import architecture_of
-        from lora_trainer.network.lora_file import read_metadata, read_names
+    Args:
+        host: whose presets count.
+        place: the field that the sentence is about.
+        file: the LoRA file.
+        lbw: as for :func:`lora_trainer.network.block_weights.resolve`.
+        **values: the same.
 
-        return architecture_of((name.partition(".")[0] for name in read_names(file)), read_metadata(file))
+    Raises:
+        InputError: the sentence of ``resolve``, or the file cannot be read.
+    """
+    from lora_trainer.network.block_weights import resolve
+
+    if lbw or values.get("lbwe"):
+        architecture = _architecture(file)
+        with concerning(place):
+            resolve(lbw, architecture, host.block_presets(), **values)
+
+
+def _architecture(file: Path) -> Architecture:
+    from lora_trainer.network.blocks import architecture_of
+    from lora_trainer.network.lora_file import read_metadata, read_names
+
+    return architecture_of((name.partition(".")[0] for name in read_names(file)), read_metadata(file))
 
 
 def _precision(chosen: str) -> str | None:
