@@ -96,7 +96,7 @@ def test_loras_are_listed_and_described(client: TestClient, loras: Path) -> None
 @pytest.mark.parametrize(
     ("verb", "body", "fact"),
     [
-        ("bake", {"file": "a", "lbw": "ALL0.5"}, {"changed": 3}),
+        ("bake", {"file": "a", "lbw": "ALL0.5"}, {"changed": 4}),
         ("merge", {"files": ["a: 0.7", "b: 0.5"]}, {"ranks": [7]}),
         ("resize", {"file": "a", "rank": 2}, {"ranks": [2]}),
     ],
