@@ -236,7 +236,7 @@ class Tab:
         return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
 
     def _front(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.to_front(name or ""), "It is the next in line.")
+        return self._answer(lambda: self._jobs.move(name or "", 1), "It is the next in line.")
 
     def _stop_draw(self, name: str) -> str:
         return self._answer(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.")
@@ -247,7 +247,8 @@ class Tab:
     def _draw(self, name: str, weights: str, prompts: str) -> str:
         def start() -> Run:
             numbers = [_number(w) for w in weights.replace("，", ",").split(",") if w.strip()]
-            return self._jobs.grid(name or "", numbers, [p.strip() for p in prompts.splitlines() if p.strip()])
+            texts = [p.strip() for p in prompts.splitlines() if p.strip()]
+            return self._jobs.grid(name or "", weights=numbers, prompts=texts)
 
         return self._answer(start, "The grid is being drawn.")
 
