@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +144,7 @@ class Mixing:
 
         return self.chores.start("mix", " + ".join(plan.files), work)
 
-    def drawn(self, plan: MixPlan, config: TrainConfig, progress: Progress) -> Mixed:
+    def drawn(self, plan: MixPlan, config: TrainConfig, progress: Callable[[int, int, Mixed], object]) -> Mixed:
         """Draw a plan now; see :func:`lora_trainer.validation.mixes.draw_mixes`."""
         from lora_trainer.validation.mixes import draw_mixes
 

@@ -92,14 +92,14 @@ def test_an_equal_batch_goes_on_where_it_was_and_a_longer_one_draws_what_is_miss
     assert len(json.loads(document.read_text(encoding="utf-8"))["mixes"]) == 2
     (document.parent / "0001.png").write_bytes(b"damaged")
     painter = Painter()
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     made = draw_mixes(
         made_plan(tmp_path, 4), painter, tmp_path / "mixes", reads_tags=True,  # type: ignore[arg-type]
-        progress=lambda done, of: seen.append((done, of)),
+        progress=lambda done, of, mixed: seen.append((done, of, len(mixed.document["mixes"]))),
     )  # fmt: skip
     assert made.folder == document.parent
     assert painter.prompts == [made.document["mixes"][index]["prompt"] for index in (0, 2, 3)]
-    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen == [(n, 4, n) for n in range(5)]
 
 
 def test_what_changes_the_pictures_makes_another_batch(tmp_path: Path) -> None:
