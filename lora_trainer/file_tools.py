@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_trainer.network.blocks import Architecture
     from lora_trainer.network.tools import Ingredient, Made
 
-PRECISIONS = ("as the file", "fp16", "bf16", "fp32")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 RESIZE_METHODS = ("rank", "sv_fro", "sv_cumulative", "sv_ratio")
 MAX_RANK = 4096
 
@@ -29,7 +29,13 @@ def _file_option() -> str:
 
 
 def _precision_option() -> str:
-    return option(PRECISIONS[0], "Precision", "Of the new file's weights.", choices=PRECISIONS, advanced=True)
+    return option(
+        PRECISIONS[0],
+        "Precision",
+        "Of the new file's weights; auto: as in the old one.",
+        choices=PRECISIONS,
+        advanced=True,
+    )
 
 
 def _output_option() -> str:
@@ -45,12 +51,12 @@ class BakeDocument:
     te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
     unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
     lbw: str = option(
-        "", "Block weights", "A preset, or a list of numbers; R and U are random, X is the number below. Empty: none."
+        "", "Block weights", "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none."
     )
     lbwe: str = option(
         "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
     )
-    x: float = option(1.0, "X", "The number for X in the list.", min=-10, max=10, advanced=True)
+    x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
     seed: int = option(0, "Seed", "Of R and U in the list.", min=0, max=2**32 - 1, advanced=True)
     checkpoint: str = option(
         "", "Checkpoint", "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.", advanced=True
@@ -90,7 +96,7 @@ class ResizeDocument:
         choices=RESIZE_METHODS,
     )
     rank: int = option(0, "Rank", "With a method of the kind sv_…: the largest; 0: no limit.", min=0, max=MAX_RANK)
-    keep: float = option(0.95, "Keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6)
+    keep: float = option(0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6)
     conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
     precision: str = _precision_option()
     output: str = _output_option()
@@ -259,6 +265,22 @@ class FileTools:
         from lora_trainer.network.info import info
 
         return info(self.loras.find(name, "name", outside=outside))
+
+    @staticmethod
+    def require_lora(path: Path) -> None:
+        """Raises :class:`InputError` for what is no LoRA, or has modules of an unknown kind."""
+        from lora_trainer.network.info import block_infos
+        from lora_trainer.network.lora_file import read_lora
+
+        _architecture(path)
+        block_infos(read_lora(path))
+
+    @staticmethod
+    def card(path: Path) -> dict[str, Any]:
+        """See :func:`lora_trainer.network.tools.read_card`."""
+        from lora_trainer.network.tools import read_card
+
+        return read_card(path)
 
     def presets(self, name: str) -> list[str]:
         """Names of the block presets for a file's architecture; nothing for what is no LoRA.
