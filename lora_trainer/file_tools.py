@@ -51,7 +51,9 @@ class BakeDocument:
     te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
     unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
     lbw: str = option(
-        "", "Block weights", "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none."
+        "",
+        "Block weights",
+        "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none.",
     )
     lbwe: str = option(
         "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
@@ -96,7 +98,9 @@ class ResizeDocument:
         choices=RESIZE_METHODS,
     )
     rank: int = option(0, "Rank", "With a method of the kind sv_…: the largest; 0: no limit.", min=0, max=MAX_RANK)
-    keep: float = option(0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6)
+    keep: float = option(
+        0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6
+    )
     conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
     precision: str = _precision_option()
     output: str = _output_option()

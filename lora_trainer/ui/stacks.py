@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.mixing import mix_options
 from lora_trainer.ui import tool_views, views
 from lora_trainer.ui.form import option_widget, parse
-from lora_trainer.ui.tools import Values, add_lines
+from lora_trainer.ui.tools import Values, add_lines, known_values
 
 _ID = "lora_train_stacks"
 _POLL = f"#{_ID}_poll"
@@ -102,22 +103,18 @@ class StacksPanel:
 
     def _widget(self, path: str) -> Any:
         item, name = self._options[path], f"{_ID}_{path}"
-        if path in ("sampler", "checkpoint"):
-            choices = list(self._host.samplers()) if path == "sampler" else [str(p) for p in self._host.checkpoints()]
-            return gr.Dropdown(
-                choices=choices,
-                value=item.default if path == "sampler" else next(iter(choices), ""),
-                label=self._t(item.title),
-                info=self._t(item.help),
-                allow_custom_value=path == "checkpoint",
-                elem_id=name,
-            )
+        if path == "sampler":
+            item = replace(item, choices=tuple(self._host.samplers()))
         if path in ("stack", "prompt", "negative"):
             lines = 4 if path == "stack" else 2
             return gr.Textbox(
                 lines=lines, max_lines=12, label=self._t(item.title), info=self._t(item.help), elem_id=name
             )
-        return option_widget(item, self._t, name)
+        made = option_widget(item, self._t, name)
+        if path == "checkpoint":
+            checkpoints = [str(each) for each in self._host.checkpoints()]
+            known_values(made, checkpoints, self._t("Known checkpoints"), f"{name}_known")
+        return made
 
     # -------------------------------------------------------------- events
     def _connect(self) -> None:

@@ -36,6 +36,7 @@ class ToolsPanel:
         self._t = translate
         self.widgets: dict[str, dict[str, Any]] = {}
         self.buttons: dict[str, Any] = {}
+        self.known: dict[str, Any] = {}
         with gr.Column(elem_id=_ID):
             self._build_file()
             with gr.Tabs():
@@ -54,10 +55,16 @@ class ToolsPanel:
             self.file = gr.Dropdown(
                 choices=self._tools.loras.names(),
                 label=t("LoRA file"),
-                info=t("For Info, Bake and Resize. A path to a file elsewhere can be typed too."),
-                allow_custom_value=True,
+                info=t("For Info, Bake and Resize."),
                 elem_id=f"{_ID}_file",
-                scale=8,
+                scale=5,
+            )
+            self.path = gr.Textbox(
+                max_lines=1,
+                label=t("Or a file elsewhere"),
+                info=t("Its path; it counts instead of the choice."),
+                elem_id=f"{_ID}_path",
+                scale=4,
             )
             self.refresh = gr.Button("↻", elem_id=f"{_ID}_refresh", elem_classes="lt-refresh", scale=0, min_width=40)
 
@@ -107,22 +114,16 @@ class ToolsPanel:
                 self.widgets[kind][path] = self._widget(kind, path)
 
     def _widget(self, kind: str, path: str) -> Any:
-        """The field's widget; with what the host offers to choose from where it does."""
+        """The field's widget; where the host has something to choose from, with a list that fills it in."""
         item = next(o for o in tool_options(kind) if o.path == path)
         name = f"{_ID}_{kind}_{path}"
-        offered = {"checkpoint": self._checkpoints, "base": self._checkpoints, "tuned": self._checkpoints, "lbw": list}
-        if path in offered:
-            return gr.Dropdown(
-                choices=offered[path](),
-                value="",
-                label=self._t(item.title),
-                info=self._t(item.help),
-                allow_custom_value=True,
-                elem_id=name,
-            )
         if path in ("te", "unet"):  # an emptied number field says 0
             return gr.Textbox(max_lines=1, label=self._t(item.title), info=self._t(item.help), elem_id=name)
-        return option_widget(item, self._t, name)
+        made = option_widget(item, self._t, name)
+        if path in KNOWN:
+            checkpoints = [] if path == "lbw" else [each.name for each in self._tools.host.checkpoints()]
+            self.known[path] = known_values(made, checkpoints, self._t(KNOWN[path]), f"{name}_known")
+        return made
 
     def _build_work(self) -> None:
         self.feedback = gr.HTML(elem_id=f"{_ID}_feedback")
@@ -134,7 +135,9 @@ class ToolsPanel:
     # -------------------------------------------------------------- events
     def _connect(self) -> None:
         files = [self.file, self.adder]
-        self.file.change(self._choose, [self.file], [self.info, self.metadata, self.widgets["bake"]["lbw"]], **_HIDDEN)
+        chosen = [self.file, self.path], [self.info, self.metadata, self.known["lbw"]]
+        for event in (self.file.change, self.path.blur, self.path.submit):
+            event(self._choose, *chosen, **_HIDDEN)
         self.refresh.click(self._offer, None, files, **_HIDDEN)
         self.adder.change(
             self._add, [self.adder, self.widgets["merge"]["files"]], [self.widgets["merge"]["files"], self.adder],
@@ -142,27 +145,28 @@ class ToolsPanel:
         )  # fmt: skip
         shown = [self.work, self.stop, *files, self.seen]
         for kind, button in self.buttons.items():
-            inputs = {self.file, *self.widgets[kind].values()}
+            inputs = {self.file, self.path, *self.widgets[kind].values()}
             begun = button.click(self._starting(kind), inputs, [self.feedback], **_HIDDEN)
             begun.then(self._poll, [self.seen], shown, **_HIDDEN)
         self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
         self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
         Context.root_block.load(self._load, None, shown, **_HIDDEN)
 
-    def _choose(self, name: str | None) -> list[Any]:
+    def _choose(self, chosen: str | None, path: str) -> list[Any]:
         """Show a file, and offer the presets for it."""
+        name = path.strip() or chosen
         if not name:
             return [views.notice(self._t("Choose a LoRA file above.")), None, gr.update(choices=[])]
         try:
-            path = self._tools.loras.find(name, outside=True)
+            file = self._tools.loras.find(name, outside=True)
             found = self._tools.info(name, outside=True)
             if "problem" in found:
-                self._tools.require_lora(path)
+                self._tools.require_lora(file)
             presets = self._tools.presets(name)
         except LoraTrainError as error:
             return [views.error_notice(error, self._t), None, gr.update(choices=[])]
-        report = tool_views.info_report(found, self._tools.card(path), self._t)
-        return [report, found["metadata"], gr.update(choices=["", *presets])]
+        report = tool_views.info_report(found, self._tools.card(file), self._t)
+        return [report, found["metadata"], gr.update(choices=presets)]
 
     def _starting(self, kind: str) -> Callable[[Values], str]:
         def start(values: Values) -> str:
@@ -178,13 +182,13 @@ class ToolsPanel:
         """The widgets' values; what was emptied is left out."""
         items = {item.path: item for item in tool_options(kind)}
         document = {
-            path: None if values.get(widget) in (None, "") else parse(items[path], values[widget])
+            path: None if values.get(widget) is None else parse(items[path], values[widget])
             for path, widget in self.widgets[kind].items()
         }
         for part in {"te", "unet"} & document.keys():
-            document[part] = number(document[part])
+            document[part] = number(document[part]) if document[part] else None
         if "file" in items:
-            document["file"] = values.get(self.file) or ""
+            document["file"] = str(values.get(self.path) or "").strip() or values.get(self.file) or ""
         return document
 
     def _stop(self) -> str:
@@ -215,10 +219,8 @@ class ToolsPanel:
         offer = [gr.update()] * 2 if over == seen else self._offer()
         return [tool_views.chore_cards(chores, _POLL, self._t), gr.update(visible=working), *offer, over]
 
-    def _checkpoints(self) -> list[str]:
-        return [path.name for path in self._tools.host.checkpoints()]
 
-
+KNOWN = {"lbw": "Presets", "checkpoint": "Known checkpoints", "base": "Known checkpoints", "tuned": "Known checkpoints"}
 TABS = {"bake": "Bake", "merge": "Merge", "resize": "Resize", "extract": "Extract"}
 BUTTONS = {
     "bake": "Bake into a new file",
@@ -226,6 +228,16 @@ BUTTONS = {
     "resize": "Resize into a new file",
     "extract": "Extract into a new file",
 }
+
+
+def known_values(field: Any, values: Sequence[str], label: str, elem_id: str) -> Any:
+    """A list that fills a text field, where gradio is now.
+
+    A list in which one can type (``allow_custom_value``) loses the last letter of what is not ended with Enter.
+    """
+    known = gr.Dropdown(choices=list(values), label=label, info=" ", elem_id=elem_id)
+    known.change(lambda value: value or gr.update(), [known], [field], **_HIDDEN)
+    return known
 
 
 def number(text: Any) -> Any:
