@@ -113,7 +113,8 @@ class StacksPanel:
         made = option_widget(item, self._t, name)
         if path == "checkpoint":
             checkpoints = [str(each) for each in self._host.checkpoints()]
-            known_values(made, checkpoints, self._t("Known checkpoints"), f"{name}_known")
+            info = self._t("Fills in the field beside it.")
+            known_values(made, checkpoints, self._t("Known checkpoints"), info, f"{name}_known")
         return made
 
     # -------------------------------------------------------------- events

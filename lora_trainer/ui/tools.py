@@ -44,7 +44,7 @@ class ToolsPanel:
                 self._build_tool("bake", ["weight", "te", "unet"], ["lbw"])
                 self._build_tool("resize", ["method", "keep", "rank"])
                 self._build_tool("merge", ["files"], ["rank"])
-                self._build_tool("extract", ["base", "tuned"], ["rank"])
+                self._build_tool("extract", ["base"], ["tuned"], ["rank"])
             self._build_work()
         self._connect()
 
@@ -122,7 +122,8 @@ class ToolsPanel:
         made = option_widget(item, self._t, name)
         if path in KNOWN:
             checkpoints = [] if path == "lbw" else [each.name for each in self._tools.host.checkpoints()]
-            self.known[path] = known_values(made, checkpoints, self._t(KNOWN[path]), f"{name}_known")
+            info = self._t("Fills in the field beside it.")
+            self.known[path] = known_values(made, checkpoints, self._t(KNOWN[path]), info, f"{name}_known")
         return made
 
     def _build_work(self) -> None:
@@ -230,12 +231,12 @@ BUTTONS = {
 }
 
 
-def known_values(field: Any, values: Sequence[str], label: str, elem_id: str) -> Any:
+def known_values(field: Any, values: Sequence[str], label: str, info: str, elem_id: str) -> Any:
     """A list that fills a text field, where gradio is now.
 
     A list in which one can type (``allow_custom_value``) loses the last letter of what is not ended with Enter.
     """
-    known = gr.Dropdown(choices=list(values), label=label, info=" ", elem_id=elem_id)
+    known = gr.Dropdown(choices=list(values), label=label, info=info, elem_id=elem_id)
     known.change(lambda value: value or gr.update(), [known], [field], **_HIDDEN)
     return known
 
