@@ -28,6 +28,7 @@ from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, 
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
+from lora_trainer.network.lora_tag import TAG
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -217,6 +218,7 @@ class A1111Session:
                     shared.state.end()
                     shared.state.interrupted = False
             self._network = _loaded(lora)
+            _require_tags(request.prompt)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
@@ -497,6 +499,19 @@ def _loaded(lora: LoraUse | None) -> Any:
         if network.name == lora.path.stem:
             return network
     raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
+
+
+def _require_tags(prompt: str) -> None:
+    """See that a picture was drawn with every LoRA of its prompt's own tags.
+
+    Raises:
+        InputError: as for :func:`_loaded`.
+    """
+    wanted = {match[2].split(":")[0] for match in TAG.finditer(prompt)}
+    networks = lora_networks()
+    loaded = {network.name for network in map(original, networks.loaded_networks)} if networks else set()
+    if missing := wanted - loaded:
+        raise InputError("The WebUI could not load the LoRA {name}; its console tells why.", name=min(missing))
 
 
 def _is_within(path: Path, folder: Path) -> bool:
