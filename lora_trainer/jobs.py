@@ -172,7 +172,17 @@ class Jobs:
             task.control.ask(wish)
         return run
 
-    def grid(self, name: str, weights: Sequence[float] = (), prompts: Sequence[str] = ()) -> Run:
+    def grid(
+        self,
+        name: str,
+        weights: Sequence[float] = (),
+        prompts: Sequence[str] = (),
+        epochs: str = "all",
+        seeds: Sequence[int] = (),
+        together: int = 4,
+        numbers: bool = True,
+        clip: str = "",
+    ) -> Run:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
 
         Raises:

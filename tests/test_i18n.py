@@ -119,7 +119,17 @@ KINDS = {"SD2", "SD3", "SDXL", "SDXL refiner", "Flux", "Instruct-pix2pix", "DoRA
 TERMS = CHOICES | KINDS | {"Alpha", "Dropout", "min-SNR γ", "LoRA Train"}
 """What Chinese makers of LoRAs write in English too; the choices are also what stands in a config file."""
 
-TRANSLATING = {"t": 0, "_t": 0, "translate": 0, "_translate": 0, "_step": 1, "_answer": 1, "Advice": 1, "Notice": 0}
+TRANSLATING = {
+    "t": 0,
+    "_t": 0,
+    "translate": 0,
+    "_translate": 0,
+    "_step": 1,
+    "_panel": 0,
+    "_answer": 1,
+    "Advice": 1,
+    "Notice": 0,
+}
 """Calls that put an argument into the person's language, and which one."""
 
 

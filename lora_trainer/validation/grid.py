@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.images import PictureError, read_picture
-from lora_trainer.errors import InputError
+from lora_trainer.errors import InputError, NotFound
 from lora_trainer.files import replace_atomically, save_picture, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.runs import Run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_WEIGHTS = (0.3, 0.6, 0.8, 1.0)
 MAX_CELLS = 2000
+VERSION = 2
 _PAD, _LINE = 6, 14
 
 
@@ -114,6 +115,26 @@ def plan_grid(
 
 def _is_step(entry: dict[str, Any]) -> bool:
     return "-step" in Path(entry["path"]).stem
+
+
+def grid_folder(run: Run) -> Path:
+    """Where a run's grid is."""
+    return run.grids / "plain"
+
+
+def read_document(run: Run) -> dict[str, Any]:
+    """The document of a run's grid.
+
+    Raises:
+        NotFound: none was begun, or it was made by an older version.
+    """
+    try:
+        document = json.loads((grid_folder(run) / "grid.json").read_text(encoding="utf-8"))
+        if document["version"] == VERSION:
+            return document
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise NotFound("No grid of {name} has been drawn yet.", field="name", name=run.name)
 
 
 def draw_grid(
