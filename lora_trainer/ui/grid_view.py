@@ -128,7 +128,14 @@ def _number_names(t: Translate) -> list[dict[str, Any]]:
             ("copy", "copy", "Likeness to the nearest training picture; high: overfitted.", "low", "copy_sd", 3),
             ("leak", "leak", "Change of pictures without the trigger word; lower is better.", "low", "leak_sd", 3),
             ("effect", "effect", "Change of pictures with the trigger word.", "high", "effect_sd", 3),
-            ("clip", "CLIP", "How well CLIP finds the prompt in the picture; higher is better.", "high", "clip_sd", 3),
+            (
+                "clip",
+                "CLIP match",
+                "How well CLIP finds the prompt in the picture; higher is better.",
+                "high",
+                "clip_sd",
+                3,
+            ),
         )
     ]
 
@@ -167,7 +174,6 @@ def _texts(t: Translate) -> dict[str, str]:
         "go": t("Go on"),
         "close": t("Close"),
         "ranking": t("Ranking"),
-        "sort": t("Sort by"),
         "votes": t("votes"),
         "mean": t("mean of this epoch and weight"),
         "open": t("Open the picture"),

@@ -50,7 +50,7 @@ class ValidatePanel:
             self.epochs = gr.Textbox(
                 value="all",
                 max_lines=1,
-                label=t("Epochs"),
+                label=t("Epochs to compare"),
                 info=t("all, every 2, 1-5, or 3, 6"),
                 elem_id="lora_train_grid_epochs",
             )
