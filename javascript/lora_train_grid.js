@@ -21,15 +21,18 @@
             else if (key in made) made[key] = value;
             else made.setAttribute(key, value);
         }
-        made.append(...children.filter((child) => child !== null && child !== undefined));
+        put(made, ...children);
         return made;
     };
+
+    /** Give an element other children; those that are null are left out. */
+    const put = (element, ...children) => element.replaceChildren(...children.filter((child) => child !== null));
 
     let line = Promise.resolve();
 
     /** Ask the server for something; one wish after the other. */
     const ask = (button, wish) => {
-        const put = (done) => {
+        const write = (done) => {
             const field = root().querySelector("#lora_train_grid_wish textarea, #lora_train_grid_wish input");
             field.value = JSON.stringify(wish);
             field.dispatchEvent(new Event("input", { bubbles: true }));
@@ -38,7 +41,7 @@
                 setTimeout(done, BESIDE);
             }, BESIDE);
         };
-        line = line.then(() => new Promise(put));
+        line = line.then(() => new Promise(write));
     };
 
     class Viewer {
@@ -168,6 +171,7 @@
             this.table.addEventListener("click", (event) => this.clicked(event));
             this.table.addEventListener("keydown", (event) => this.pressed(event));
             this.detail = make("div", { className: "lt-v-detail" });
+            this.said = make("div", { role: "status", className: "lt-v-said" }); // what was answered to a button
             this.comparison = make("div", { className: "lt-v-compare" });
             this.ranking = make("details", { className: "lt-v-ranking", open: true });
             this.element.replaceChildren(
@@ -346,7 +350,7 @@
             if (element.ltSign === sign) return;
             element.ltSign = sign;
             element.classList.toggle("lt-best", this.isBest(place));
-            element.replaceChildren(this.thumbnail(place, cell, vote), this.caption(numbers), this.lossBar(place));
+            put(element, this.thumbnail(place, cell, vote), this.caption(numbers), this.lossBar(place));
         }
 
         thumbnail(place, cell, vote) {
@@ -458,14 +462,17 @@
             const group = this.group(place);
             if (!this.isStale("detail", place, cell, vote, group, this.isBest(place))) return;
             const badge = this.isBest(place) ? this.badge() : null;
-            this.detail.replaceChildren(
+            put(
+                this.detail,
                 make("div", { className: "lt-head" }, make("b", {}, this.name(place)), badge),
                 this.picture(place, cell),
                 make("div", { className: "lt-v-prompt" }, this.label("prompt", place.prompt)),
                 ...(group.tag ? [make("code", {}, group.tag)] : []),
                 this.numberTable(cell, group),
                 ...(cell ? [this.votes(cell, vote), this.actions(place, cell, group), this.pinButtons()] : []),
+                this.said,
             );
+            if (this.isStale("place", place)) this.said.replaceChildren();
         }
 
         picture(place, cell) {
@@ -550,7 +557,6 @@
                 },
             );
             const off = { disabled: !group.tag };
-            this.said = make("span", { role: "status", className: "lt-v-said" });
             return make(
                 "div",
                 { className: "lt-v-buttons" },
@@ -559,12 +565,16 @@
                 this.button("preview", () => this.act("preview"), { disabled: !group.tag || !cell.drawn }),
                 this.button("bake", () => this.act("bake"), off),
                 this.button("continue", () => this.act("continue"), off),
-                this.said,
             );
         }
 
         say(name) {
-            this.said.textContent = this.text(name);
+            this.said.replaceChildren(make("div", { className: "lt-notice lt-good" }, this.text(name)));
+        }
+
+        /** Show what the server has answered beside the buttons. */
+        answer(said) {
+            if (this.said) this.said.replaceChildren(...said.cloneNode(true).childNodes);
         }
 
         act(action, more = {}) {
@@ -777,24 +787,27 @@
 
     /** Settings were filled in: the form is above, and its first field waits for a new name. */
     const showForm = () => {
-        const mark = root().querySelector("#lora_train_grid_feedback .lt-to-form");
         const name = root().querySelector("#lora_train_name :is(input, textarea)");
-        if (!mark || !name) return;
-        mark.remove();
         name.scrollIntoView({ block: "center" });
         name.focus({ preventScroll: true });
     };
 
     let viewer = null;
     let revision = null;
+    let answer = null;
 
     const look = () => {
-        showForm();
         const element = root().querySelector("#lora_train_grid .lt-viewer");
         if (!element) return;
         if (!viewer || viewer.element !== element) {
             viewer = new Viewer(element);
             revision = null;
+        }
+        const said = root().querySelector("#lora_train_grid_feedback .lt-answer");
+        if (said && said.dataset.number !== answer) {
+            answer = said.dataset.number;
+            viewer.answer(said);
+            if (said.dataset.then === "form") showForm();
         }
         const block = root().querySelector("#lora_train_grid_data .lt-grid-data");
         const found = block ? block.dataset.revision : "";

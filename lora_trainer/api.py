@@ -129,9 +129,22 @@ class Api:
 
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
-        weights = _list_of(body, "weights", (int, float))
-        run = self._jobs.grid(name, weights, _list_of(body, "prompts", (str,)))
-        return {"name": name, "grid": run.manifest["grid"]}
+        wishes = {
+            "weights": _list_of(body, "weights", (int, float)),
+            "prompts": _list_of(body, "prompts", (str,)),
+            "epochs": _text(body, "epochs", "all"),
+            "seeds": _list_of(body, "seeds", (int,)),
+            "together": _whole(body, "together", 4),
+            "numbers": _flag(body, "numbers", True),
+            "clip": _text(body, "clip", ""),
+        }
+        if unknown := body.keys() - wishes.keys():
+            raise InputError("{key}: there is no such field.", field=min(unknown), key=min(unknown))
+        return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
+
+    def grid_document(self, name: str) -> dict[str, Any]:
+        """The document of a run's grid: columns, weights, prompts, seeds, cells with their pictures, numbers."""
+        return self._jobs.grid_document(name)
 
     def stop_grid(self, name: str) -> dict[str, Any]:
         """Stop drawing; finished pictures are kept."""
@@ -139,7 +152,11 @@ class Api:
 
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
-        return _state(self._jobs.to_front(name))
+        return _state(self._jobs.move(name, 1))
+
+    def move(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Give a waiting run another place in line: ``{"position": 2}``, 1 for the next."""
+        return _state(self._jobs.move(name, _whole(body, "position", 1)))
 
     def check_dataset(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""
@@ -172,8 +189,10 @@ def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
         ("POST", "/runs/{name}/resume", api.resume, None),
         ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, None),
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
+        ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
         ("POST", "/runs/{name}/front", api.front, None),
+        ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
     ]
     for method, path, handler, schema in routes:
@@ -190,11 +209,17 @@ _STOP = {
         "after_epoch": {"type": "boolean", "default": False},
     },
 }
+_MOVE = {"type": "object", "properties": {"position": {"type": "integer", "minimum": 1, "default": 1}}}
 _GRID = {
     "type": "object",
     "properties": {
         "weights": {"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
         "prompts": {"type": "array", "items": {"type": "string"}},
+        "epochs": {"type": "string", "default": "all"},
+        "seeds": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "together": {"type": "integer", "minimum": 1, "default": 4},
+        "numbers": {"type": "boolean", "default": True},
+        "clip": {"type": "string", "default": ""},
     },
 }
 
@@ -223,6 +248,20 @@ def _flag(body: dict[str, Any], key: str, default: bool) -> bool:
     value = body.get(key, default)
     if not isinstance(value, bool):
         raise InputError("{key}: expected true or false.", field=key, key=key)
+    return value
+
+
+def _text(body: dict[str, Any], key: str, default: str) -> str:
+    value = body.get(key, default)
+    if not isinstance(value, str):
+        raise InputError("{key}: expected a text.", field=key, key=key)
+    return value
+
+
+def _whole(body: dict[str, Any], key: str, default: int) -> int:
+    value = body.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError("{key}: expected a whole number.", field=key, key=key)
     return value
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from lora_trainer import __version__
 from lora_trainer.cli_files import add_block_commands, add_lora_commands
 from lora_trainer.config import DataConfig, TrainConfig
-from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run, Runs
@@ -103,6 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("name", metavar="RUN")
     grid.add_argument("--weights", type=float, nargs="+", default=[])
     grid.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    grid.add_argument("--epochs", default="all", help="all (default), last, 'every 2', 1-5, or a list: 3,6")
+    grid.add_argument("--seeds", type=int, nargs="+", default=[])
+    grid.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
+    grid.add_argument("--no-numbers", action="store_true", help="pictures only")
+    grid.add_argument("--clip", type=Path, help="folder of a CLIP model to measure the pictures with")
     grid.add_argument("--root", type=Path)
 
     dataset = commands.add_parser("dataset", help="work on a folder of pictures").add_subparsers(
@@ -203,15 +208,22 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace) -> int:
-    from lora_trainer.validation.grid import draw_grid, plan_grid
-
-    host = StandaloneHost(args.root)
-    run = Runs(host.folders.runs).get(args.name)
-    config = run.config()
-    plan = plan_grid(run, args.weights, args.prompt, config)
-    with host.session(config) as session:
-        path = draw_grid(plan.on(host.check(config)), session, run.grids / "plain", cell_bar(args.json))
-    print(json.dumps({"grid": str(path)}) if args.json else path)
+    jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else GridBar())
+    wishes = {
+        "weights": args.weights, "prompts": args.prompt, "epochs": args.epochs, "seeds": args.seeds,
+        "together": args.together, "numbers": not args.no_numbers, "clip": str(args.clip or ""),
+    }  # fmt: skip
+    run = jobs.grid(args.name, **wishes)
+    try:
+        jobs.wait(run)
+    except KeyboardInterrupt:
+        jobs.stop_grid(args.name)
+        jobs.wait(run)
+    grid = run.manifest["grid"]
+    if grid["state"] != "done":
+        raise RunError(grid["message"])
+    document = jobs.grid_document(args.name)
+    print(json.dumps({"grid": grid["path"], **document}, ensure_ascii=False) if args.json else grid["path"])
     return 0
 
 
@@ -282,17 +294,24 @@ class ProgressBar:
         self._bar.refresh()
 
 
-def cell_bar(quiet: bool) -> Callable[[int, int], object]:
-    """A tqdm bar for the cells of a grid."""
-    from tqdm import tqdm
+class GridBar:
+    """tqdm bars for the phases of a grid: pictures, then numbers."""
 
-    bar = tqdm(desc="pictures", disable=quiet)
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._phase = ""
 
-    def show(done: int, of: int) -> None:
-        bar.total = of
-        bar.n = done
-        bar.refresh()
-        if done == of:
-            bar.close()
+    def __call__(self, run: Run) -> None:
+        """Show the manifest as it is now."""
+        from tqdm import tqdm
 
-    return show
+        grid = run.manifest.get("grid", {})
+        phase = str(grid.get("phase", ""))
+        if phase != self._phase:
+            if self._bar is not None:
+                self._bar.close()
+            self._phase = phase
+            self._bar = tqdm(desc=phase) if phase else None
+        if self._bar is not None:
+            self._bar.total, self._bar.n = grid["of"], grid["done"]
+            self._bar.refresh()

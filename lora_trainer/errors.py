@@ -56,5 +56,9 @@ class ConfigErrors(InputError):
         return (type(self), (self.errors,))
 
 
+class Interrupted(RunError):
+    """The person has stopped the drawing with the host's own button."""
+
+
 class CheckpointChanged(RunError):
     """The host has switched to another checkpoint or unloaded it while a run was using it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import CheckpointChanged, InputError, LoraTrainError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.process import is_alive, this_process
@@ -26,6 +26,7 @@ from lora_trainer.sweep import variants
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
     from lora_trainer.training.preflight import Estimate
+    from lora_trainer.validation.grid import GridOptions, GridPlan
 
 log = logging.getLogger(__name__)
 
@@ -172,37 +173,39 @@ class Jobs:
             task.control.ask(wish)
         return run
 
-    def grid(
-        self,
-        name: str,
-        weights: Sequence[float] = (),
-        prompts: Sequence[str] = (),
-        epochs: str = "all",
-        seeds: Sequence[int] = (),
-        together: int = 4,
-        numbers: bool = True,
-        clip: str = "",
-    ) -> Run:
+    def grid(self, name: str, **wishes: Any) -> Run:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
+
+        Args:
+            name: of the run, which may go on.
+            wishes: fields of :class:`~lora_trainer.validation.grid.GridOptions`.
 
         Raises:
             InputError: no such run, no files, wrong weights, or one is drawn already.
         """
-        from lora_trainer.validation.grid import plan_grid
+        from lora_trainer.validation.grid import GridOptions, plan_grid
 
         run = self.settled(name)
         config = run.config()
-        plan = plan_grid(run, weights, prompts, config)
+        options = GridOptions(**wishes)
+        plan = plan_grid(run, options, config)
+        self._require_readable("clip", options.clip)
         if self.drawing.find(run):
             raise InputError("A grid of {name} is being drawn already.", name=name)
         self.host.check(config)
 
         def work(control: Control) -> None:
-            _draw_grid(run, plan, config, self.host, control, self._on_change)
+            _Drawing(run, self.host, control, self._on_change).draw(plan, options)
 
-        run.update(grid={"state": "queued", "done": 0, "of": len(plan.cells()), "message": ""}, now=True)
+        run.update(grid={"state": "queued", "done": 0, "of": len(plan.places()), "message": ""}, now=True)
         self.drawing.add(Task(run, work))
         return run
+
+    def grid_document(self, name: str) -> dict[str, Any]:
+        """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
+        from lora_trainer.validation.grid import read_document
+
+        return read_document(self.settled(name))
 
     def stop_grid(self, name: str) -> Run:
         """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
@@ -215,19 +218,22 @@ class Jobs:
         task.control.ask("stop")
         return run
 
-    def to_front(self, name: str) -> Run:
-        """Let a waiting run be the next one. Raises :class:`InputError` when it does not wait."""
+    def move(self, name: str, position: int) -> Run:
+        """Give a waiting run another place in line, 1 for the next; raises :class:`InputError` when it has none."""
         run = self.runs.get(name)
         task = self.training.find(run)
-        if task is None or not self.training.to_front(task):
+        if task is None or not self.training.move(task, position - 1):
             raise InputError("The run {name} does not wait in line.", name=name)
+        waiting = [task.run for task in self.training.waiting()]
+        for each, place in zip(waiting, sorted(map(_place, waiting)), strict=True):
+            each.update(place=place, now=True)  # so that the order outlives the program
         return run
 
     def restore(self) -> None:
         """Put runs that waited, in line or for their checkpoint, when their program ended into the line again."""
         runs = [run for run in self.runs.list() if run.state == "queued" or run.manifest.get("waits")]
         waiting = [run for run in runs if not self._is_worked_on(run)]
-        for run in sorted(waiting, key=lambda run: float(run.manifest.get("created", 0))):
+        for run in sorted(waiting, key=_place):
             run.update(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process(), now=True)
             self._suspended.add(run)
 
@@ -258,7 +264,7 @@ class Jobs:
 
     # -------------------------------------------------------------- within
     def _train(self, run: Run) -> None:
-        run.update(process=this_process(), now=True)
+        run.update(process=this_process(), place=time.time(), now=True)
         self.training.add(Task(run, lambda control: self._carry_out(run, control)))
 
     def _carry_out(self, run: Run, control: Control) -> None:
@@ -302,6 +308,11 @@ class Jobs:
             )
 
 
+def _place(run: Run) -> float:
+    """Where a run stands in line: when it came, or the place that it was given."""
+    return float(run.manifest.get("place") or run.manifest.get("created", 0))
+
+
 def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
     """Do a run's work; whatever goes wrong ends up as a sentence in its manifest."""
     from lora_trainer.training.run import TrainingRun
@@ -338,29 +349,45 @@ def _grid_stopped() -> InputError:
     return InputError("The grid was stopped; its finished pictures are kept.")
 
 
-def _draw_grid(
-    run: Run, plan: Any, config: TrainConfig, host: Host, control: Control, on_change: Callable[[Run], object]
-) -> None:
-    from lora_trainer.validation.grid import draw_grid
+class _Drawing:
+    """A grid's way through the line; how far it is, and what goes wrong, stands in the run's manifest."""
 
-    def note(state: str, **values: Any) -> None:
-        run.update(grid={**run.manifest.get("grid", {}), "state": state, **values}, now=True)
-        on_change(run)
+    def __init__(self, run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
+        self._run = run
+        self._host = host
+        self._control = control
+        self._on_change = on_change
 
-    def cell(done: int, of: int) -> None:
-        note("running", done=done, of=of)
-        if control.wish:
+    def draw(self, plan: GridPlan, options: GridOptions) -> None:
+        """Draw the grid and measure it."""
+        try:
+            document = self._draw(plan, options)
+            self._note("done", path=document["sheets"][0], phase="")
+        except LoraTrainError as error:
+            stopped = self._control.wish or isinstance(error, Interrupted)
+            self._note("stopped" if stopped else "failed", **explain(error))
+        except Exception as error:
+            log.exception("The grid of %s failed", self._run.name)
+            self._note("failed", **explain(error))
+
+    def _draw(self, plan: GridPlan, options: GridOptions) -> dict[str, Any]:
+        from lora_trainer.validation.grid import draw_grid, grid_folder, pace
+
+        config = self._run.config()
+        folder = grid_folder(self._run)
+        self._note("running", phase="pictures", document=str(folder / "grid.json"))
+        with self._host.session(config) as session:
+            plan = plan.on(self._host.check(config), session.draw_settings())
+            return draw_grid(plan, session, folder, pace(self._progress), together=options.together)
+
+    def _progress(self, done: int, of: int, seconds_left: float | None) -> None:
+        self._note("running", done=done, of=of, seconds_left=seconds_left)
+        if self._control.wish:
             raise _grid_stopped()
 
-    try:
-        with host.session(config) as session:
-            path = draw_grid(plan.on(host.check(config)), session, run.grids / "plain", cell)
-        note("done", path=str(path))
-    except LoraTrainError as error:
-        note("stopped" if control.wish else "failed", **explain(error))
-    except Exception as error:
-        log.exception("The grid of %s failed", run.name)
-        note("failed", **explain(error))
+    def _note(self, state: str, **values: Any) -> None:
+        self._run.update(grid={**self._run.manifest.get("grid", {}), "state": state, **values}, now=True)
+        self._on_change(self._run)
 
 
 def _check_parts(config: TrainConfig) -> None:

@@ -55,13 +55,13 @@ class Line:
                 return True
             return False
 
-    def to_front(self, task: Task) -> bool:
-        """Let a waiting task be the next; ``False`` when it does not wait."""
+    def move(self, task: Task, place: int) -> bool:
+        """Give a waiting task another place, 0 for the next; ``False`` when it does not wait."""
         with self._changed:
             if task not in self._waiting:
                 return False
             self._waiting.remove(task)
-            self._waiting.insert(0, task)
+            self._waiting.insert(max(0, place), task)
             return True
 
     def current(self) -> Task | None:
@@ -93,7 +93,7 @@ class Line:
                 self._current = self._waiting.pop(0)
             try:
                 self._current.work(self._current.control)
-            except Exception:
+            except BaseException:  # a library's SystemExit, too, would end the thread and the line with it
                 log.exception("%s: unexpected error", self._name)
             finally:
                 with self._changed:

@@ -59,7 +59,7 @@ def make_grid(
         if there and not path.is_file():
             save_picture(path, _picture((column, weight, prompt, seed), len(columns), size))
         place = {"column": column, "weight": weight, "prompt": prompt, "seed": seed, "key": key}
-        numbers = {"effect": _effect(column, weight) + 0.01 * seed, "copy": 0.5 + 0.08 * column * weight}
+        numbers = {"effect": _effect(column, weight) + 0.01 * seed, "copy": _novelty(column, weight)}
         cells.append(
             {**place, "picture": str(path) if there else None, "numbers": numbers if measured and there else {}}
         )
@@ -88,6 +88,7 @@ def make_grid(
     if drawn is None:
         save_picture(folder / "grid.png", Image.new("RGB", (32, 32)))
         write_text(folder / "grid.csv", "epoch,weight\n")
+        write_text(folder / "grid-cells.csv", "epoch,weight,prompt,seed\n")
         document |= {"sheets": [str(folder / "grid.png")], "csv": str(folder / "grid.csv")}
     write_json(folder / "grid.json", document)
     state = {"state": "done" if drawn is None else "running", "done": len(places) if drawn is None else drawn}
@@ -103,6 +104,10 @@ def _effect(column: int, weight: float) -> float:
     return 0.06 * column * weight
 
 
+def _novelty(column: int, weight: float) -> float:
+    return max(0.02, 1.1 - 0.12 * column * weight)
+
+
 def _numbers(column: int, weight: float) -> dict[str, float]:
     away = abs(column * weight - BEST[0] * BEST[1])
     found = {"loss": 0.1 + 0.012 * away, "loss_se": 0.002}
@@ -113,7 +118,7 @@ def _numbers(column: int, weight: float) -> dict[str, float]:
             "leak": 0.03 * column * weight,
             "leak_sd": 0.004,
         }
-    return {**found, "copy": 0.5 + 0.08 * column * weight, "copy_sd": 0.02}
+    return {**found, "copy": _novelty(column, weight), "copy_sd": 0.02}
 
 
 def _verdict() -> dict[str, Any]:

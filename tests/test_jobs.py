@@ -168,7 +168,7 @@ def test_shutdown_pauses_the_run(tmp_path: Path) -> None:
 def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
     jobs = make_jobs(tmp_path)
-    run = jobs.grid("zorp", [0.5, 1.0], ["zorp", "red circle"])
+    run = jobs.grid("zorp", weights=[0.5, 1.0], prompts=["zorp", "red circle"])
     assert jobs.wait(run, 120)
     assert run.manifest["grid"]["state"] == "done", run.manifest["grid"]
     with Image.open(run.manifest["grid"]["path"]) as sheet:
@@ -179,12 +179,12 @@ def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("weights", "part"), [([3.0], "from -2 to 2"), ([0.001 * i for i in range(1500)], "is the most")]
+    ("weights", "part"), [([3.0], "from -2 to 2"), ([0.001 * i for i in range(1500)], "200 are the most")]
 )
 def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], part: str) -> None:
     run_to_end(tmp_path, "zorp")
     with pytest.raises(InputError, match=part):
-        make_jobs(tmp_path).grid("zorp", weights)
+        make_jobs(tmp_path).grid("zorp", weights=weights)
 
 
 def test_another_process_with_the_number_of_an_ended_one_is_not_it(tmp_path: Path) -> None:
@@ -224,12 +224,16 @@ def test_a_waiting_run_can_be_put_in_front(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     submit(jobs, tmp_path, "first", training__steps=200)
     second, third = (submit(jobs, tmp_path, name) for name in ("second", "third"))
-    jobs.to_front("third")
+    jobs.move("third", 1)
     assert [task.run for task in jobs.training.waiting()] == [third, second]
+    assert third.manifest["place"] < second.manifest["place"]  # so is the order after a restart
+    jobs.move("third", 2)
+    assert [task.run for task in jobs.training.waiting()] == [second, third]
+    assert second.manifest["place"] < third.manifest["place"]
     jobs.stop("first")
     with pytest.raises(InputError, match="does not wait"):
-        jobs.to_front("first")
-    assert jobs.wait(second, 120)
+        jobs.move("first", 1)
+    assert jobs.wait(third, 120)
 
 
 def test_waiting_runs_are_in_line_again_after_a_restart_in_their_order(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     with pytest.raises(InputError, match="No grid"):
         jobs.stop_grid("zorp")
-    run = jobs.grid("zorp", [0.1 * i for i in range(1, 20)], ["zorp", "red circle"])
+    run = jobs.grid("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
     until(lambda: run.manifest["grid"]["done"] >= 2)
     jobs.stop_grid("zorp")
     assert jobs.wait(run, 60)

@@ -98,24 +98,36 @@ def test_a_waiting_task_can_be_taken_out_and_one_that_is_worked_on_cannot(gated:
 
 def test_a_waiting_task_can_be_the_next(gated: Gated) -> None:
     second, third = gated.add("second"), gated.add("third")
-    assert gated.line.to_front(third)
+    assert gated.line.move(third, 0)
     assert gated.line.waiting() == [third, second]
-    assert not gated.line.to_front(gated.first)
+    assert not gated.line.move(gated.first, 0)
     assert gated.finish() == ["first", "third", "second"]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "front"]), st.integers(0, 5)), max_size=12))
-def test_the_line_is_a_list_whatever_is_done_to_it(actions: list[tuple[str, int]]) -> None:
+def test_a_task_that_ends_the_thread_does_not_end_the_line(gated: Gated) -> None:
+    def leave(control: Control) -> None:
+        raise SystemExit
+
+    task = Task(gated.first.run, leave)
+    gated.line.add(task)
+    gated.add("after")
+    assert gated.finish() == ["first", "after"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "remove", "move"]), st.integers(0, 5), st.integers(-1, 6)), max_size=12)
+)
+def test_the_line_is_a_list_whatever_is_done_to_it(actions: list[tuple[str, int, int]]) -> None:
     gated = Gated()
     model: list[Task] = []
-    for count, (action, place) in enumerate(actions):
+    for count, (action, place, to) in enumerate(actions):
         if action == "add":
             model.append(gated.add(str(count)))
         elif place < len(model):
             task = model.pop(place)
-            assert gated.line.remove(task) if action == "remove" else gated.line.to_front(task)
-            if action == "front":
-                model.insert(0, task)
+            assert gated.line.remove(task) if action == "remove" else gated.line.move(task, to)
+            if action == "move":
+                model.insert(max(0, to), task)
         assert gated.line.waiting() == model
     gated.go.set()
     assert all(gated.line.wait(task.run, LIMIT) for task in [gated.first, *model])

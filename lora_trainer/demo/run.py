@@ -63,8 +63,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
         InputError: ``output`` holds something that is not an earlier demo.
         RunError: the training failed.
     """
-    from lora_trainer.cli import ProgressBar, cell_bar
-    from lora_trainer.validation.grid import draw_grid, plan_grid
+    from lora_trainer.cli import ProgressBar
     from lora_trainer.validation.numbers import best, held_out_losses
 
     began = time.time()
@@ -82,9 +81,9 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     with host.session(config) as session:
         losses = held_out_losses(host, session, config, files, WEIGHTS)
     chosen = best([entry for entry in losses if entry.file])
-    with host.session(config) as session:
-        plan = plan_grid(run, WEIGHTS, PROMPTS, config).on(host.check(config))
-        grid = draw_grid(plan, session, run.grids / "plain", cell_bar(quiet))
+    jobs.grid(run.name, weights=WEIGHTS, prompts=PROMPTS)
+    jobs.wait(run)
+    grid = run.manifest["grid"]["path"]
     epoch = next(e["epoch"] for e in run.manifest["files"] if e["path"] == chosen.file)
     steps = [e["loss"] for e in run.entries() if "loss" in e]
     share = max(1, len(steps) // config.training.epochs)

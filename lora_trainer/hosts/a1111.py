@@ -22,10 +22,11 @@ from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import CheckpointChanged, InputError, RunError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
+from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class A1111Session:
         self._has_turn = False
         self._progress = (config.name, 0, 0)
         self._interrupted = False
+        self._network: Any = None  # the last drawn with, so that its file is not read for every picture
         self._began = time.time()
         self.on_wait: Callable[[bool], object] = lambda waits: None
         with self._gate.turn():  # another thread may be putting a checkpoint away just now
@@ -173,6 +175,7 @@ class A1111Session:
         if sd_models.select_checkpoint().filename != self._sd_model.sd_checkpoint_info.filename:
             raise _changed()  # process_images would load the other one
         with _known_network(lora) as tag, _kept_prompt_history():
+            _remember(self._network)
             processing = StableDiffusionProcessingTxt2Img(
                 sd_model=self._sd_model,
                 prompt=[r.prompt + tag for r in requests],
@@ -200,8 +203,9 @@ class A1111Session:
                 finally:
                     shared.state.end()
                     shared.state.interrupted = False
+            self._network = _loaded(lora)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
-            raise RunError("The picture was interrupted.")
+            raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
 
     def draw_settings(self) -> str:
@@ -436,9 +440,13 @@ def clean_weights(sd_model: Any) -> None:
 def _known_network(lora: LoraUse | None) -> Iterator[str]:
     """Make a file known under its name for one picture; gives the prompt's tag."""
     networks = lora_networks()
-    if lora is None or networks is None:
+    if lora is None:
         yield ""
         return
+    if networks is None:
+        raise InputError("The WebUI's Lora extension is switched off, so no LoRA can be drawn; switch it on.")
+    if lora.lbw and not shared.opts.data.get("lora_train_block_weights", True):
+        raise InputError("Block weights in prompts are switched off; switch them on in Settings, LoRA Train.")
     name = lora.path.stem
     known = networks.available_networks.get(name)
     if known is None or Path(known.filename) != lora.path:
@@ -453,6 +461,29 @@ def _known_network(lora: LoraUse | None) -> Iterator[str]:
             networks.available_networks.pop(name, None)
             networks.available_network_aliases.pop(name, None)
             networks.networks_in_memory.pop(name, None)
+
+
+def _remember(network: Any) -> None:
+    """Let the host find a network among those that are loaded, from where :func:`clean_weights` took it.
+
+    It reads the file only when it is newer (networks.py:311). One that brings embeddings is left to be read again.
+    """
+    if network is not None and not network.bundle_embeddings:
+        lora_networks().loaded_networks.append(network)
+
+
+def _loaded(lora: LoraUse | None) -> Any:
+    """The network that a picture was drawn with.
+
+    Raises:
+        InputError: the host has drawn without it, which it says only in its log (networks.py:320).
+    """
+    if lora is None:
+        return None
+    for network in map(original, lora_networks().loaded_networks):
+        if network.name == lora.path.stem:
+            return network
+    raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
 
 
 def _is_within(path: Path, folder: Path) -> bool:

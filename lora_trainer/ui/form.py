@@ -119,7 +119,7 @@ def _show(item: Option, value: Any) -> Any:
 def _parse(item: Option, value: Any) -> Any:
     """A widget's value as the config has it; an emptied number is its default."""
     if typing.get_origin(item.type) is list:
-        return [line.strip() for line in str(value or "").splitlines() if line.strip()]
+        return [line.strip() for line in str(value or "").split("\n") if line.strip()]
     if typing.get_origin(item.type) is dict:
         try:
             return parse_toml(f"value = {{{value or ''}}}")["value"]

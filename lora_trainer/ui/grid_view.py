@@ -19,6 +19,7 @@ LINES = 8
 """Colours of lines in style.css."""
 KINDS = {"good": "good", "under": "warning", "over": "warning", "useless": "error"}
 _DIGITS = 4
+_OF_CELLS = "-cells"
 
 
 def file_url(path: Path) -> str:
@@ -39,8 +40,12 @@ def _picture(cell: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _downloads(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    paths = [*document["sheets"], *filter(None, [document["csv"]])]
-    return [path for path in (folder / Path(name).name for name in paths) if path.is_file()]
+    """The sheets, the table of numbers, and the one of each picture's numbers beside it."""
+    paths = [folder / Path(name).name for name in document["sheets"]]
+    if document["csv"]:
+        table = folder / Path(document["csv"]).name
+        paths += [table, table.with_name(f"{table.stem}{_OF_CELLS}{table.suffix}")]
+    return [path for path in paths if path.is_file()]
 
 
 def grid_data(view: Mapping[str, Any], revision: str) -> str:
@@ -125,7 +130,7 @@ def _number_names(t: Translate) -> list[dict[str, Any]]:
         {"key": key, "name": t(name), "tells": t(tells), "better": better, "spread": spread, "digits": digits}
         for key, name, tells, better, spread, digits in (
             ("loss", "loss", "Error on pictures that were not trained on; lower is better.", "low", "loss_se", 4),
-            ("copy", "copy", "Likeness to the nearest training picture; high: overfitted.", "low", "copy_sd", 3),
+            ("copy", "novelty", "Distance to the nearest training picture; near 0 it is a copy.", "high", "copy_sd", 3),
             ("leak", "leak", "Change of pictures without the trigger word; lower is better.", "low", "leak_sd", 3),
             ("effect", "effect", "Change of pictures with the trigger word.", "high", "effect_sd", 3),
             (
@@ -212,20 +217,19 @@ def _verdict_title(state: str, t: Translate) -> str:
 def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> str:
     downloads = _downloads(document, folder)
     sheets = [path for path in downloads if path.suffix == ".png"]
-    links = []
-    for path in downloads:
-        if path.suffix == ".csv":
-            name = t("Numbers (CSV)")
-        elif len(sheets) == 1:
-            name = t("Sheet (PNG)")
-        else:
-            name = t("Sheet {number} (PNG)", number=sheets.index(path) + 1)
-        links.append(f'<a href="{html.escape(file_url(path))}" download="{_download_name(document, path)}">{name}</a>')
-    return f'<div class="lt-links">{"".join(links)}</div>' if links else ""
 
+    def name(path: Path) -> str:
+        if path in sheets:
+            number = sheets.index(path) + 1
+            return t("Sheet {number} (PNG)", number=number) if len(sheets) > 1 else t("Sheet (PNG)")
+        return t("Numbers of each picture (CSV)") if path.stem.endswith(_OF_CELLS) else t("Numbers (CSV)")
 
-def _download_name(document: Mapping[str, Any], path: Path) -> str:
-    return html.escape(f"{document['run']}-{path.name}")
+    links = "".join(
+        f'<a href="{html.escape(file_url(path))}" download="{html.escape(document["run"] + "-" + path.name)}">'
+        f"{html.escape(name(path))}</a>"
+        for path in downloads
+    )
+    return f'<div class="lt-links">{links}</div>' if links else ""
 
 
 def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:

@@ -226,7 +226,7 @@ class Tab:
         return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
 
     def _front(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.to_front(name or ""), "It is the next in line.")
+        return self._answer(lambda: self._jobs.move(name or "", 1), "It is the next in line.")
 
     def _bring(self, name: str) -> str:
         return self._answer(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,6 @@ from lora_trainer.validation import choose
 Part = tuple[Any, Callable[[], Any]]
 _WEIGHTS = "0.3, 0.6, 0.8, 1.0"
 _SEEDS = "1, 2"
-_TO_FORM = '<i class="lt-to-form"></i>'
-"""Tells the viewer's script to go to the form."""
 
 
 class ValidatePanel:
@@ -35,6 +35,7 @@ class ValidatePanel:
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
         self._t = translate
+        self._answers = itertools.count(time.time_ns())
         self._build_wishes()
         self._build_viewer()
 
@@ -81,7 +82,7 @@ class ValidatePanel:
             self.numbers = gr.Checkbox(
                 value=True,
                 label=t("Measure numbers"),
-                info=t("Validation loss, copying, leak and effect, and a recommendation."),
+                info=t("Validation loss, novelty, leak and effect, and a recommendation."),
                 elem_id="lora_train_grid_numbers",
             )
             self.together = gr.Number(
@@ -109,9 +110,9 @@ class ValidatePanel:
         self.status = gr.HTML(elem_id="lora_train_grid_status")
         self.verdict = gr.HTML(elem_id="lora_train_grid_verdict")
         self.viewer = gr.HTML('<div class="lt-viewer"></div>', elem_id="lora_train_grid")
-        self.feedback = gr.HTML(elem_id="lora_train_grid_feedback")
         self.chart = gr.HTML(elem_id="lora_train_grid_chart")
         hidden = {"elem_classes": "lt-hidden", "show_label": False}
+        self.feedback = gr.HTML(elem_id="lora_train_grid_feedback", elem_classes="lt-hidden")
         self.document = gr.HTML(elem_id="lora_train_grid_data", elem_classes="lt-hidden")
         self.wish = gr.Textbox(elem_id="lora_train_grid_wish", **hidden)
         self.act = gr.Button("act", elem_id="lora_train_grid_act", elem_classes="lt-hidden")
@@ -129,11 +130,11 @@ class ValidatePanel:
         wishes = [run, self.epochs, self.weights, self.prompts, self.seeds, self.together, self.numbers, self.clip]
         self.draw.click(self._draw, wishes, [self.status], **hidden)
         self.stop.click(self._stop, [run], [self.status], **hidden)
-        self.act.click(self._act, [self.wish], [self.feedback], **hidden)
+        self.act.click(lambda wish: self._answered(self._act(wish)), [self.wish], [self.feedback], **hidden)
 
         def go_on(wish: str) -> list[Any]:
             values, said = self._continue(wish)
-            return [*fill(values), said]
+            return [*fill(values), self._answered(said, "form" if values else "")]
 
         self.go_on.click(go_on, [self.wish], [*form, self.feedback], **hidden)
 
@@ -211,6 +212,10 @@ class ValidatePanel:
         return grid_view.grid_losses(document, self._t)
 
     # -------------------------------------------------------------- the chosen cell
+    def _answered(self, said: str, then: str = "") -> str:
+        """An answer for the viewer, which shows each once; ``then`` is ``"form"`` to go to the form."""
+        return f'<div class="lt-answer" data-number="{next(self._answers)}" data-then="{then}">{said}</div>'
+
     def _act(self, wish: str) -> str:
         """Do what the viewer asks for: an object with ``action``, ``run``, ``key``, ``column`` and ``weight``."""
         t = self._t
@@ -263,7 +268,7 @@ class ValidatePanel:
             name=choice.run.name,
             file=file.name,
         )
-        return {**dotted(document), "network.continue_from": str(file), "name": ""}, views.notice(said) + _TO_FORM
+        return {**dotted(document), "network.continue_from": str(file), "name": ""}, views.notice(said)
 
     @staticmethod
     def _said(sentence: str) -> str:

@@ -1,120 +1,208 @@
-"""The epoch × weight grid: one picture for each file of a run at each weight, on one labelled sheet."""
+"""The epoch × weight grid: a picture for each file of a run at each weight, with each prompt and seed.
+
+The grid's document, ``grid.json``, is what page, command line and REST read; DESIGN names the folder.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-from bisect import bisect_left
+import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from lora_trainer.config import TrainConfig
-from lora_trainer.dataset.images import PictureError, read_picture
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.files import replace_atomically, save_picture, write_json
+from lora_trainer.errors import InputError, LoraTrainError, NotFound
+from lora_trainer.files import save_picture, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.runs import Run
+from lora_trainer.validation.axes import RunFiles, epoch_values
+from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
+from lora_trainer.validation.sheet import Layout, sheets
 
 if TYPE_CHECKING:
     from lora_trainer.model.families import CheckpointInfo
 
 DEFAULT_WEIGHTS = (0.3, 0.6, 0.8, 1.0)
-MAX_CELLS = 2000
+MAX_VALUES = 200
+"""Of weights, prompts or seeds; so many that only a mistake has more."""
+MAX_TOGETHER = 64
+_WRITE_EVERY = 2.0
 VERSION = 2
-_PAD, _LINE = 6, 14
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One picture of the grid: a file (``None`` for the checkpoint alone) at a weight, with a prompt.
+class GridOptions:
+    """What a person wants to see.
 
-    ``content`` tells files of one name apart (a resumed run writes its last file again), ``base`` checkpoints.
+    Attributes:
+        weights: LoRA weights; :data:`DEFAULT_WEIGHTS` when none are given.
+        prompts: those of the run's samples, else its trigger word, when none are given.
+        epochs: ``all``, ``every 2``, ``1-5``, ``last``, ``3``, ``step 40``, and several of these with commas between.
+        seeds: the samples' seed when none are given.
+        together: pictures drawn at once.
+        numbers: measure losses and pictures too; then a prompt without the trigger word is added where all have it.
+        clip: folder of a CLIP model to measure pictures with, empty for none.
     """
 
-    file: Path | None
-    label: str
-    weight: float
-    request: DrawRequest
-    content: str = ""
-    base: str = ""
+    weights: Sequence[float] = ()
+    prompts: Sequence[str] = ()
+    epochs: str = "all"
+    seeds: Sequence[int] = ()
+    together: int = 4
+    numbers: bool = True
+    clip: str = ""
 
-    def key(self) -> str:
-        """Name of the cell's picture; the same for cells that show the same thing."""
-        used = bool(self.file and self.weight)
-        lora = (self.file.name, self.content, self.weight) if self.file and used else None
-        return hashlib.sha256(repr((self.base, lora, self.request)).encode()).hexdigest()[:16]
+
+@dataclass(frozen=True)
+class Column:
+    """A file of the run, or the checkpoint alone."""
+
+    label: str
+    file: Path | None = None
+    epoch: int = 0
+    step: int = 0
+    content: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        name = self.file.stem if self.file else ""
+        path = str(self.file) if self.file else None
+        return {"label": self.label, "file": path, "name": name, "epoch": self.epoch, "step": self.step}
+
+
+ALONE = Column("no LoRA")
 
 
 @dataclass(frozen=True)
 class GridPlan:
-    """Rows are prompts × weights, columns are the run's files; ``contents`` are the files' SHA-256."""
+    """What a grid shows. The first column is the checkpoint alone.
 
-    columns: list[tuple[str, Path | None]]
+    Attributes:
+        run: its name.
+        trigger: the run's trigger word.
+        columns: the files.
+        weights: of the LoRA.
+        prompts: as they are drawn.
+        seeds: of the pictures.
+        request: everything else about a picture.
+        base: what of the host changes a picture.
+    """
+
+    run: str
+    trigger: str
+    columns: list[Column]
     weights: list[float]
-    requests: list[DrawRequest]
-    contents: dict[Path, str] = field(default_factory=dict)
+    prompts: list[str]
+    seeds: list[int]
+    request: DrawRequest
     base: str = ""
 
-    def on(self, checkpoint: CheckpointInfo) -> GridPlan:
-        """The same grid on a checkpoint, whose pictures are kept apart from those of others."""
-        return replace(self, base=repr((checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)))
+    def on(self, checkpoint: CheckpointInfo, settings: str = "") -> GridPlan:
+        """The same grid on a checkpoint with a host's settings, whose pictures are kept apart from those of others."""
+        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)
+        return replace(self, base=repr((known, settings)))
 
-    def cell(self, column: int, weight: float, request: DrawRequest) -> Cell:
+    def cell(self, column: int, weight: float, prompt: int, seed: int) -> Cell:
         """One cell."""
-        label, path = self.columns[column]
-        return Cell(path, label, weight, request, self.contents.get(path, "") if path else "", self.base)
+        used = self.columns[column]
+        request = replace(self.request, prompt=self.prompts[prompt], seed=self.seeds[seed])
+        return Cell(LoraUse(used.file, float(weight)) if used.file else None, request, used.content, self.base)
 
-    def cells(self) -> list[Cell]:
-        """All cells, file by file, so that a file is loaded once."""
+    def places(self) -> list[tuple[int, float, int, int]]:
+        """Column, weight, prompt and seed of all cells, file by file and weight by weight.
+
+        So a file is loaded and put into the model once, and what differs in prompt and seed only is drawn together.
+        """
         return [
-            self.cell(column, weight, request)
-            for column in range(len(self.columns))
-            for weight in self.weights
-            for request in self.requests
+            (column, weight, prompt, seed)
+            for column, used in enumerate(self.columns)
+            for weight in (self.weights if used.file else [0.0])
+            for prompt in range(len(self.prompts))
+            for seed in range(len(self.seeds))
         ]
 
+    def has_trigger(self, prompt: str) -> bool:
+        """Whether a prompt calls for what was learned; without a trigger word every prompt does."""
+        return not self.trigger or self.trigger.lower() in prompt.lower()
 
-def plan_grid(
-    run: Run, weights: Sequence[float] = (), prompts: Sequence[str] = (), config: TrainConfig | None = None
-) -> GridPlan:
+
+def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig | None = None) -> GridPlan:
     """The grid of a run's finished files.
 
     Args:
-        run: the run.
-        weights: LoRA weights; :data:`DEFAULT_WEIGHTS` when none are given.
-        prompts: prompts; those of the run's samples, else its trigger word, when none are given.
+        run: the run; it may go on.
+        options: what to show.
         config: the run's settings, when they are at hand.
 
     Raises:
-        InputError: no files, or too many cells.
+        InputError: no files, no such epochs, or weights, prompts or seeds that cannot be used.
     """
-    config = config or run.config()
-    files = [
-        (f"step {f['step']}" if _is_step(f) else f"epoch {f['epoch']}", Path(f["path"])) for f in run.manifest["files"]
-    ]
-    found = [(label, path) for label, path in files if path.is_file()]
-    if not found:
+    options, config = options or GridOptions(), config or run.config()
+    samples = config.samples
+    prompts = list(options.prompts) or samples.prompts or [config.data.trigger or config.name]
+    weights = _numbers("weights", options.weights or DEFAULT_WEIGHTS, -2, 2)
+    seeds = [int(s) for s in _numbers("seeds", options.seeds or [samples.seed], 0, 2**32 - 1)]
+    _check_count("prompts", prompts)
+    if not 1 <= options.together <= MAX_TOGETHER:
+        raise _out_of_range("together", 1, MAX_TOGETHER)
+    plan = GridPlan(
+        run.name,
+        config.data.trigger,
+        [ALONE, *_columns(run, options.epochs)],
+        weights,
+        list(dict.fromkeys(prompts)),
+        seeds,
+        draw_request(samples, "", config.data.resolution),
+    )
+    return replace(plan, prompts=_with_leak(plan)) if options.numbers else plan
+
+
+def _columns(run: Run, epochs: str) -> list[Column]:
+    entries = run.manifest["files"]
+    if not any(Path(entry["path"]).is_file() for entry in entries):
         raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
-    wanted = list(prompts) or config.samples.prompts or [config.data.trigger or config.name]
-    requests = [draw_request(config.samples, prompt, config.data.resolution) for prompt in wanted]
-    chosen = [float(w) for w in weights] or list(DEFAULT_WEIGHTS)
-    if any(not -2 <= w <= 2 for w in chosen):
-        raise InputError("weights: use numbers from -2 to 2.", field="weights")
-    contents = {Path(f["path"]): str(f.get("sha256", "")) for f in run.manifest["files"]}
-    plan = GridPlan([("no LoRA", None), *found], chosen, requests, contents)
-    if len(plan.cells()) > MAX_CELLS:
-        raise InputError(
-            "The grid would have {count} pictures; {most} is the most.", count=len(plan.cells()), most=MAX_CELLS
-        )
-    return plan
+    wanted = [part.strip() for part in epochs.replace("，", ",").split(",") if part.strip()]
+    chosen = {value.file for value in epoch_values(wanted or ["all"], [RunFiles.of(run.name, entries)])}
+    last = {Path(entry["path"]): entry for entry in entries}
+    return [_column(path, entry) for path, entry in last.items() if path in chosen]
 
 
-def _is_step(entry: dict[str, Any]) -> bool:
-    return "-step" in Path(entry["path"]).stem
+def _column(path: Path, entry: dict[str, Any]) -> Column:
+    label = f"step {entry['step']}" if "-step" in path.stem else f"epoch {entry['epoch']}"
+    return Column(label, path, int(entry["epoch"]), int(entry["step"]), str(entry.get("sha256", "")))
+
+
+def _numbers(key: str, values: Sequence[float], low: float, high: float) -> list[float]:
+    _check_count(key, values)
+    if not all(low <= value <= high for value in values):
+        raise _out_of_range(key, low, high)
+    return list(dict.fromkeys(map(float, values)))
+
+
+def _check_count(key: str, values: Sequence[object]) -> None:
+    if len(values) > MAX_VALUES:
+        raise InputError("{key}: {most} are the most.", field=key, key=key, most=MAX_VALUES)
+
+
+def _out_of_range(key: str, low: float, high: float) -> InputError:
+    return InputError(
+        "{key}: use numbers from {low} to {high}.", field=key, key=key, low=f"{low:.10g}", high=f"{high:.10g}"
+    )
+
+
+def _with_leak(plan: GridPlan) -> list[str]:
+    """The prompts, and where all have the trigger word one without it, which shows what the LoRA does unasked."""
+    if not all(plan.has_trigger(prompt) for prompt in plan.prompts) or not plan.trigger:
+        return plan.prompts
+    for prompt in plan.prompts:
+        words = [word.strip() for word in prompt.split(",") if plan.trigger.lower() not in word.lower()]
+        if any(words):
+            return [*plan.prompts, ", ".join(word for word in words if word)]
+    return plan.prompts
 
 
 def grid_folder(run: Run) -> Path:
@@ -137,99 +225,146 @@ def read_document(run: Run) -> dict[str, Any]:
     raise NotFound("No grid of {name} has been drawn yet.", field="name", name=run.name)
 
 
+# ------------------------------------------------------------------ drawing
 def draw_grid(
-    plan: GridPlan, session: Session, folder: Path, on_cell: Callable[[int, int], object] = lambda done, of: None
-) -> Path:
-    """Draw the missing cells into ``folder/cells`` and put all on one sheet; returns the sheet's path."""
-    pictures: dict[str, Path] = {}
-    cells = plan.cells()
-    for count, cell in enumerate(cells, start=1):
-        key = cell.key()
-        path = folder / "cells" / f"{key}.png"
-        if key not in pictures and not _is_drawn(path):
-            lora = LoraUse(cell.file, cell.weight) if cell.file and cell.weight else None
-            with session.turn():
-                (image,) = session.draw([cell.request], lora)
-            save_picture(path, image)
-        pictures[key] = path
-        on_cell(count, len(cells))
-    sheet = folder / "grid.png"
-    image = compose(plan, pictures)
-    replace_atomically(sheet, lambda temporary: image.save(temporary, "PNG"))
-    write_json(folder / "grid.json", _describe(plan, pictures))
-    return sheet
+    plan: GridPlan,
+    session: Session,
+    folder: Path,
+    on_cells: OnCells = lambda done, of: None,
+    *,
+    together: int = 1,
+) -> dict[str, Any]:
+    """Draw what is missing, with the document beside it all the while; returns the document when all is drawn.
 
+    Args:
+        plan: the grid, made for the session's checkpoint with :meth:`GridPlan.on`.
+        session: draws.
+        folder: ``cells``, ``grid.json`` and the sheets ``grid.png``, ``grid-2.png`` … are in it.
+        on_cells: called with the number of cells that are there, and of all; what it raises stops the drawing.
+        together: cells with the same LoRA that are drawn at once.
 
-def _is_drawn(path: Path) -> bool:
-    """Whether a cell was drawn before; a damaged one is drawn again."""
+    Raises:
+        RunError: no memory for one picture, the disk is full, or the drawing was interrupted; what is drawn is kept.
+        InputError: nothing could be drawn with any of the files.
+    """
+    places = plan.places()
+    cells = [plan.cell(*place) for place in places]
+    path = folder / "grid.json"
+    drawn = Drawn(folder / "cells")
+    written = -math.inf
     try:
-        return path.is_file() and read_picture(path) is not None
-    except PictureError:
-        return False
+        for _ in draw_cells(cells, session, drawn, together, on_cells):
+            if time.monotonic() - written > _WRITE_EVERY:
+                write_json(path, describe(plan, drawn))
+                written = time.monotonic()
+    except Exception:
+        with contextlib.suppress(LoraTrainError):  # the first error is the one to tell
+            write_json(path, describe(plan, drawn))
+        raise
+    if all(column.file in drawn.problems for column in plan.columns if column.file):
+        raise next(iter(drawn.problems.values()))
+    document = describe(plan, drawn)
+    document["sheets"] = [str(sheet) for sheet in write_sheets(plan, drawn, folder)]
+    write_json(path, document)
+    return document
 
 
-def compose(plan: GridPlan, pictures: dict[str, Path]) -> Image.Image:
-    """The sheet: columns are files, rows are weights, one block of rows a prompt, all labelled."""
-    width = max(r.width for r in plan.requests)
-    height = max(r.height for r in plan.requests)
-    font = _font()
-    left = 2 * _PAD + int(max(font.getlength(f"weight {w:g}") for w in plan.weights))
-    top = 2 * _PAD + _LINE
-    block = _LINE + 2 * _PAD + len(plan.weights) * (height + _PAD)
-    sheet = Image.new("RGB", (left + len(plan.columns) * (width + _PAD), top + len(plan.requests) * block), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, (label, _) in enumerate(plan.columns):
-        pen.text((left + column * (width + _PAD), _PAD), _shorten(label, width, font), fill="black", font=font)
-    for row, request in enumerate(plan.requests):
-        y = top + row * block
-        pen.text((_PAD, y), _shorten(request.prompt, sheet.width - 2 * _PAD, font), fill=(60, 60, 160), font=font)
-        for line, weight in enumerate(plan.weights):
-            cell_y = y + _LINE + _PAD + line * (height + _PAD)
-            pen.text((_PAD, cell_y + height // 2), f"weight {weight:g}", fill="black", font=font)
-            for column in range(len(plan.columns)):
-                with Image.open(pictures[plan.cell(column, weight, request).key()]) as picture:
-                    sheet.paste(picture.convert("RGB"), (left + column * (width + _PAD), cell_y))
-    return sheet
-
-
-def _font() -> Any:
-    """A font that comes with every Pillow, or a system one that knows Chinese."""
-    for name in ("msyh.ttc", "PingFang.ttc", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf"):
-        try:
-            return ImageFont.truetype(name, 12)
-        except OSError:
-            continue
-    return ImageFont.load_default()
-
-
-def _shorten(text: str, width: float, font: Any, dots: str = "…") -> str:
-    """As much of ``text`` as fits into ``width``, with ``dots`` when that is not all."""
-
-    def is_too_long(kept: int) -> bool:
-        return font.getlength(text[:kept] + dots) > width
-
-    try:
-        if font.getlength(text) <= width:
-            return text
-        kept = bisect_left(range(1, len(text) + 1), True, key=is_too_long)
-        return text[:kept] + dots if kept else ""
-    except UnicodeEncodeError:  # Pillow's built-in font knows Latin letters only
-        return _shorten(text.encode("latin-1", "replace").decode("latin-1"), width, font, "...")
-
-
-def _describe(plan: GridPlan, pictures: dict[str, Path]) -> dict[str, Any]:
+def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
+    """The grid's document: columns, weights, prompts, seeds and every cell's picture; numbers come later."""
+    request = plan.request
+    cells: list[dict[str, Any]] = []
+    for column, weight, prompt, seed in plan.places():
+        key = plan.cell(column, weight, prompt, seed).key()
+        picture = drawn.pictures.get(key)
+        place = {"column": column, "weight": weight, "prompt": prompt, "seed": seed}
+        cells.append({**place, "key": key, "picture": str(picture) if picture else None, "numbers": {}})
     return {
-        "columns": [{"label": label, "file": str(path) if path else None} for label, path in plan.columns],
+        "version": VERSION,
+        "run": plan.run,
+        "trigger": plan.trigger,
+        "columns": [column.to_dict() for column in plan.columns],
         "weights": plan.weights,
-        "prompts": [r.prompt for r in plan.requests],
-        "cells": [
-            {
-                "label": cell.label,
-                "weight": cell.weight,
-                "prompt": cell.request.prompt,
-                "picture": str(pictures[cell.key()]),
-                "request": json.loads(json.dumps(replace(cell.request).__dict__)),
-            }
-            for cell in plan.cells()
+        "prompts": [{"text": prompt, "trigger": plan.has_trigger(prompt)} for prompt in plan.prompts],
+        "seeds": plan.seeds,
+        "size": [request.width, request.height],
+        **{name: getattr(request, name) for name in ("negative", "sampler", "steps", "cfg")},
+        "cells": cells,
+        "groups": [
+            {"column": column, "weight": weight, "numbers": {}}
+            for column, weight in dict.fromkeys(place[:2] for place in plan.places())
         ],
+        "verdict": None,
+        "problems": [_problem(error) for error in drawn.problems.values()],
+        "sheets": [],
+        "csv": None,
     }
+
+
+def _problem(error: LoraTrainError) -> dict[str, Any]:
+    return {"template": error.template, "values": {k: str(v) for k, v in error.values.items()}}
+
+
+def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
+    """Put all pictures on labelled sheets, with the text of how they were made; sheets of before are replaced."""
+    blocks = [(prompt, seed) for prompt in range(len(plan.prompts)) for seed in range(len(plan.seeds))]
+
+    def picture(column: int, row: int, block: int) -> Path | None:
+        weight = plan.weights[row] if plan.columns[column].file else 0.0
+        return drawn.pictures.get(plan.cell(column, weight, *blocks[block]).key())
+
+    layout = Layout(
+        [column.label for column in plan.columns],
+        [f"weight {weight:g}" for weight in plan.weights],
+        [plan.prompts[p] + (f"  ·  seed {plan.seeds[s]}" if len(plan.seeds) > 1 else "") for p, s in blocks],
+        (plan.request.width, plan.request.height),
+        picture,
+    )
+    text = _infotext(plan, drawn)
+    paths = []
+    for number, sheet in enumerate(sheets(layout), start=1):
+        sheet.info["parameters"] = text
+        paths.append(folder / ("grid.png" if number == 1 else f"grid-{number}.png"))
+        save_picture(paths[-1], sheet)
+    for stale in folder.glob("grid-*.png"):
+        if stale not in paths:
+            stale.unlink(missing_ok=True)
+    return paths
+
+
+def _infotext(plan: GridPlan, drawn: Drawn) -> str:
+    """The text of the last picture, as the WebUI writes it, with the axes behind it as its X/Y/Z plot has them."""
+    from PIL import Image
+
+    last = plan.cell(*plan.places()[-1]).key()
+    made = ""
+    if last in drawn.pictures:
+        with Image.open(drawn.pictures[last]) as picture:
+            made = str(picture.info.get("parameters", ""))
+    columns = ", ".join(column.label for column in plan.columns)
+    weights = ", ".join(f"{weight:g}" for weight in plan.weights)
+    axes = {"X Type": "LoRA run epoch", "X Values": columns, "Y Type": "LoRA weight", "Y Values": weights}
+    if len(plan.seeds) > 1:
+        axes |= {"Z Type": "Seed", "Z Values": ", ".join(map(str, plan.seeds))}
+    told = ["Script: LoRA Train grid", *(f"{k}: {_quoted(v)}" for k, v in axes.items())]
+    return ", ".join([made, *told] if made else told)
+
+
+def _quoted(text: str) -> str:
+    """As the WebUI quotes a value that has its separators in it (modules/infotext_utils.py, ``quote``)."""
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text
+
+
+def pace(on_progress: Callable[[int, int, float | None], object]) -> OnCells:
+    """Turn counts into counts with the seconds left, from the speed since the first cell that had to be drawn."""
+    first: tuple[float, int] | None = None
+
+    def note(done: int, of: int) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now, done
+        began, before = first
+        left = (now - began) / (done - before) * (of - done) if done > before else None
+        on_progress(done, of, left)
+
+    return note

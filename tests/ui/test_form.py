@@ -196,8 +196,8 @@ def test_a_preset_fills_in_its_fields_and_leaves_the_others(form: Form) -> None:
 
 
 def test_prompts_are_one_a_line_and_empty_lines_are_none(form: Form) -> None:
-    document = form.document({form.widgets["samples.prompts"]: " zorp, red \r\n\n  \n汉服\n"})
-    assert document["samples"]["prompts"] == ["zorp, red", "汉服"]
+    document = form.document({form.widgets["samples.prompts"]: " zorp, red \r\n\n  \n汉服\u2028袍\n"})
+    assert document["samples"]["prompts"] == ["zorp, red", "汉服\u2028袍"]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_reloaded_page_shows_the_newest_run_and_one_that_is_gone_is_not_missed
     older, newer = make_run(tab, tmp_path, "older"), make_run(tab, tmp_path, "newer")
     os.utime(older.folder / "config.toml", (1, 1))
     assert poll(tab)["run"]["value"] == "newer"
-    assert poll(tab, "older")["run"]["value"] == "older"
+    assert "older" in poll(tab, "older")["status"]
     shutil.rmtree(newer.folder)
     assert poll(tab, "newer")["run"]["value"] == "older"
     assert poll(tab, "../..")["run"]["value"] == "older"
@@ -140,9 +140,9 @@ def test_weights_are_read_with_chinese_commas_and_prompts_by_line(
     tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(tab._jobs, "grid", lambda *values: asked.append(values))
+    monkeypatch.setattr(tab._jobs, "grid", lambda name, **wishes: asked.append((name, wishes)))
     tab._draw("zorp", " 0.3，1,, -0.5 ", "a\n\n b \n")
-    assert asked == [("zorp", [0.3, 1.0, -0.5], ["a", "b"])]
+    assert asked == [("zorp", {"weights": [0.3, 1.0, -0.5], "prompts": ["a", "b"]})]
 
 
 def test_wrong_settings_are_said_beside_train_and_nothing_is_begun(tab: Tab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, RunError
+from lora_trainer.errors import InputError, NotFound, RunError
 from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.runs import Run, Runs
 from lora_trainer.validation import grid
-from lora_trainer.validation.grid import DEFAULT_WEIGHTS, GridPlan, draw_grid, plan_grid
+from lora_trainer.validation.cells import Cell
+from lora_trainer.validation.grid import DEFAULT_WEIGHTS, Column, GridOptions, GridPlan, draw_grid, plan_grid
 from tests.helpers import config, temporary_files
 
 SIZE = (40, 24)
@@ -30,29 +32,51 @@ SIZE = (40, 24)
 class Painter:
     """A session whose pictures are one colour: that of file, weight and prompt."""
 
-    def __init__(self, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, size: tuple[int, int] | None = None, most: int = 99, error: Exception | None = None) -> None:
         self.drawn: list[tuple[str, float, str]] = []
+        self.batches: list[int] = []
         self._size = size
+        self._most = most
+        self._error = error
         self._in_turn = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         assert not self._in_turn
         self._in_turn = True
-        yield
-        self._in_turn = False
+        try:
+            yield
+        finally:
+            self._in_turn = False
 
     def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
         assert self._in_turn, "drawing outside of a turn"
+        if len(requests) > self._most:
+            assert self._error
+            raise self._error
+        self.batches.append(len(requests))
         for request in requests:
             self.drawn.append((lora.path.name if lora else "", lora.weight if lora else 0.0, request.prompt))
-        return [Image.new("RGB", self._size or (r.width, r.height), colour(r, lora)) for r in requests]
+        return [self._paint(request, lora) for request in requests]
+
+    def _paint(self, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+        image = Image.new("RGB", self._size or (request.width, request.height), colour(request, lora))
+        image.info["parameters"] = told(request, lora)
+        return image
 
 
 def colour(request: DrawRequest, lora: LoraUse | None) -> tuple[int, int, int]:
     content = lora.path.read_bytes() if lora else b""
     digest = hashlib.sha256(repr((content, lora and lora.weight, request)).encode()).digest()
     return digest[0] // 2, digest[1] // 2, digest[2] // 2  # dark, so that no cell is taken for paper
+
+
+def told(request: DrawRequest, lora: LoraUse | None) -> str:
+    return f"{request.prompt}{lora.tag if lora else ''} seed {request.seed}"
+
+
+def options(run: Run, **wishes: Any) -> GridPlan:
+    return plan_grid(run, GridOptions(**wishes))
 
 
 def make_run(root: Path, files: int = 2, **changes: Any) -> Run:
@@ -76,42 +100,78 @@ def run(tmp_path: Path) -> Run:
 
 
 # ------------------------------------------------------------------ the plan
-def test_every_file_stands_at_every_weight_with_every_prompt_beside_the_checkpoint_alone(run: Run) -> None:
-    plan = plan_grid(run, [0.5, 1], ["a", "b", "c"])
-    assert [label for label, _ in plan.columns] == ["no LoRA", "epoch 1", "epoch 2"]
-    cells = plan.cells()
-    wanted = {(c, w, p) for c in range(3) for w in (0.5, 1.0) for p in "abc"}
-    assert {([c for c, _ in plan.columns].index(cell.label), cell.weight, cell.request.prompt) for cell in cells} == (
-        wanted
-    )
-    assert len(cells) == len(wanted) == 18
-    assert [cell.file for cell in cells] == sorted((c.file for c in cells), key=lambda f: f.name if f else "")
+def test_every_file_stands_at_every_weight_with_every_prompt_and_seed_beside_the_checkpoint_alone(run: Run) -> None:
+    plan = options(run, weights=[0.5, 1], prompts=["a", "b", "c"], seeds=[4, 5])
+    assert [column.label for column in plan.columns] == ["no LoRA", "epoch 1", "epoch 2"]
+    wanted = [(0, 0.0, p, s) for p in range(3) for s in range(2)]
+    wanted += [(c, w, p, s) for c in (1, 2) for w in (0.5, 1.0) for p in range(3) for s in range(2)]
+    assert plan.places() == wanted
+    cell = plan.cell(2, 0.5, 1, 0)
+    assert cell.lora == LoraUse(Path(run.manifest["files"][1]["path"]), 0.5)
+    assert (cell.request.prompt, cell.request.seed) == ("b", 4)
 
 
 def test_a_file_written_at_a_step_is_labelled_by_its_step(tmp_path: Path) -> None:
     run = make_run(tmp_path, files=0)
     add_file(run, tmp_path / "test-step00000010.safetensors", b"x", 1)
-    assert plan_grid(run).columns[1][0] == "step 10"
+    assert plan_grid(run).columns[1].label == "step 10"
 
 
 def test_without_wishes_it_takes_the_usual_weights_and_the_samples_prompts(tmp_path: Path) -> None:
     run = make_run(tmp_path, samples__negative="blurry", samples__steps=3, samples__seed=9, samples__cfg=2.5)
     plan = plan_grid(run)
     assert plan.weights == list(DEFAULT_WEIGHTS)
-    assert plan.requests == [DrawRequest("zorp", "blurry", *SIZE, 3, 2.5, "Euler a", 9)]
+    assert plan.cell(0, 0.0, 0, 0).request == DrawRequest("zorp", "blurry", *SIZE, 3, 2.5, "Euler a", 9)
 
 
 @pytest.mark.parametrize(("trigger", "prompt"), [("zorp_", "zorp_"), ("", "test")])
 def test_without_prompts_it_draws_the_trigger_or_the_name(tmp_path: Path, trigger: str, prompt: str) -> None:
     settings = config(data__trigger=trigger, data__resolution=256)
-    run = make_run(tmp_path)
-    (request,) = plan_grid(run, config=settings).requests
-    assert (request.prompt, request.width, request.height) == (prompt, 256, 256)
+    plan = plan_grid(make_run(tmp_path), config=settings)
+    request = plan.cell(0, 0.0, 0, 0).request
+    assert (plan.prompts, request.width, request.height) == ([prompt], 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "labels"),
+    [
+        ("all", [1, 2, 3, 4]),
+        ("", [1, 2, 3, 4]),
+        ("every 2", [2, 4]),
+        ("2-3", [2, 3]),
+        ("last", [4]),
+        ("4, 1", [1, 4]),
+        ("1，3-4", [1, 3, 4]),
+    ],
+)
+def test_epochs_are_chosen_as_in_the_webuis_axes(tmp_path: Path, epochs: str, labels: list[int]) -> None:
+    plan = options(make_run(tmp_path, files=4), epochs=epochs)
+    assert [column.epoch for column in plan.columns] == [0, *labels]
+
+
+def test_an_epoch_that_there_is_not_is_one_sentence(run: Run) -> None:
+    with pytest.raises(InputError, match="no epoch 7"):
+        options(run, epochs="7")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "added"),
+    [
+        (["zorp, blue background"], ["blue background"]),
+        (["zorp", "Zorp, on grass, ZORP"], ["on grass"]),
+        (["zorp, a", "b"], []),
+        (["zorp"], []),
+    ],
+)
+def test_one_prompt_shows_what_the_lora_does_unasked(tmp_path: Path, prompts: list[str], added: list[str]) -> None:
+    run = make_run(tmp_path, data__trigger="zorp")
+    assert options(run, prompts=prompts).prompts == [*prompts, *added]
+    assert options(run, prompts=prompts, numbers=False).prompts == prompts
 
 
 def test_files_that_were_deleted_are_left_out(run: Run) -> None:
     Path(run.manifest["files"][0]["path"]).unlink()
-    assert [label for label, _ in plan_grid(run).columns] == ["no LoRA", "epoch 2"]
+    assert [column.label for column in plan_grid(run).columns] == ["no LoRA", "epoch 2"]
 
 
 def test_a_run_without_files_is_one_sentence(tmp_path: Path) -> None:
@@ -119,29 +179,37 @@ def test_a_run_without_files_is_one_sentence(tmp_path: Path) -> None:
         plan_grid(make_run(tmp_path, files=0))
 
 
-@pytest.mark.parametrize("weight", [2.01, -2.01, float("inf"), float("-inf"), float("nan"), 1e300])
-def test_a_weight_that_makes_no_picture_is_one_sentence(run: Run, weight: float) -> None:
-    with pytest.raises(InputError, match="from -2 to 2") as caught:
-        plan_grid(run, [0.5, weight])
-    assert caught.value.field == "weights"
+@pytest.mark.parametrize(
+    ("wish", "values"),
+    [
+        *(("weights", [0.5, w]) for w in (2.01, -2.01, float("inf"), float("-inf"), float("nan"), 1e300)),
+        *(("seeds", [s]) for s in (-1, 2**32, 1.5e300)),
+        ("together", 0),
+        ("together", 65),
+        ("prompts", ["a"] * 201),
+        ("seeds", list(range(201))),
+    ],
+)
+def test_a_wish_that_makes_no_picture_is_one_sentence(run: Run, wish: str, values: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        options(run, **{wish: values})
+    assert caught.value.field == wish
     assert "\n" not in str(caught.value)
 
 
-def test_the_most_pictures_are_planned_and_one_more_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "MAX_CELLS", 12)
-    assert len(plan_grid(run, [0, 0.5, 1, 2], ["a"]).cells()) == 12
-    with pytest.raises(InputError, match="15 pictures; 12 is the most"):
-        plan_grid(run, [0, 0.5, 1, 1.5, 2], ["a"])
-
-
-@given(st.lists(st.floats(-2, 2), min_size=1, max_size=4), st.lists(st.text(max_size=5), min_size=1, max_size=3))
-def test_cells_have_one_name_exactly_when_they_show_the_same(weights: list[float], prompts: list[str]) -> None:
-    columns = [("no LoRA", None), ("epoch 1", Path("a.safetensors")), ("epoch 2", Path("b.safetensors"))]
-    requests = [DrawRequest(prompt) for prompt in prompts]
+@given(
+    st.lists(st.floats(-2, 2), min_size=1, max_size=4),
+    st.lists(st.text(max_size=5), min_size=1, max_size=3, unique=True),
+    st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True),
+)
+def test_cells_have_one_name_exactly_when_they_show_the_same(
+    weights: list[float], prompts: list[str], seeds: list[int]
+) -> None:
+    columns = [Column("no LoRA"), Column("epoch 1", Path("a.safetensors")), Column("epoch 2", Path("b.safetensors"))]
+    plan = GridPlan("test", "", columns, weights, prompts, seeds, DrawRequest(""))
     shown: dict[str, set[object]] = {}
-    for cell in GridPlan(columns, weights, requests).cells():
-        lora = (cell.file, cell.weight) if cell.file and cell.weight else None
-        shown.setdefault(cell.key(), set()).add((lora, cell.request))
+    for cell in (plan.cell(*place) for place in plan.places()):
+        shown.setdefault(cell.key(), set()).add((cell.used, cell.request))
     assert all(len(things) == 1 for things in shown.values())
     everything = [thing for things in shown.values() for thing in things]
     assert len(everything) == len(set(everything))
@@ -161,118 +229,158 @@ def test_cells_have_one_name_exactly_when_they_show_the_same(weights: list[float
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_changes_the_picture_changes_the_cells_name(change: dict[str, Any]) -> None:
-    def key(request: DrawRequest) -> str:
-        return GridPlan([("", None)], [1.0], [request]).cells()[0].key()
+    assert Cell(None, DrawRequest("a", **change)).key() != Cell(None, DrawRequest("a")).key()
 
-    assert key(DrawRequest("a", **change)) != key(DrawRequest("a"))
+
+def test_block_weights_change_the_cells_name() -> None:
+    path = Path("a.safetensors")
+    keys = {Cell(LoraUse(path, 1.0, lbw), DrawRequest("a")).key() for lbw in ("", "OUTD", "INS")}
+    assert len(keys) == 3
 
 
 # ------------------------------------------------------------------ drawing
+def draw(plan: GridPlan, painter: Painter, folder: Path, **more: Any) -> Path:
+    """The sheet."""
+    return Path(draw_grid(plan, painter, folder, **more)["sheets"][0])
+
+
 def test_the_checkpoint_alone_is_drawn_once_a_prompt_whatever_the_weights(run: Run, tmp_path: Path) -> None:
     painter = Painter()
-    draw_grid(plan_grid(run, [0, 0.5, 1, -0.0], ["a", "b"]), painter, tmp_path / "grid")
+    draw(options(run, weights=[0, 0.5, 1, -0.0], prompts=["a", "b"]), painter, tmp_path / "grid")
     alone = [prompt for file, _, prompt in painter.drawn if not file]
     assert alone == ["a", "b"]
     assert len(painter.drawn) == len(set(painter.drawn)) == 2 + 2 * 2 * 2
     assert len(list((tmp_path / "grid" / "cells").iterdir())) == 10
 
 
+def test_what_differs_in_prompt_and_seed_only_is_drawn_together(run: Run, tmp_path: Path) -> None:
+    painter = Painter()
+    draw(options(run, weights=[0.5, 1], prompts=["a", "b"], seeds=[1, 2]), painter, tmp_path / "grid", together=3)
+    assert painter.batches == [3, 1] * 5
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("CUDA out of memory. Tried to allocate")])
+def test_with_too_little_memory_fewer_are_drawn_at_once(run: Run, tmp_path: Path, error: Exception) -> None:
+    painter = Painter(most=2, error=error)
+    draw(options(run, weights=[1], prompts=["a", "b"], seeds=[1, 2]), painter, tmp_path / "grid", together=4)
+    assert painter.batches == [2, 2] * 3
+
+
+def test_with_memory_for_not_even_one_it_says_so(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not enough memory to draw a picture of 40×24"):
+        draw(options(run, weights=[1]), Painter(most=0, error=MemoryError()), tmp_path / "grid", together=4)
+
+
 def test_each_cell_is_where_its_labels_say(run: Run, tmp_path: Path) -> None:
-    plan = plan_grid(run, [0.5, 1], ["a", "b"])
-    with Image.open(draw_grid(plan, Painter(), tmp_path / "grid")) as image:
+    plan = options(run, weights=[0.5, 1], prompts=["a", "b"])
+    with Image.open(draw(plan, Painter(), tmp_path / "grid")) as image:
         sheet = image.convert("RGB")
     width, height = SIZE
     left, pad, line = sheet.width - 3 * (width + 6), 6, 14
-    for row, request in enumerate(plan.requests):
-        for number, weight in enumerate(plan.weights):
-            y = 2 * pad + line + row * (line + 2 * pad + 2 * (height + pad)) + line + pad + number * (height + pad)
-            for column, (_, path) in enumerate(plan.columns):
+    for block in range(2):
+        for row, weight in enumerate(plan.weights):
+            y = 2 * pad + line + block * (line + 2 * pad + 2 * (height + pad)) + line + pad + row * (height + pad)
+            for column in range(3):
                 x = left + column * (width + pad)
-                wanted = colour(request, LoraUse(path, weight) if path else None)
+                cell = plan.cell(column, weight if column else 0.0, block, 0)
                 corners = [sheet.getpixel((x + dx, y + dy)) for dx in (0, width - 1) for dy in (0, height - 1)]
-                assert corners == [wanted] * 4
+                assert corners == [colour(cell.request, cell.lora)] * 4
                 assert sheet.getpixel((x + width, y)) == sheet.getpixel((x, y + height)) == (255, 255, 255)
 
 
-def test_labels_are_written_beside_the_cells(run: Run, tmp_path: Path) -> None:
-    plan = plan_grid(run, [0.5], ["a"])
-    with Image.open(draw_grid(plan, Painter(), tmp_path / "grid")) as image:
-        sheet = image.convert("L")
-    left = sheet.width - 3 * (SIZE[0] + 6)
-    assert left > 2 * 6 + 20  # room for "weight 0.5"
-    for box in ((left, 0, sheet.width, 20), (0, 20, sheet.width, 38), (0, 46, left, sheet.height)):
-        assert min(sheet.crop(box).getdata()) < 128
-
-
-@pytest.mark.parametrize("prompt", ["", "wide " * 2000, "汉服少女,正面", "\n\t", "\U0001f600 {} <b>", "a\x00b"])
-def test_any_prompt_is_a_label_that_does_not_widen_the_sheet(run: Run, tmp_path: Path, prompt: str) -> None:
-    with Image.open(draw_grid(plan_grid(run, [1], ["a"]), Painter(), tmp_path / "plain")) as plain:
-        usual = plain.size
-    with Image.open(draw_grid(plan_grid(run, [1], [prompt]), Painter(), tmp_path / "grid")) as sheet:
-        assert sheet.size == usual
-
-
-def test_a_label_that_fits_is_whole_and_a_longer_one_ends_in_dots() -> None:
-    font = grid._font()
-    assert grid._shorten("epoch 1", 1000, font) == "epoch 1"
-    short = grid._shorten("a very long label indeed", 60, font)
-    assert short.endswith("…")
-    assert "a very long label indeed".startswith(short[:-1])
-    assert font.getlength(short) <= 60
-    assert grid._shorten("abc", 0, font) == ""
-
-
-def test_pillows_own_font_writes_what_it_cannot_as_question_marks() -> None:
-    class LatinOnly:
-        def getlength(self, text: str) -> float:
-            text.encode("latin-1")
-            return 6.0 * len(text)
-
-    assert grid._shorten("汉服 x", 1000, LatinOnly()) == "?? x"
-    assert grid._shorten("汉服" * 2000, 60, LatinOnly()) == "???????..."
+def test_the_sheet_and_each_cell_carry_how_they_were_made(run: Run, tmp_path: Path) -> None:
+    plan = options(run, weights=[0.5], prompts=["a"], seeds=[3, 4])
+    sheet = draw(plan, Painter(), tmp_path / "grid")
+    with Image.open(sheet) as image:
+        made = image.info["parameters"]
+    last = plan.cell(2, 0.5, 0, 1)
+    assert made.startswith(f"{told(last.request, last.lora)}, Script: LoRA Train grid, X Type: LoRA run epoch, ")
+    assert 'X Values: "no LoRA, epoch 1, epoch 2"' in made
+    assert 'Y Values: 0.5, Z Type: Seed, Z Values: "3, 4"' in made
+    with Image.open(tmp_path / "grid" / "cells" / f"{last.key()}.png") as image:
+        assert image.info["parameters"] == told(last.request, last.lora)
 
 
 def test_pictures_of_another_size_than_asked_for_still_make_a_sheet(run: Run, tmp_path: Path) -> None:
-    sheet = draw_grid(plan_grid(run, [1], ["a"]), Painter(size=(16, 8)), tmp_path / "grid")
-    with Image.open(sheet) as image:
-        assert image.width > 3 * SIZE[0]
+    for size in ((16, 8), (200, 300)):
+        sheet = draw(options(run, weights=[1]), Painter(size=size), tmp_path / f"grid{size[0]}")
+        with Image.open(sheet) as image:
+            assert 3 * SIZE[0] < image.width < 300
 
 
 def test_progress_counts_every_cell_to_the_last(run: Run, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    draw_grid(plan_grid(run, [0.5, 1], ["a"]), Painter(), tmp_path / "grid", lambda done, of: seen.append((done, of)))
-    assert seen == [(n, 6) for n in range(1, 7)]
+    plan = options(run, weights=[0.5, 1])
+    draw(plan, Painter(), tmp_path / "grid", on_cells=lambda done, of: seen.append((done, of)))
+    assert seen == [(n, 5) for n in range(6)]
 
 
-def test_the_description_names_every_cells_picture(run: Run, tmp_path: Path) -> None:
-    plan = plan_grid(run, [0.5, 1], ["a", "b"])
-    draw_grid(plan, Painter(), tmp_path / "grid")
-    told = json.loads((tmp_path / "grid" / "grid.json").read_text(encoding="utf-8"))
-    assert (told["weights"], told["prompts"]) == ([0.5, 1.0], ["a", "b"])
-    assert [c["file"] for c in told["columns"]] == [None, *(f["path"] for f in run.manifest["files"])]
-    assert len(told["cells"]) == len(plan.cells())
-    for entry, cell in zip(told["cells"], plan.cells(), strict=True):
-        assert (entry["label"], entry["weight"], entry["prompt"]) == (cell.label, cell.weight, cell.request.prompt)
+def test_the_time_left_comes_from_the_cells_drawn_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 106.0])
+    monkeypatch.setattr(grid.time, "monotonic", lambda: next(clock))
+    told_: list[tuple[int, int, float | None]] = []
+    note = grid.pace(lambda *values: told_.append(values))
+    for done in (10, 11, 13):
+        note(done, 20)
+    assert told_ == [(10, 20, None), (11, 20, 18.0), (13, 20, 14.0)]
+
+
+def test_the_document_names_every_cells_picture(run: Run, tmp_path: Path) -> None:
+    plan = options(run, weights=[0.5, 1], prompts=["a", "b"])
+    document = draw_grid(plan, Painter(), tmp_path / "grid")
+    assert json.loads((tmp_path / "grid" / "grid.json").read_text(encoding="utf-8")) == document
+    assert (document["version"], document["weights"], document["size"]) == (2, [0.5, 1.0], list(SIZE))
+    assert [c["file"] for c in document["columns"]] == [None, *(f["path"] for f in run.manifest["files"])]
+    assert len(document["cells"]) == len(plan.places()) == 10
+    assert [(g["column"], g["weight"]) for g in document["groups"]] == [(0, 0), (1, 0.5), (1, 1), (2, 0.5), (2, 1)]
+    for entry in document["cells"]:
+        cell = plan.cell(entry["column"], entry["weight"], entry["prompt"], entry["seed"])
+        assert entry["key"] == cell.key()
         with Image.open(entry["picture"]) as picture:
-            lora = LoraUse(cell.file, cell.weight) if cell.file else None
-            assert picture.getpixel((0, 0)) == colour(cell.request, lora)
-        assert DrawRequest(**entry["request"]) == cell.request
+            assert picture.getpixel((0, 0)) == colour(cell.request, cell.used)
+
+
+def test_the_document_tells_prompts_with_the_trigger_from_those_without(tmp_path: Path) -> None:
+    run = make_run(tmp_path, data__trigger="zorp")
+    document = draw_grid(options(run, weights=[1], prompts=["a Zorp", "b"]), Painter(), tmp_path / "grid")
+    assert document["prompts"] == [{"text": "a Zorp", "trigger": True}, {"text": "b", "trigger": False}]
+
+
+def test_a_grid_is_read_again_and_one_that_is_not_there_is_one_sentence(run: Run) -> None:
+    with pytest.raises(NotFound, match="No grid of test"):
+        grid.read_document(run)
+    document = draw_grid(options(run, weights=[1]), Painter(), grid.grid_folder(run))
+    assert grid.read_document(run) == document
+    for damage in ("{", "[]", '{"version": 1}'):
+        (grid.grid_folder(run) / "grid.json").write_text(damage)
+        with pytest.raises(NotFound):
+            grid.read_document(run)
 
 
 # ------------------------------------------------------------------ going on with what is there
 def test_cells_that_are_there_are_not_drawn_again(run: Run, tmp_path: Path) -> None:
     first, again, more = Painter(), Painter(), Painter()
-    draw_grid(plan_grid(run, [0.5], ["a"]), first, tmp_path / "grid")
+    draw(options(run, weights=[0.5]), first, tmp_path / "grid")
     before = (tmp_path / "grid" / "grid.png").read_bytes()
-    draw_grid(plan_grid(run, [0.5], ["a"]), again, tmp_path / "grid")
+    draw(options(run, weights=[0.5]), again, tmp_path / "grid")
     assert (len(first.drawn), again.drawn) == (3, [])
     assert (tmp_path / "grid" / "grid.png").read_bytes() == before
-    draw_grid(plan_grid(run, [0.5, 1], ["a"]), more, tmp_path / "grid")
+    draw(options(run, weights=[0.5, 1]), more, tmp_path / "grid")
     assert {weight for _, weight, _ in more.drawn} == {1.0}
 
 
+def test_a_new_epoch_fills_only_what_is_missing(run: Run, tmp_path: Path) -> None:
+    draw(options(run, weights=[0.5, 1], seeds=[1, 2]), Painter(), tmp_path / "grid")
+    add_file(run, tmp_path / "test-000003.safetensors", b"3", 3)
+    painter = Painter()
+    document = draw_grid(options(run, weights=[0.5, 1], seeds=[1, 2]), painter, tmp_path / "grid", together=2)
+    assert {file for file, _, _ in painter.drawn} == {"test-000003.safetensors"}
+    assert painter.batches == [2, 2]
+    assert [c["epoch"] for c in document["columns"]] == [0, 1, 2, 3]
+
+
 def test_a_grid_that_was_broken_off_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
-    plan = plan_grid(run, [0.5, 1], ["a"])
+    plan = options(run, weights=[0.5, 1])
 
     def stop(done: int, of: int) -> None:
         if done == 4:
@@ -280,9 +388,11 @@ def test_a_grid_that_was_broken_off_goes_on_where_it_was(run: Run, tmp_path: Pat
 
     first, second = Painter(), Painter()
     with pytest.raises(RunError):
-        draw_grid(plan, first, tmp_path / "grid", stop)
+        draw(plan, first, tmp_path / "grid", on_cells=stop)
     assert not (tmp_path / "grid" / "grid.png").exists()
-    draw_grid(plan, second, tmp_path / "grid")
+    document = json.loads((tmp_path / "grid" / "grid.json").read_text(encoding="utf-8"))
+    assert sum(cell["picture"] is not None for cell in document["cells"]) == 4
+    draw(plan, second, tmp_path / "grid")
     assert not set(first.drawn) & set(second.drawn)
     assert len(first.drawn) + len(second.drawn) == 5
     assert (tmp_path / "grid" / "grid.png").is_file()
@@ -290,35 +400,50 @@ def test_a_grid_that_was_broken_off_goes_on_where_it_was(run: Run, tmp_path: Pat
 
 @pytest.mark.parametrize("damage", [b"", b"not a picture", "half"])
 def test_a_damaged_cell_is_drawn_again(run: Run, tmp_path: Path, damage: bytes | str) -> None:
-    plan = plan_grid(run, [1], ["a"])
-    sheet = draw_grid(plan, Painter(), tmp_path / "grid")
+    plan = options(run, weights=[1])
+    sheet = draw(plan, Painter(), tmp_path / "grid")
     whole = sheet.read_bytes()
-    cell = tmp_path / "grid" / "cells" / f"{plan.cells()[1].key()}.png"
+    cell = tmp_path / "grid" / "cells" / f"{plan.cell(1, 1, 0, 0).key()}.png"
     cell.write_bytes(damage if isinstance(damage, bytes) else cell.read_bytes()[: cell.stat().st_size // 2])
     painter = Painter()
-    assert draw_grid(plan, painter, tmp_path / "grid").read_bytes() == whole
-    assert painter.drawn == [("test-000001.safetensors", 1.0, "a")]
+    assert draw(plan, painter, tmp_path / "grid").read_bytes() == whole
+    assert painter.drawn == [("test-000001.safetensors", 1.0, "zorp")]
 
 
 def test_a_file_written_again_under_its_name_is_drawn_again(run: Run, tmp_path: Path) -> None:
     """A stopped run writes its last file, and when it was resumed to its end writes it again."""
-    draw_grid(plan_grid(run, [1], ["a"]), Painter(), tmp_path / "grid")
+    draw(options(run, weights=[1]), Painter(), tmp_path / "grid")
     add_file(run, Path(run.manifest["files"][1]["path"]), b"learned more", 2)
     painter = Painter()
-    draw_grid(plan_grid(run, [1], ["a"]), painter, tmp_path / "grid")
-    assert painter.drawn == [("test-000002.safetensors", 1.0, "a")]
+    draw(options(run, weights=[1]), painter, tmp_path / "grid")
+    assert painter.drawn == [("test-000002.safetensors", 1.0, "zorp")]
 
 
-def test_another_checkpoint_or_vae_does_not_show_the_pictures_of_the_first(run: Run, tmp_path: Path) -> None:
+def test_another_checkpoint_vae_or_setting_does_not_show_the_pictures_of_the_first(run: Run, tmp_path: Path) -> None:
     def info(sha256: str = "1" * 64, vae: str = "") -> CheckpointInfo:
         return CheckpointInfo("model.safetensors", sha256, "", SD1, "epsilon", vae)
 
     counts = []
-    for checkpoint in (info(), info(), info(sha256="2" * 64), info(vae="other.pt"), info()):
+    loaded = [(info(), ""), (info(), ""), (info("2" * 64), ""), (info(vae="x.pt"), ""), (info(), "Clip skip: 2")]
+    for checkpoint, settings in [*loaded, (info(), "")]:
         painter = Painter()
-        draw_grid(plan_grid(run, [1], ["a"]).on(checkpoint), painter, tmp_path / "grid")
+        draw(options(run, weights=[1]).on(checkpoint, settings), painter, tmp_path / "grid")
         counts.append(len(painter.drawn))
-    assert counts == [3, 0, 3, 3, 0]
+    assert counts == [3, 0, 3, 3, 3, 0]
+
+
+def test_a_file_that_goes_while_the_grid_is_drawn_is_told_and_the_others_go_on(run: Run, tmp_path: Path) -> None:
+    plan = options(run, weights=[0.5, 1])
+    gone = Path(run.manifest["files"][0]["path"])
+    gone.unlink()
+    document = draw_grid(plan, Painter(), tmp_path / "grid")
+    missing = [cell["column"] for cell in document["cells"] if cell["picture"] is None]
+    assert missing == [1, 1]
+    assert [p["values"]["path"] for p in document["problems"]] == [str(gone)]
+    for entry in run.manifest["files"]:
+        Path(entry["path"]).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="gone"):
+        draw_grid(replace(plan, weights=[0.7]), Painter(), tmp_path / "grid")
 
 
 # ------------------------------------------------------------------ writing
@@ -332,7 +457,7 @@ def test_a_full_disk_leaves_no_half_picture_under_a_cells_name(
     with monkeypatch.context() as full:
         full.setattr(Image.Image, "save", half)
         with pytest.raises(RunError, match="disk is full"):
-            draw_grid(plan_grid(run, [1], ["a"]), Painter(), tmp_path / "grid")
+            draw_grid(options(run, weights=[1]), Painter(), tmp_path / "grid")
     assert list((tmp_path / "grid").rglob("*.png")) == []
     assert temporary_files(tmp_path) == []
 
@@ -340,11 +465,11 @@ def test_a_full_disk_leaves_no_half_picture_under_a_cells_name(
 def test_a_sheet_that_cannot_be_written_leaves_the_old_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sheet = draw_grid(plan_grid(run, [1], ["a"]), Painter(), tmp_path / "grid")
+    sheet = draw(options(run, weights=[1]), Painter(), tmp_path / "grid")
     before = sheet.read_bytes()
-    monkeypatch.setattr(grid, "compose", lambda *_: Image.new("HSV", (1, 1)))
+    monkeypatch.setattr(grid, "sheets", lambda layout: iter([Image.new("HSV", (1, 1))]))
     with pytest.raises(RunError, match="could not be written"):
-        draw_grid(plan_grid(run, [0.5], ["a"]), Painter(), tmp_path / "grid")
+        draw_grid(options(run, weights=[0.5]), Painter(), tmp_path / "grid")
     assert sheet.read_bytes() == before
     assert temporary_files(tmp_path) == []
 
