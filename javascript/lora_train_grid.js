@@ -309,14 +309,8 @@
             style.setProperty("--lt-shape", `${width} / ${height}`);
             this.shown = new Map();
             const heads = columns.map((_, place) => this.head("col", this.columns, place));
-            const lines = rows.map((_, row) =>
-                make(
-                    "tr",
-                    {},
-                    this.head("row", this.rows, row),
-                    ...columns.map((__, column) => this.emptyCell(row, column)),
-                ),
-            );
+            this.elements = rows.map((_, row) => columns.map((__, column) => this.emptyCell(row, column)));
+            const lines = this.elements.map((cells, row) => make("tr", {}, this.head("row", this.rows, row), ...cells));
             this.table.replaceChildren(
                 make("thead", {}, make("tr", {}, make("td", { className: "lt-corner" }), ...heads)),
                 make("tbody", {}, ...lines),
@@ -407,16 +401,15 @@
 
         /** Mark the chosen cell. */
         mark(focus = false) {
-            for (const element of this.shown.keys()) {
-                const place = this.placeOf(element);
-                const chosen = AXES.every((axis) => place[axis] === this.place[axis]);
-                element.setAttribute("aria-selected", String(chosen));
-                element.tabIndex = chosen ? 0 : -1;
-                if (chosen && focus) {
-                    element.focus({ preventScroll: true });
-                    element.scrollIntoView({ block: "nearest", inline: "nearest" });
-                }
+            const chosen = this.elements[this.place[this.rows]][this.place[this.columns]];
+            for (const element of new Set([this.marked, chosen].filter(Boolean))) {
+                element.setAttribute("aria-selected", String(element === chosen));
+                element.tabIndex = element === chosen ? 0 : -1;
             }
+            this.marked = chosen;
+            if (!focus) return;
+            chosen.focus({ preventScroll: true });
+            chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
         }
 
         select(place, focus) {
