@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from lora_trainer.files import save_picture, write_json, write_text
+from lora_trainer.files import write_json, write_text
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.runs import Run
 from tests.network.made import lora
@@ -57,7 +57,8 @@ def make_grid(
         path = folder / "cells" / f"{key}.png"
         there = drawn is None or number < drawn
         if there and not path.is_file():
-            save_picture(path, _picture((column, weight, prompt, seed), len(columns), size))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _picture((column, weight, prompt, seed), len(columns), size).save(path)
         place = {"column": column, "weight": weight, "prompt": prompt, "seed": seed, "key": key}
         numbers = {"effect": _effect(column, weight) + 0.01 * seed, "copy": _novelty(column, weight)}
         cells.append(
@@ -86,7 +87,7 @@ def make_grid(
         "csv": None,
     }  # fmt: skip
     if drawn is None:
-        save_picture(folder / "grid.png", Image.new("RGB", (32, 32)))
+        Image.new("RGB", (32, 32)).save(folder / "grid.png")
         write_text(folder / "grid.csv", "epoch,weight\n")
         write_text(folder / "grid-cells.csv", "epoch,weight,prompt,seed\n")
         document |= {"sheets": [str(folder / "grid.png")], "csv": str(folder / "grid.csv")}
@@ -137,5 +138,4 @@ def _picture(place: tuple[int, float, int, int], columns: int, size: tuple[int, 
     pen = ImageDraw.Draw(image)
     left, top = size[0] // 4 + 4 * seed, size[1] // 4 + 6 * prompt
     pen.ellipse((left, top, left + size[0] // 3, top + size[1] // 3), fill="white")
-    image.info["parameters"] = f"cell {place}"
     return image

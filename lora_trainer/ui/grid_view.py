@@ -50,8 +50,9 @@ def _downloads(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def grid_data(view: Mapping[str, Any], revision: str) -> str:
     """What :func:`grid_view` made, for the viewer, which looks whether the revision is another."""
-    data = html.escape(json.dumps(view, ensure_ascii=False, separators=(",", ":")))
-    return f'<div class="lt-grid-data" data-revision="{html.escape(revision)}" data-view="{data}"></div>'
+    data = json.dumps(view, ensure_ascii=False, separators=(",", ":"))
+    quoted = html.escape(data, quote=False).replace("'", "&#x27;")  # JSON is full of the other quotes
+    return f'<div class="lt-grid-data" data-revision="{html.escape(revision)}" data-view=\'{quoted}\'></div>'
 
 
 def grid_view(

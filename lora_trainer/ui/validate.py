@@ -115,8 +115,8 @@ class ValidatePanel:
         self.feedback = gr.HTML(elem_id="lora_train_grid_feedback", elem_classes="lt-hidden")
         self.document = gr.HTML(elem_id="lora_train_grid_data", elem_classes="lt-hidden")
         self.wish = gr.Textbox(elem_id="lora_train_grid_wish", **hidden)
-        self.act = gr.Button("act", elem_id="lora_train_grid_act", elem_classes="lt-hidden")
-        self.go_on = gr.Button("go on", elem_id="lora_train_grid_continue", elem_classes="lt-hidden")
+        self.act = gr.Button("", elem_id="lora_train_grid_act", elem_classes="lt-hidden")
+        self.go_on = gr.Button("", elem_id="lora_train_grid_continue", elem_classes="lt-hidden")
 
     def connect(self, run: Any, form: Sequence[Any], fill: Callable[[Mapping[str, Any]], list[Any]]) -> None:
         """Wire the widgets.
@@ -218,15 +218,15 @@ class ValidatePanel:
 
     def _act(self, wish: str) -> str:
         """Do what the viewer asks for: an object with ``action``, ``run``, ``key``, ``column`` and ``weight``."""
-        t = self._t
         actions = {"vote": self._vote, "card": self._card, "preview": self._preview, "bake": self._bake}
         try:
             asked = _asked(wish)
-            if asked.get("action") not in actions:
+            action = actions.get(str(asked.get("action")))
+            if action is None:
                 raise _unreadable()
-            return actions[asked["action"]](self._choice(asked), asked)
+            return action(self._choice(asked), asked)
         except LoraTrainError as error:
-            return views.error_notice(error, t)
+            return views.error_notice(error, self._t)
 
     def _choice(self, asked: Mapping[str, Any]) -> choose.Choice:
         run = self._jobs.settled(str(asked.get("run", "")))
