@@ -23,7 +23,7 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
-from lora_trainer.hosts.a1111_gate import Gate
+from lora_trainer.hosts.a1111_gate import Gate, HeldGate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
@@ -61,7 +61,18 @@ class A1111Host:
         Raises:
             CheckpointChanged: there is none at this moment.
         """
-        session = A1111Session(config, self._flags)
+        with self._session(config, Gate()) as session:
+            yield session
+
+    @contextmanager
+    def session_of_script(self, config: TrainConfig) -> Iterator[A1111Session]:
+        """The same within a picture of the person's, where the host's lock is held and the job shown already."""
+        with self._session(config, HeldGate()) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, config: TrainConfig, gate: Gate) -> Iterator[A1111Session]:
+        session = A1111Session(config, self._flags, gate)
         try:
             yield session
         finally:
@@ -143,10 +154,10 @@ class Flags:
 class A1111Session:
     """A run's hold on the loaded model."""
 
-    def __init__(self, config: TrainConfig, flags: Flags) -> None:
+    def __init__(self, config: TrainConfig, flags: Flags, gate: Gate) -> None:
         self._config = config
         self._flags = flags
-        self._gate = Gate()
+        self._gate = gate
         self._has_turn = False
         self._progress = (config.name, 0, 0)
         self._interrupted = False
@@ -210,13 +221,9 @@ class A1111Session:
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
                 processing.scripts = scripts.scripts_txt2img
                 processing.script_args = tuple(_script_defaults())
-                shared.state.begin(job="LoRA Train sample")
-                try:
+                with self._gate.job():
                     images = process_images(processing).images
                     interrupted = shared.state.interrupted or shared.state.skipped
-                finally:
-                    shared.state.end()
-                    shared.state.interrupted = False
             self._network = _loaded(lora)
             _require_tags(request.prompt)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
