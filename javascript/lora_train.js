@@ -24,9 +24,15 @@
             navigator.clipboard && navigator.clipboard.writeText(use.dataset.prompt);
             return;
         }
+        const put = (field, text) => {
+            field.value = text;
+            field.dispatchEvent(new Event("input", { bubbles: true }));
+        };
         const tag = use.dataset.prompt;
-        if (!prompt.value.includes(tag)) prompt.value = (prompt.value ? prompt.value + ", " : "") + tag;
-        prompt.dispatchEvent(new Event("input", { bubbles: true }));
+        if (use.dataset.replace !== undefined) {
+            put(prompt, tag);
+            put(root().querySelector("#txt2img_neg_prompt textarea"), use.dataset.negative);
+        } else if (!prompt.value.includes(tag)) put(prompt, (prompt.value ? prompt.value + ", " : "") + tag);
         if (typeof switch_to_txt2img === "function") switch_to_txt2img();
     });
 })();

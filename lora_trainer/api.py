@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lora_trainer import __version__
+from lora_trainer.block_jobs import TuningDocument, analysis_schema
 from lora_trainer.config import TrainConfig, json_schema
 from lora_trainer.control import AFTER_EPOCH
 from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, NotFound
@@ -151,6 +152,22 @@ class Api:
         """Stop drawing; finished pictures are kept."""
         return {"name": name, "grid": self._jobs.stop_grid(name).manifest["grid"]}
 
+    def blocks(self, name: str, file: str = "") -> dict[str, Any]:
+        """How strong the run's files are in each block, and what is known of one file's blocks; the last by default."""
+        return self._jobs.blocks.report(name, file)
+
+    def analyze_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Draw a file's pictures with each block alone and without each, and measure what that changes."""
+        return {"name": name, "blocks": self._jobs.blocks.analyze(name, body).manifest["blocks"]}
+
+    def tune_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Learn one weight a block on the pictures that the run kept aside, or on others."""
+        return {"name": name, "blocks": self._jobs.blocks.tune(name, body).manifest["blocks"]}
+
+    def stop_blocks(self, name: str) -> dict[str, Any]:
+        """Stop looking at a run's blocks; finished pictures are kept."""
+        return {"name": name, "blocks": self._jobs.blocks.stop(name).manifest["blocks"]}
+
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
         return _state(self._jobs.move(name, 1))
@@ -220,6 +237,10 @@ def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
         ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
+        ("GET", "/runs/{name}/blocks", api.blocks, None),
+        ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, analysis_schema()),
+        ("POST", "/runs/{name}/blocks/tune", api.tune_blocks, schema_of(TuningDocument)),
+        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, None),
         ("POST", "/runs/{name}/front", api.front, None),
         ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),

@@ -117,7 +117,7 @@ def _info(args: argparse.Namespace) -> int:
 
     found = info(args.file)
     if args.json:
-        return _print_json(found)
+        return print_json(found)
     metadata, blocks = found.pop("metadata"), found.pop("blocks", [])
     for key, value in found.items():
         print(f"{key}: {value}")
@@ -143,7 +143,7 @@ def _merge(args: argparse.Namespace) -> int:
     ingredients = [
         Ingredient(path, weight, lbw=lbw) for path, weight, lbw in zip(args.files, weights, lists, strict=True)
     ]
-    progress = _bar("modules", args.json)
+    progress = bar("modules", args.json)
     return _done(args, merge_files(ingredients, args.output, args.rank, args.conv_rank, args.precision, progress))
 
 
@@ -154,7 +154,7 @@ def _resize(args: argparse.Namespace) -> int:
     given = {method: getattr(args, method) for method in METHODS if getattr(args, method) is not None}
     method, value = next(iter(given.items()), ("", 0.0))
     rule = Rule(args.rank, args.conv_rank, method, value)
-    return _done(args, resize_file(args.file, args.output, rule, args.precision, _bar("modules", args.json)))
+    return _done(args, resize_file(args.file, args.output, rule, args.precision, bar("modules", args.json)))
 
 
 def _extract(args: argparse.Namespace) -> int:
@@ -169,7 +169,7 @@ def _extract(args: argparse.Namespace) -> int:
         clamp_quantile=args.clamp_quantile,
         text_threshold=args.text_threshold,
         precision=args.precision or "fp16",
-        progress=_bar("layers", args.json),
+        progress=bar("layers", args.json),
     )
     return _done(args, made)
 
@@ -185,10 +185,10 @@ def _mix(args: argparse.Namespace) -> int:
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
-        bar = _bar("pictures", args.json)
-        document = mixing.drawn(plan, config, lambda done, of, mixed: bar(done, of)).to_dict()
+        show = bar("pictures", args.json)
+        document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
-        return _print_json({**document, "notices": notices})
+        return print_json({**document, "notices": notices})
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
     for mix in document["mixes"]:
@@ -217,7 +217,7 @@ def _show(args: argparse.Namespace) -> int:
         "elements": dict(presets.elements),
     }
     if args.json:
-        return _print_json(found)
+        return print_json(found)
     print(f"{args.file.name}: {architecture.name}")
     _print_blocks(blocks)
     for count, names in architecture.lists.items():
@@ -244,7 +244,7 @@ def _presets(args: argparse.Namespace) -> Presets:
 def _done(args: argparse.Namespace, made: Made) -> int:
     """Print what was written."""
     if args.json:
-        return _print_json(made.to_dict())
+        return print_json(made.to_dict())
     for notice in made.notices:
         print(f"note: {notice}", file=sys.stderr)
     for key, value in made.facts.items():
@@ -255,7 +255,8 @@ def _done(args: argparse.Namespace, made: Made) -> int:
     return 0
 
 
-def _print_json(value: Any) -> int:
+def print_json(value: Any) -> int:
+    """Print a result that a program can read; returns the exit code."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
     return 0
 
@@ -271,7 +272,7 @@ def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _bar(unit: str, quiet: bool) -> Callable[[int, int], None]:
+def bar(unit: str, quiet: bool) -> Callable[[int, int], None]:
     """A progress bar on standard error for work that takes long."""
     from tqdm import tqdm
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.access import require_readable
+from lora_trainer.block_jobs import BlockJobs
 from lora_trainer.chores import Chores
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import FileTools
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
@@ -52,6 +53,7 @@ class Jobs:
         self.drawing = Line("lora-train grids")
         self.files = FileTools(host, Chores(Line("lora-train files")))
         self.mixing = Mixing(host, Chores(self.drawing))
+        self.blocks = BlockJobs(host, self.settled, self.drawing, on_change)
         self._suspended = Suspended(self.resume)
         self._on_change = on_change
         self._confined = confined
@@ -328,14 +330,6 @@ def _end(run: Run, error: Exception, **values: str) -> None:
         run.update(phase="", waiting=False, finished=time.time(), **explain(error), **values, now=True)
     except LoraTrainError:
         log.exception("The manifest of %s could not be written", run.name)
-
-
-def explain(error: Exception) -> dict[str, Any]:
-    """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
-    if isinstance(error, LoraTrainError):
-        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
-        return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
-    return {"message": f"Unexpected error, {type(error).__name__}: {error}", "error": {}}
 
 
 def _grid_stopped() -> InputError:

@@ -107,6 +107,11 @@ def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
     return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
 
 
+def dotted(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's values by dotted key, but for those that belong to one run only, as its name."""
+    return {f"{s}.{k}": v for s, part in document.items() if isinstance(part, dict) for k, v in part.items()}
+
+
 def _show(item: Option, value: Any) -> Any:
     """A config value as the widget shows it."""
     if typing.get_origin(item.type) is list:

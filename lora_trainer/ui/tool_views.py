@@ -108,7 +108,7 @@ def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
     largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
     rows = "".join(_block(block, largest, t) for block in blocks)
     heads = "".join(f"<th>{html.escape(t(head))}</th>" for head in ("block", "modules", "rank", "‖ΔW‖", "strength"))
-    table = f'<table class="lt-files lt-blocks"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    table = f'<table class="lt-files lt-file-blocks"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="lt-scroll">{table}</div>'
 
 

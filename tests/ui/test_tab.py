@@ -92,16 +92,6 @@ def test_a_reloaded_page_shows_the_newest_run_and_one_that_is_gone_is_not_missed
     assert poll(tab, "../..")["run"]["value"] == "older"
 
 
-def test_a_grid_is_shown_until_its_picture_is_deleted(tab: Tab, tmp_path: Path) -> None:
-    picture = make_picture(tmp_path)
-    make_run(tab, tmp_path, grid={"state": "done", "path": str(picture), "done": 1, "of": 1})
-    shown = poll(tab)
-    assert (shown["grid"]["value"], shown["grid"]["visible"]) == (str(picture), True)
-    picture.unlink()
-    again = poll(tab, "zorp", shown["marks"])
-    assert (again["grid"]["value"], again["grid"]["visible"]) == (None, False)
-
-
 def test_samples_that_were_deleted_are_left_out(tab: Tab, tmp_path: Path) -> None:
     kept = make_picture(tmp_path)
     entries = [{"path": str(p), "epoch": 1, "step": 4, "prompt": "{zorp} <b>"} for p in (tmp_path / "gone.png", kept)]
@@ -125,24 +115,9 @@ def test_without_a_checkpoint_the_page_goes_on_and_says_so(tab: Tab, tmp_path: P
 # ------------------------------------------------------------------ buttons
 @pytest.mark.parametrize("name", [None, "", "nobody", "../.."])
 def test_buttons_without_a_run_answer_with_a_sentence(tab: Tab, name: Any) -> None:
-    answers = [tab._asking("stop")(name), tab._resume(name), tab._draw(name, "1", ""), tab._reuse(name)[-1]]
+    answers = [tab._asking("stop")(name), tab._resume(name), tab._reuse(name)[-1]]
     for answer in answers:
         assert "There is no run named" in Page(answer).one("div", "lt-error").text
-
-
-@pytest.mark.parametrize("weights", ["many", "0.5; 1", "0.5 1", "1,2,three"])
-def test_weights_that_are_no_numbers_are_a_sentence(tab: Tab, tmp_path: Path, weights: str) -> None:
-    make_run(tab, tmp_path)
-    assert "is not a number" in Page(tab._draw("zorp", weights, "")).one("div", "lt-error").text
-
-
-def test_weights_are_read_with_chinese_commas_and_prompts_by_line(
-    tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(tab._jobs, "grid", lambda name, **wishes: asked.append((name, wishes)))
-    tab._draw("zorp", " 0.3，1,, -0.5 ", "a\n\n b \n")
-    assert asked == [("zorp", {"weights": [0.3, 1.0, -0.5], "prompts": ["a", "b"]})]
 
 
 def test_wrong_settings_are_said_beside_train_and_nothing_is_begun(tab: Tab, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def tab(page: Page, name: str) -> None:
 
 def test_look_at_a_file_bake_it_and_look_at_the_new_one(page: Page, served: tuple[Jobs, str]) -> None:
     pick(page, "tools_file", "one")
-    expect(part(page, "#lora_train_tools_info").locator(".lt-blocks tbody tr")).to_have_count(16)
+    expect(part(page, "#lora_train_tools_info").locator(".lt-file-blocks tbody tr")).to_have_count(16)
     tab(page, "Bake")
     fill(page, "tools_bake_weight", "0.5")
     pick(page, "tools_bake_lbw_known", "OUTALL")
@@ -85,7 +85,7 @@ def test_look_at_a_file_bake_it_and_look_at_the_new_one(page: Page, served: tupl
     assert (served[0].host.folders.loras / "one-baked.safetensors").is_file()
     tab(page, "Info")
     pick(page, "tools_file", "one-baked")
-    expect(part(page, "#lora_train_tools_info").locator(".lt-blocks tbody tr")).to_have_count(9)
+    expect(part(page, "#lora_train_tools_info").locator(".lt-file-blocks tbody tr")).to_have_count(9)
     fill(page, "tools_path", "nobody")
     expect(part(page, "#lora_train_tools_info")).to_contain_text("there is no LoRA file nobody")
 
