@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.chores import Chore
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence
-from lora_trainer.ui.views import gigabytes, notice
+from lora_trainer.ui.views import gigabytes, notice, progress_bar
 
 if TYPE_CHECKING:
     from lora_trainer.network.stacks import Stack
@@ -140,12 +140,8 @@ def _chore_card(chore: Chore, poll: str, t: Translate) -> str:
     kind = html.escape(t(KINDS[chore.kind]))
     head = f'<div class="lt-head">{badge}<b>{html.escape(chore.title)}</b><span>{kind}</span></div>'
     if chore.is_working:
-        share = chore.done / chore.of if chore.of else 0.0
-        return (
-            f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}'
-            f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}">'
-            f'<i style="width:{share:.1%}"></i><span>{share:.0%}</span></div></div>'
-        )
+        bar = progress_bar(chore.done / chore.of if chore.of else 0.0)
+        return f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}{bar}</div>'
     result = _made(chore.result, t) if chore.state == "done" and chore.kind != "mix" else ""
     return f'<div class="lt-chore">{head}{_said(chore.error, t)}{result}</div>'
 
@@ -174,7 +170,7 @@ FACTS = {
     "covered": "of the difference covered",
     "kept": "modules",
     "changed": "with another weight",
-    "dropped": "left out",
+    "dropped": "modules left out",
     "expanded": "written in full",
     "unchanged": "unchanged layers",
     "lbw": "block weights",
