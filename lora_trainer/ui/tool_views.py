@@ -154,7 +154,7 @@ def _said(error: LoraTrainError | None, t: Translate) -> str:
 
 def _made(made: Any, t: Translate) -> str:
     """A new file: what came out, and its prompt."""
-    facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if made.facts.get(key)]
+    facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
     shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(name)}</span>" for value, name in facts)
     remarks = "".join(notice(t(each.template, **each.values), "warning") for each in made.notices)
     prompt = f"<lora:{made.path.stem}:1>"
@@ -175,6 +175,10 @@ FACTS = {
     "unchanged": "unchanged layers",
     "lbw": "block weights",
 }
+
+
+def _says_something(key: str, value: Any) -> bool:
+    return bool(value) and not (key == "lbw" and set(value.split(",")) == {"1"})
 
 
 def _fact(key: str, value: Any) -> str:
