@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.chores import Chore
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence
-from lora_trainer.ui.views import gigabytes, notice
+from lora_trainer.ui.views import gigabytes, notice, progress_bar
 
 if TYPE_CHECKING:
     from lora_trainer.network.stacks import Stack
@@ -140,12 +140,8 @@ def _chore_card(chore: Chore, poll: str, t: Translate) -> str:
     kind = html.escape(t(KINDS[chore.kind]))
     head = f'<div class="lt-head">{badge}<b>{html.escape(chore.title)}</b><span>{kind}</span></div>'
     if chore.is_working:
-        share = chore.done / chore.of if chore.of else 0.0
-        return (
-            f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}'
-            f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}">'
-            f'<i style="width:{share:.1%}"></i><span>{share:.0%}</span></div></div>'
-        )
+        bar = progress_bar(chore.done / chore.of if chore.of else 0.0)
+        return f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}{bar}</div>'
     result = _made(chore.result, t) if chore.state == "done" and chore.kind != "mix" else ""
     return f'<div class="lt-chore">{head}{_said(chore.error, t)}{result}</div>'
 
@@ -158,7 +154,7 @@ def _said(error: LoraTrainError | None, t: Translate) -> str:
 
 def _made(made: Any, t: Translate) -> str:
     """A new file: what came out, and its prompt."""
-    facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if made.facts.get(key)]
+    facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
     shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(name)}</span>" for value, name in facts)
     remarks = "".join(notice(t(each.template, **each.values), "warning") for each in made.notices)
     prompt = f"<lora:{made.path.stem}:1>"
@@ -174,11 +170,15 @@ FACTS = {
     "covered": "of the difference covered",
     "kept": "modules",
     "changed": "with another weight",
-    "dropped": "left out",
+    "dropped": "modules left out",
     "expanded": "written in full",
     "unchanged": "unchanged layers",
     "lbw": "block weights",
 }
+
+
+def _says_something(key: str, value: Any) -> bool:
+    return bool(value) and not (key == "lbw" and set(value.split(",")) == {"1"})
 
 
 def _fact(key: str, value: Any) -> str:

@@ -142,8 +142,8 @@ def test_tag_counts_of_any_form_are_read(frequency: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "name", "says"),
     [
-        ("bake", {"file": "a", "weight": 0.5, "te": " ", "lbw": "OUTALL"}, "a-baked", "left out"),
-        ("bake", {"file": "a", "te": "0", "output": "mine"}, "mine", "left out"),
+        ("bake", {"file": "a", "weight": 0.5, "te": " ", "lbw": "OUTALL"}, "a-baked", "modules left out"),
+        ("bake", {"file": "a", "te": "0", "output": "mine"}, "mine", "modules left out"),
         ("resize", {"file": "a", "rank": 2}, "a-resized", "relative error"),
         ("resize", {"file": "sub/b", "method": "sv_fro", "keep": 0.5}, "b-resized", "relative error"),
         ("merge", {"files": "a: 0.7\nsub/b: 0.7"}, "a-b-merged", "sum up to 1.4"),
