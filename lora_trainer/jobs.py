@@ -359,16 +359,25 @@ class _Drawing:
 
     def _draw(self, plan: GridPlan, options: GridOptions) -> dict[str, Any]:
         from lora_trainer.validation.grid import draw_grid, grid_folder, pace
+        from lora_trainer.validation.measure import measure_grid
 
         config = self._run.config()
         folder = grid_folder(self._run)
         self._note("running", phase="pictures", document=str(folder / "grid.json"))
         with self._host.session(config) as session:
             plan = plan.on(self._host.check(config), session.draw_settings())
-            return draw_grid(plan, session, folder, pace(self._progress), together=options.together)
+            document = draw_grid(plan, session, folder, pace(self._pictures), together=options.together)
+            if options.numbers:
+                fingerprint = self._run.manifest.get("dataset", {}).get("fingerprint", "")
+                more = {"clip": options.clip, "fingerprint": fingerprint, "on_phase": self._phase}
+                measure_grid(document, self._host, session, config, folder, **more)
+        return document
 
-    def _progress(self, done: int, of: int, seconds_left: float | None) -> None:
-        self._note("running", done=done, of=of, seconds_left=seconds_left)
+    def _pictures(self, done: int, of: int, seconds_left: float | None) -> None:
+        self._phase("pictures", done, of, seconds_left)
+
+    def _phase(self, phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
+        self._note("running", phase=phase, done=done, of=of, seconds_left=seconds_left)
         if self._control.wish:
             raise _grid_stopped()
 

@@ -169,11 +169,12 @@ class A1111Session:
             return _view(self._sd_model, self._config)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Our slice: the lock is held, the weights are clean and on the device."""
+    def turn(self, *, drawing: bool = False) -> Iterator[None]:
+        """Our slice: the lock is held, the weights are clean (unless we only draw) and on the device."""
         with self._gate.turn(self.on_wait):
             self._require_same_checkpoint()
-            clean_weights(self._sd_model)
+            if not drawing:
+                clean_weights(self._sd_model)
             self._has_turn = True
             try:
                 with self._on_device(), self._own_state():

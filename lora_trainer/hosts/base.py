@@ -97,8 +97,12 @@ class Session(Protocol):
     def model(self) -> LoadedModel:
         """The view of the model."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """One slice of work with the model to ourselves and its weights clean.
+    def turn(self, *, drawing: bool = False) -> AbstractContextManager[None]:
+        """One slice of work with the model to ourselves.
+
+        Args:
+            drawing: nothing is done but :meth:`draw`, which needs no clean weights: the last picture's LoRA may stay
+                in them. Otherwise they are clean.
 
         Raises:
             CheckpointChanged: the host has another checkpoint now.

@@ -224,8 +224,8 @@ class StandaloneSession:
         return self._checkpoint.view(self._info, self._clip_skip)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Take turns with whatever else this process does."""
+    def turn(self, *, drawing: bool = False) -> Iterator[None]:
+        """Take turns with whatever else this process does; pictures are drawn on a view of their own."""
         with self._turns.turn(self.on_wait):
             yield
 

@@ -124,7 +124,7 @@ def _draw(batch: Sequence[Cell], session: Session) -> list[Image.Image]:
     lora = batch[0].used
     if lora and not lora.path.is_file():
         raise InputError("{path} is gone, so nothing can be drawn with it.", path=lora.path)
-    with session.turn():
+    with session.turn(drawing=True):
         return session.draw([cell.request for cell in batch], lora)
 
 

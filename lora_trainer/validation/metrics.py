@@ -8,21 +8,34 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.dataset.plan import held_out
+from lora_trainer.dataset.scan import check_dataset
 from lora_trainer.validation.cache import NumberCache, cache_key
 from lora_trainer.validation.clip import ClipScorer
 
 SIDE = 32
-_SAME = 1e-4
+_SAME = 0.005  # a step of 8 bits: what resizing and compressing again may change
 _ROWS = 256
 PICTURE_NUMBERS = ("effect", "leak", "copy", "clip")
+
+
+def training_pictures(config: TrainConfig) -> list[Path]:
+    """The pictures that a run learns from, without those that it keeps aside.
+
+    Raises:
+        InputError: the folder is gone, or there is no picture in it.
+    """
+    items, _ = held_out(check_dataset(config.data).items, config.validation.share, config.training.seed)
+    return [item.path for item in items]
 
 
 # ------------------------------------------------------------------ two pictures
@@ -43,33 +56,31 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
 
     Without the mean, a copy that is brighter or tinted is still one.
     """
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(small, dtype=np.float64) / 255
     return (values - values.mean(axis=(0, 1))).ravel()
 
 
 class TrainingPictures:
-    """Thumbnails of the training pictures, to find copies with.
+    """Thumbnails of the training pictures, to find copies with; read when they are first needed.
 
-    Files that are gone or damaged are left out, and of equal pictures one is kept.
+    Files that are gone or damaged are left out.
 
     Args:
         paths: the pictures.
 
     Attributes:
-        count: different pictures that could be read.
-        typical: median distance of a training picture to the nearest other one; ``None`` for fewer than two.
         key: fingerprint of the files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        rows = [row for path in paths if (row := _thumbnail_of(path)) is not None]
-        rows = _different(rows)
-        self.count = len(rows)
+        self._paths = paths
         self.key = cache_key(SIDE, [_stamp(path) for path in paths])
-        both = [mirrored for row in rows for mirrored in (row, _mirrored(row))]
-        self._rows = np.array(both).reshape(len(both), -1)
-        self.typical = self._typical(rows)
+
+    @property
+    def count(self) -> int:
+        """Pictures that could be read."""
+        return len(self._rows) // 2
 
     def copy_ratio(self, picture: Image.Image) -> float | None:
         """Distance of a picture to the nearest training picture, mirrored or not, against :attr:`typical`.
@@ -81,16 +92,28 @@ class TrainingPictures:
             return None
         return float(_distances(thumbnail(picture)[None], self._rows).min() / self.typical)
 
-    def _typical(self, rows: list[np.ndarray]) -> float | None:
-        if len(rows) < 2:
-            return None
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """All thumbnails, then all of them mirrored."""
+        rows = [row for path in self._paths if (row := _thumbnail_of(path)) is not None]
+        return np.array([*rows, *map(_mirrored, rows)]).reshape(-1, 3 * SIDE**2)
+
+    @cached_property
+    def typical(self) -> float | None:
+        """Median distance of a training picture to the nearest other one that is not the same.
+
+        ``None`` when there are no two different ones.
+        """
         nearest: list[float] = []
-        for start in range(0, len(rows), _ROWS):
-            block = np.array(rows[start : start + _ROWS])
-            distances = _distances(block, self._rows).reshape(len(block), len(rows), 2).min(axis=2)
-            distances[np.arange(len(block)), start + np.arange(len(block))] = np.inf
-            nearest += distances.min(axis=1).tolist()
-        return statistics.median(nearest)
+        for start in range(0, self.count, _ROWS):
+            block = self._rows[start : min(start + _ROWS, self.count)]
+            to_each = _distances(block, self._rows).reshape(len(block), 2, self.count).min(axis=1)  # mirrored or not
+            own = np.arange(len(block))
+            to_each[own, start + own] = np.inf
+            to_each[to_each < _SAME] = np.inf  # the same picture under another name
+            nearest += to_each.min(axis=1).tolist()
+        found = [distance for distance in nearest if distance < np.inf]
+        return statistics.median(found) if found else None
 
 
 def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -101,15 +124,6 @@ def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _mirrored(row: np.ndarray) -> np.ndarray:
     return row.reshape(SIDE, SIDE, 3)[:, ::-1].ravel()
-
-
-def _different(rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Without those that are equal to an earlier one, mirrored or not."""
-    kept: dict[bytes, np.ndarray] = {}
-    for row in rows:
-        names = [np.round(each / _SAME).astype(np.int32).tobytes() for each in (row, _mirrored(row))]
-        kept.setdefault(min(names), row)
-    return list(kept.values())
 
 
 def _thumbnail_of(path: Path) -> np.ndarray | None:

@@ -26,25 +26,29 @@ class Difference:
     count: int
 
     @property
+    def chance(self) -> float:
+        """Probability of a mean as high as this one or higher when there is no difference: a one-sided t-test."""
+        if self.se is None or (not self.se and not self.mean):
+            return 0.5
+        if not self.se:
+            return 0.0 if self.mean > 0 else 1.0
+        tail = student_tail(abs(self.mean) / self.se, self.count - 1)
+        return tail if self.mean > 0 else 1 - tail
+
+    @property
     def is_higher(self) -> bool:
-        """Whether the second is higher, by a one-sided paired t-test at the level :data:`SIGNIFICANT`."""
-        return self.mean > 0 and self._chance() < SIGNIFICANT
+        """Whether the second is higher, at the level :data:`SIGNIFICANT`."""
+        return self.chance < SIGNIFICANT
 
     @property
     def is_lower(self) -> bool:
-        """The same the other way round."""
-        return self.mean < 0 and self._chance() < SIGNIFICANT
+        """Whether the second is lower, at the same level."""
+        return self.chance > 1 - SIGNIFICANT
 
     @property
     def is_within_error(self) -> bool:
         """Whether the second is at most one standard error above the first: no worse, as far as one can tell."""
         return self.mean <= (self.se or 0.0)
-
-    def _chance(self) -> float:
-        """Probability of a mean as far from 0 as this one on its side of it, when there is no difference."""
-        if self.se is None:
-            return 1.0
-        return student_tail(abs(self.mean) / self.se, self.count - 1) if self.se else 0.0
 
 
 def paired(first: Mapping[Hashable, float], second: Mapping[Hashable, float]) -> Difference | None:

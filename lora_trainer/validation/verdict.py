@@ -26,6 +26,10 @@ HARDLY = 0.02
 """A smaller difference (0 … 1) from the picture without LoRA is hardly to be seen."""
 LEAKING = 0.5
 """Above this share of the effect with the trigger, the effect without it counts as a leak."""
+TURNED = 0.01
+"""A rise of the loss counts when one as large came up by chance in fewer than this share of cases. The lowest of many
+losses is low by chance too, so this is stricter than :data:`~lora_trainer.validation.paired.SIGNIFICANT`: of simulated
+runs without over-fitting one in 20 is called over-fitted."""
 FEW = 4
 """With fewer pictures, no difference found does not mean that there is none."""
 
@@ -111,18 +115,16 @@ def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Notice]
 def _cells(document: dict[str, Any]) -> list[Cell]:
     """The groups with all that is known of them; numbers that are none are left out."""
     called = any(prompt["trigger"] for prompt in document["prompts"])
-    found: dict[tuple[int, float], dict[str, dict[Hashable, float]]]
-    found = {(g["column"], g["weight"]): {"losses": _losses(g)} for g in document["groups"]}
+    found: dict[tuple[int, float], dict[str, Any]] = {
+        (group["column"], group["weight"]): {"losses": _losses(group)} for group in document["groups"]
+    }
     for drawn in document["cells"]:
         known = found.get((drawn["column"], drawn["weight"]), {})
         counts = document["prompts"][drawn["prompt"]]["trigger"] or not called
         for name, value in drawn.get("numbers", {}).items():
             if name in PICTURE_NUMBERS and math.isfinite(value) and (counts or name == "leak"):
                 known.setdefault(name, {})[drawn["prompt"], drawn["seed"]] = value
-    return [
-        Cell(column, weight, known["losses"], *(known.get(name, {}) for name in ("effect", "leak", "copy", "clip")))
-        for (column, weight), known in found.items()
-    ]
+    return [Cell(column, weight, **known) for (column, weight), known in found.items()]
 
 
 def _losses(group: dict[str, Any]) -> dict[Hashable, float]:
@@ -159,18 +161,25 @@ def _column(cells: Sequence[Cell], weight: float) -> list[Cell]:
     return sorted((cell for cell in cells if cell.weight == weight), key=lambda cell: cell.column)
 
 
-def _turn(row: Sequence[Cell], start: Cell) -> Cell | None:
-    """The first cell after ``start`` that is significantly worse, with all later ones worse by more than the error.
+def _turn(row: Sequence[Cell], after: int) -> Cell | None:
+    """The first cell behind the lowest loss of a weight that is clearly higher, if the loss stays high to the end.
 
     So a single bad file in the middle of a run is no turn.
+
+    Args:
+        row: the cells of a weight by epoch.
+        after: the turn is in a later column than this one.
     """
+    lowest = min(row, key=lambda cell: (_mean(cell.losses), cell.column))
     found = None
-    for cell in reversed([cell for cell in row if cell.column > start.column]):
-        rise = _loss_rise(start, cell)
+    for cell in reversed([cell for cell in row if cell.column > max(lowest.column, after)]):
+        rise = _loss_rise(lowest, cell)
         if rise is None or rise.is_within_error:
             break
-        if rise.is_higher:
+        if rise.chance < TURNED:
             found = cell
+        elif cell is row[-1]:
+            break
     return found
 
 
@@ -181,11 +190,9 @@ def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: dict[str, A
     chosen = _as_good(measured, best, _loss_rise)
     full = min((cell.weight for cell in measured), key=lambda weight: (abs(weight - 1), weight))
     notices = [_gain(chosen, base)] if base.losses else []
-    turn, weight = _turn(_column(measured, chosen.weight), chosen), chosen.weight
+    turn, weight = _turn(_column(measured, chosen.weight), chosen.column), chosen.weight
     if turn is None and chosen.weight != full:
-        row = _column(measured, full)
-        lowest = min(row, key=lambda cell: (_mean(cell.losses), cell.column))
-        turn, weight = _turn(row, _as_good(row, lowest, _loss_rise)), full
+        turn, weight = _turn(_column(measured, full), 0), full
     state, more = _without_turn(chosen, base, measured)
     if turn is None:
         return Finding(chosen, state, None, [*notices, *more, *_too_strong(chosen, measured, full)])
@@ -222,17 +229,13 @@ def _train_less() -> Notice:
 
 def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[str, list[Notice]]:
     """The state of a run whose loss does not rise again, and why."""
-    count = len(chosen.losses)
-    few = Notice(
-        "Too few pictures were kept aside ({count}) to tell more; keep 4 or more with the held-out share.",
-        {"count": count},
-    )
-    if count == 1:
-        return "unknown", [few]
-    loss = _loss_rise(chosen, base)
-    if loss is not None and loss.is_within_error:
-        if count < FEW:
-            return "unknown", [few]
+    few = _few(len(chosen.losses))
+    if len(chosen.losses) == 1:
+        return "unknown", few
+    without = _loss_rise(chosen, base)
+    if few and without is not None and not without.is_higher:
+        return "unknown", few
+    if without is not None and without.is_within_error:
         no_better = Notice("On pictures that were not trained on, no file is better than the checkpoint without LoRA.")
         return "useless", [no_better, _check_training()]
     row = _column(measured, chosen.weight)
@@ -242,8 +245,19 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
             Notice("Under-fitted: the loss was still falling clearly in the last epoch."),
             Notice("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
         ]
-    return "good", [
-        Notice("Good: more training brings nothing that could be measured, and nothing is over-fitted yet.")
+    return "good", [Notice("Good: later files are no better, and no over-fitting could be measured."), *few]
+
+
+def _few(count: int) -> list[Notice]:
+    """A remark when there are few pictures."""
+    if count >= FEW:
+        return []
+    return [
+        Notice(
+            "Few pictures were kept aside ({count}), which shows large differences only; keep {few} or more with the "
+            "held-out share.",
+            {"count": count, "few": FEW},
+        )
     ]
 
 

@@ -41,7 +41,8 @@ class Painter:
         self._in_turn = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, *, drawing: bool) -> Iterator[None]:
+        assert drawing
         assert not self._in_turn
         self._in_turn = True
         try:

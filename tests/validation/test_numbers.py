@@ -27,7 +27,7 @@ from lora_trainer.training.losses import keyed_noise
 from lora_trainer.validation import numbers
 from lora_trainer.validation.numbers import HeldOutLoss, Losses, add_losses, best, held_out_losses
 from lora_trainer.validation.paired import Difference
-from tests.helpers import draw_pictures, temporary_files
+from tests.helpers import draw_pictures
 from tests.network.plain import merged
 from tests.runs_helpers import document, make_jobs, run_to_end
 
@@ -393,30 +393,6 @@ def test_what_was_measured_otherwise_is_measured_anew(
     calls = count_calls(monkeypatch)
     held_out_losses(host, session, run.config().with_values(change), small[:1], [1.0], cache=cache)
     assert calls() > 0
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b'{"version": 1, "numbers": []}', b'{"version": 0, "numbers": {}}', b"\xff\xfe", b"[" * 100_000],
-    ids=["empty", "cut off", "list", "no table", "old", "not UTF-8", "deep"],
-)
-def test_a_damaged_cache_is_measured_again(
-    host: Host,
-    session: Session,
-    run: Run,
-    small: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    content: bytes,
-) -> None:
-    cache = tmp_path / "losses.json"
-    cache.write_bytes(content)
-    calls = count_calls(monkeypatch)
-    held_out_losses(host, session, run.config(), small[:1], [1.0], cache=cache)
-    assert calls() == 2 * 2
-    held_out_losses(host, session, run.config(), small[:1], [1.0], cache=cache)
-    assert calls() == 0
-    assert not temporary_files(tmp_path)
 
 
 def test_numbers_of_the_wrong_count_in_the_cache_are_measured_again(
