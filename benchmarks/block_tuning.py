@@ -81,6 +81,7 @@ def measure(root: Path, seed: int) -> dict[str, Any]:
     tuned = {name: _tuned(host, run, folder) for name, folder in (("held out", ""), ("others", str(root / "others")))}
     done = time.time()
     return {
+        "command": f"python -m benchmarks.block_tuning --seed {seed} --save",
         **about,
         "seed": seed,
         "pictures": {"learned": LEARNED // 2, "held out": LEARNED // 2, "others": OTHERS, "fresh": FRESH},

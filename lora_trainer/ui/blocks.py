@@ -93,7 +93,7 @@ class BlocksPanel:
         self.tuning = gr.HTML(elem_id="lora_train_blocks_tuning")
         self.bake = gr.Button(t("Bake these weights into a new file"), visible=False, elem_id="lora_train_blocks_bake")
         self.request = gr.Dropdown(
-            choices=[], type="index", label=t("Prompt and seed"), visible=False, elem_id="lora_train_blocks_request"
+            choices=[], label=t("Prompt and seed"), visible=False, elem_id="lora_train_blocks_request"
         )
         self.analysis = gr.HTML(elem_id="lora_train_blocks_analysis")
         self.seen = gr.State({})
@@ -105,13 +105,13 @@ class BlocksPanel:
         ]  # fmt: skip
 
     # -------------------------------------------------------------- what is shown
-    def _poll(self, name: str | None, file: str | None, request: int | None, seen: dict[str, Any]) -> list[Any]:
+    def _poll(self, name: str | None, file: str | None, request: str | None, seen: dict[str, Any]) -> list[Any]:
         """Everything that may have changed since ``seen``; what has not is left alone."""
-        parts = self._parts(name or "", file or "", request or 0)
+        parts = self._parts(name or "", file or "", request or "")
         shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
         return [*shown, {key: mark for key, (mark, _) in parts.items()}]
 
-    def _parts(self, name: str, asked: str, request: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
+    def _parts(self, name: str, asked: str, request: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
         """Key → what tells its state, and what shows it; in the order of the outputs."""
         t, names = self._t, self._jobs.runs.names()
         run = self._run(name, names)
@@ -128,7 +128,10 @@ class BlocksPanel:
 
         def analysed() -> str:
             document = result(ANALYSIS)
-            return block_views.analysis_report(document, request, t) if document else ""
+            if document is None:
+                return ""
+            choices = _requests(document)
+            return block_views.analysis_report(document, choices.index(request) if request in choices else 0, t)
 
         def tuned() -> str:
             document = result(TUNING)
@@ -144,7 +147,7 @@ class BlocksPanel:
             "status": (progress, lambda: block_views.blocks_status(progress, t)),
             "tuning": (tuning, tuned),
             "bake": ((tuning, busy), lambda: gr.update(visible=result(TUNING) is not None)),
-            "request": (analysis, lambda: self._requests(result(ANALYSIS))),
+            "request": (analysis, lambda: self._request_choice(result(ANALYSIS))),
             "analysis": ((analysis, request), analysed),
             "analyze": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
             "tune": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
@@ -171,11 +174,9 @@ class BlocksPanel:
         return block_views.heat_table(heat_map(run.name, run_files(run)), file, self._t)
 
     @staticmethod
-    def _requests(document: dict[str, Any] | None) -> Any:
-        if document is None:
-            return gr.update(choices=[], value=None, visible=False)
-        choices = [f"{each['prompt']} · {each['seed']}" for each in document["requests"]]
-        return gr.update(choices=choices, value=choices[0], visible=len(choices) > 1)
+    def _request_choice(document: dict[str, Any] | None) -> Any:
+        choices = _requests(document) if document else []
+        return gr.update(choices=choices, value=choices[0] if choices else None, visible=len(choices) > 1)
 
     def _stamp(self, run: Run | None, path: Path | None, kind: str) -> tuple[str, str, float]:
         """What tells whether there is another document to show."""
@@ -248,6 +249,11 @@ class BlocksPanel:
         except LoraTrainError as error:
             return views.notice(error_sentence(error, self._t), "error")
         return views.notice(self._t(done))
+
+
+def _requests(document: dict[str, Any]) -> list[str]:
+    """What tells the pictures of one prompt and seed from those of others."""
+    return [f"{each['prompt']} · {each['seed']}" for each in document["requests"]]
 
 
 def _baked(document: dict[str, Any]) -> dict[str, Any]:

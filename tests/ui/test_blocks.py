@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.block_jobs import blocks_folder
@@ -30,7 +31,7 @@ from tests.helpers import CHECKPOINT
 from tests.network.made import KEYS, some_lora
 from tests.runs_helpers import document as run_document
 from tests.ui.blocks_page import blocks_page
-from tests.ui.browser import NO_BROWSER, chromium, open_page, part
+from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
 from tests.ui.markup import HOSTILE, Page
 
 LBW = "1,0.5,1,1,1,1,1,0,1,1,1,1,1,1,1,1,1"
@@ -73,10 +74,13 @@ def analysis(folder: Path, prompts: tuple[str, ...] = ("zorp", "dog"), leak: boo
     Image.new("RGB", (200, 100), "red").save(picture)
     numbers = {"rms": 0.2, "rms_sd": 0.01, "share": 0.4, "share_sd": 0.0}
     less = {**numbers, "rms": 0.05}
-    shown = {"only": str(picture), "without": str(picture), "difference": str(folder / "gone.png")}
+    shown = [
+        {"only": str(picture), "without": str(picture), "difference": str(picture if number else folder / "gone.png")}
+        for number, _ in enumerate(prompts)
+    ]
     entries = [
         {"block": block, "rank": rank, "effect": 0.1, "only": numbers, "without": less,
-         "pictures": [shown] * len(prompts), "leak": {"only": numbers, "without": less} if leak else None}
+         "pictures": shown, "leak": {"only": numbers, "without": less} if leak else None}
         for rank, block in enumerate(("M00", "TE1"), start=1)
     ]  # fmt: skip
     return {
@@ -107,11 +111,11 @@ def tuning(**changes: Any) -> dict[str, Any]:
 
 
 def poll(
-    panel: BlocksPanel, run: str | None = None, file: str | None = None, request: int | None = 0, seen: Any = None
+    panel: BlocksPanel, run: str | None = None, file: str | None = None, request: str | None = None, seen: Any = None
 ) -> dict[str, Any]:
     """What a poll puts where, as gradio would send it; what is left alone is not in it."""
     *answers, marks = panel._poll(run, file, request, seen or {})
-    names = list(panel._parts(run or "", file or "", request or 0))
+    names = list(panel._parts(run or "", file or "", request or ""))
     for widget, answer in zip(panel._shown(), [*answers, marks], strict=True):
         value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
         if value is not None and not isinstance(widget, (gr.State, gr.Button)):
@@ -131,8 +135,8 @@ def test_the_heat_map_is_there_at_once_and_left_alone_then(panel: BlocksPanel, j
         "M00",
         "OUT03",
     ]
-    assert poll(panel, "zorp", "zorp", 0, shown["marks"]).keys() == {"marks"}
-    again = poll(panel, "zorp", "zorp-000001", 0, shown["marks"])
+    assert poll(panel, "zorp", "zorp", None, shown["marks"]).keys() == {"marks"}
+    again = poll(panel, "zorp", "zorp-000001", None, shown["marks"])
     assert "heat" in again
     assert "run" not in again
 
@@ -161,14 +165,14 @@ def test_documents_are_shown_when_they_are_there(panel: BlocksPanel, jobs: Jobs,
     assert (first["analysis"], first["tuning"]) == ("", "")
     write(run, "analysis", analysis(tmp_path))
     write(run, "tuning", tuning())
-    shown = poll(panel, "zorp", "zorp", 0, first["marks"])
+    shown = poll(panel, "zorp", "zorp", None, first["marks"])
     assert shown["request"]["choices"] == ["zorp · 1", "dog · 1"]
     assert shown["bake"]["visible"]
     assert "M00" in Page(shown["analysis"]).text
     assert LBW in Page(shown["tuning"]).text
-    other = poll(panel, "zorp", "zorp-000001", 0, shown["marks"])
+    other = poll(panel, "zorp", "zorp-000001", None, shown["marks"])
     assert (other["analysis"], other["tuning"], other["bake"]["visible"]) == ("", "", False)
-    chosen = poll(panel, "zorp", "zorp", 1, shown["marks"])
+    chosen = poll(panel, "zorp", "zorp", "dog · 1", shown["marks"])
     assert chosen.keys() == {"marks", "analysis"}
 
 
@@ -278,7 +282,7 @@ def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path) -> None:
 
 
 def test_every_block_has_bars_and_pictures_and_a_missing_one_is_marked(tmp_path: Path) -> None:
-    page = Page(analysis_report(analysis(tmp_path), 7, EN))
+    page = Page(analysis_report(analysis(tmp_path), -7, EN))
     assert len(page.all("img")) == 2 * 3
     assert page.text.count("⚠") == 2
     bars = [e.attributes for e in page.all("i") if "width" in e.attributes.get("style", "")]
@@ -353,6 +357,14 @@ def test_in_a_browser_the_panel_fits_and_its_colours_can_be_read(jobs: Jobs, tmp
                 assert cells.last.evaluate("e => getComputedStyle(e).backgroundColor") != "rgba(0, 0, 0, 0)"
                 assert cells.first.evaluate(colour) in ("rgb(0, 0, 0)", "rgb(255, 255, 255)")
                 assert LBW in part(page, "#lora_train_blocks_tuning").inner_text()
+        with open_page(url, dark=dark) as page:
+            images = part(page, "#lora_train_blocks_analysis").locator("img")
+            images.first.wait_for()
+            assert images.count() == 6
+            choose(page, "blocks_request", "dog · 1")
+            expect(images).to_have_count(8)
+            choose(page, "blocks_file", "zorp-000001")
+            expect(images).to_have_count(0)
 
 
 @contextmanager
