@@ -137,7 +137,7 @@ class Tab:
             self.validate = self._panel("Epoch × weight", ValidatePanel)
             self.block_weights = self._panel("Block weights", BlocksPanel)
             self._panel("Stacks", StacksPanel)
-            self._panel("LoRA files", ToolsPanel)
+            self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
 
