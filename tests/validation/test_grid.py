@@ -170,6 +170,15 @@ def test_one_prompt_shows_what_the_lora_does_unasked(tmp_path: Path, prompts: li
     assert options(run, prompts=prompts, numbers=False).prompts == prompts
 
 
+@pytest.mark.parametrize(("prompts", "trigger"), [(["a test, red", "b"], "test"), (["a", "b"], "")])
+def test_without_a_trigger_the_runs_name_is_it_where_a_prompt_has_it(
+    run: Run, prompts: list[str], trigger: str
+) -> None:
+    plan = options(run, prompts=prompts)
+    assert plan.trigger == trigger
+    assert [plan.has_trigger(prompt) for prompt in prompts] == [True, not trigger]
+
+
 def test_files_that_were_deleted_are_left_out(run: Run) -> None:
     Path(run.manifest["files"][0]["path"]).unlink()
     assert [column.label for column in plan_grid(run).columns] == ["no LoRA", "epoch 2"]
