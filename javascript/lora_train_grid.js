@@ -8,6 +8,7 @@
     const AXES = ["column", "weight", "prompt", "seed"];
     const TABS = 6; // so many values of an axis are shown as buttons, more as a list
     const FLICKER = 500; // ms; slower than what can harm people
+    const PATIENCE = 60000; // ms until a wish counts as lost
     const BESIDE = 40; // ms that gradio is given to take over what is put into a text box
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
@@ -28,20 +29,28 @@
     /** Give an element other children; those that are null are left out. */
     const put = (element, ...children) => element.replaceChildren(...children.filter((child) => child !== null));
 
+    const answered = () => root().querySelector("#lora_train_grid_feedback .lt-answer");
+    const numberOf = (answer) => (answer ? answer.dataset.number : "");
+
     let line = Promise.resolve();
 
-    /** Ask the server for something; one wish after the other. */
+    /** Ask the server for something. One wish after the other: gradio drops a click while it waits for an answer. */
     const ask = (button, wish) => {
         const write = (done) => {
-            const field = root().querySelector("#lora_train_grid_wish textarea, #lora_train_grid_wish input");
+            const field = root().querySelector("#lora_train_grid_wish :is(textarea, input)");
+            const before = numberOf(answered());
+            const until = Date.now() + PATIENCE;
             field.value = JSON.stringify(wish);
             field.dispatchEvent(new Event("input", { bubbles: true }));
-            setTimeout(() => {
-                root().querySelector(button).click();
+            setTimeout(() => root().querySelector(button).click(), BESIDE);
+            const waiting = setInterval(() => {
+                if (numberOf(answered()) === before && Date.now() < until) return;
+                clearInterval(waiting);
                 setTimeout(done, BESIDE);
             }, BESIDE);
         };
         line = line.then(() => new Promise(write));
+        return line;
     };
 
     class Viewer {
@@ -54,6 +63,7 @@
             this.width = 64;
             this.mode = "side";
             this.wipe = 50;
+            this.cast = new Map();
         }
 
         // ---------------------------------------------------------- the document
@@ -70,6 +80,7 @@
             const isOther = this.run !== view.run;
             this.run = view.run;
             this.view = view;
+            for (const [key, vote] of this.cast) view.votes[key] = vote; // the server may not know of it yet
             this.index();
             if (structure === this.structure) return this.refresh();
             this.structure = structure;
@@ -519,8 +530,11 @@
             const button = (value, name) => {
                 const cast = () => {
                     const next = vote === value ? 0 : value;
+                    this.cast.set(cell.key, next);
+                    this.act("vote", { value: next }).then(() => {
+                        if (this.cast.get(cell.key) === next) this.cast.delete(cell.key);
+                    });
                     this.view.votes[cell.key] = next;
-                    this.act("vote", { value: next });
                     this.refresh();
                 };
                 return make(
@@ -574,7 +588,7 @@
             const weight = this.weightOf(this.place) < 0 ? 0 : this.view.weights[this.place.weight].value;
             const { key } = this.cell(this.place);
             const wish = { action, run: this.view.run, key, column: this.place.column, weight, ...more };
-            ask(action === "continue" ? "#lora_train_grid_continue" : "#lora_train_grid_act", wish);
+            return ask(action === "continue" ? "#lora_train_grid_continue" : "#lora_train_grid_act", wish);
         }
 
         // ---------------------------------------------------------- comparing two
@@ -796,9 +810,9 @@
             viewer = new Viewer(element);
             revision = null;
         }
-        const said = root().querySelector("#lora_train_grid_feedback .lt-answer");
-        if (said && said.dataset.number !== answer) {
-            answer = said.dataset.number;
+        const said = answered();
+        if (said && numberOf(said) !== answer) {
+            answer = numberOf(said);
             viewer.answer(said);
             if (said.dataset.then === "form") showForm();
         }

@@ -138,7 +138,7 @@ def test_a_preset_fills_the_form_and_can_be_saved(page: Page, served: tuple[Jobs
     assert "rank = 48" in (served[0].host.folders.presets / "mine.toml").read_text(encoding="utf-8")
 
 
-def test_the_grid_is_shown(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
+def test_a_grid_is_drawn_and_shown(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
     if "gridded" not in served[0].runs.names():
         run_to_end(root, "gridded")
     page.reload()
@@ -146,7 +146,8 @@ def test_the_grid_is_shown(page: Page, root: Path, served: tuple[Jobs, str]) -> 
     choose(page, "run", "gridded")
     page.locator("#lora_train_weights").locator("input, textarea").fill("0.5, 1")
     page.locator("#lora_train_draw").click()
-    expect(page.locator("#lora_train_grid img")).to_be_visible()
+    expect(page.locator("#lora_train_grid td.lt-cell img")).to_have_count(6)
+    expect(part(page, "#lora_train_grid_verdict")).to_contain_text("Sheet (PNG)")
 
 
 @pytest.mark.parametrize("dark", [False, True])
