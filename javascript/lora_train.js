@@ -9,6 +9,10 @@
         const tab = root().querySelector("#lora_train");
         const button = root().querySelector("#lora_train_poll");
         if (button && tab && tab.offsetParent !== null && !document.hidden) button.click();
+        const working = [...root().querySelectorAll(".lt-working")].filter((each) => each.offsetParent !== null);
+        for (const poll of document.hidden ? [] : new Set(working.map((each) => each.dataset.poll))) {
+            root().querySelector(poll).click();
+        }
     }, 1000);
 
     document.addEventListener("click", (event) => {
@@ -20,9 +24,15 @@
             navigator.clipboard && navigator.clipboard.writeText(use.dataset.prompt);
             return;
         }
+        const put = (field, text) => {
+            field.value = text;
+            field.dispatchEvent(new Event("input", { bubbles: true }));
+        };
         const tag = use.dataset.prompt;
-        if (!prompt.value.includes(tag)) prompt.value = (prompt.value ? prompt.value + ", " : "") + tag;
-        prompt.dispatchEvent(new Event("input", { bubbles: true }));
+        if (use.dataset.replace !== undefined) {
+            put(prompt, tag);
+            put(root().querySelector("#txt2img_neg_prompt textarea"), use.dataset.negative);
+        } else if (!prompt.value.includes(tag)) put(prompt, (prompt.value ? prompt.value + ", " : "") + tag);
         if (typeof switch_to_txt2img === "function") switch_to_txt2img();
     });
 })();

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_trainer.control import Control
-from lora_trainer.errors import InputError, LoraTrainError, NotFound
+from lora_trainer.errors import InputError, Interrupted, LoraTrainError, NotFound
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import UNFINISHED
 
@@ -29,11 +29,11 @@ class Outcome(Protocol):
         """For JSON."""
 
 
-Progress = Callable[[int, int], object]
+class Progress(Protocol):
+    """Tells how far a chore is; raises :class:`Interrupted` once somebody has stopped it."""
 
-
-class ChoreStopped(LoraTrainError):
-    """Somebody stopped it; raised out of its progress."""
+    def __call__(self, done: int, of: int, result: Outcome | None = None) -> object:
+        """``result`` is what there is so far, where that is of use by itself."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class Chore:
         state: one of :data:`lora_trainer.runs.STATES`, but for ``paused``.
         done: how much of it is done.
         of: how much there is; 0 while nobody knows.
-        result: what it made, once it is done.
+        result: what it made, once it is done; or what there is of it so far.
         error: why it failed or stopped.
     """
 
@@ -98,7 +98,7 @@ class Chores:
         Args:
             kind: see :class:`Chore`.
             title: see :class:`Chore`.
-            work: does it; what it calls with (done, of) raises :class:`ChoreStopped` once somebody has stopped it.
+            work: does it, and tells how far it is.
         """
         task = Task(None, lambda control: _carry_out(chore, work, control))
         chore = task.run = Chore(f"{kind}-{next(self._numbers)}", kind, title)
@@ -150,15 +150,15 @@ class Chores:
         return self._line.wait(chore, timeout)
 
 
-def _stopped() -> ChoreStopped:
-    return ChoreStopped("It was stopped.")
+def _stopped() -> Interrupted:
+    return Interrupted("It was stopped.")
 
 
 def _carry_out(chore: Chore, work: Callable[[Progress], Outcome], control: Control) -> None:
     """Do the work; whatever goes wrong ends up as a sentence in the chore."""
 
-    def progress(done: int, of: int) -> None:
-        chore.done, chore.of = done, of
+    def progress(done: int, of: int, result: Outcome | None = None) -> None:
+        chore.done, chore.of, chore.result = done, of, result or chore.result
         if control.wish:
             raise _stopped()
 
@@ -166,7 +166,7 @@ def _carry_out(chore: Chore, work: Callable[[Progress], Outcome], control: Contr
     try:
         chore.result = work(progress)
         chore.state = "done"
-    except ChoreStopped as error:
+    except Interrupted as error:
         chore.error, chore.state = error, "stopped"
     except LoraTrainError as error:
         chore.error, chore.state = error, "failed"

@@ -185,7 +185,8 @@ def _mix(args: argparse.Namespace) -> int:
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
-        document = mixing.drawn(plan, config, bar("pictures", args.json)).to_dict()
+        show = bar("pictures", args.json)
+        document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
         return print_json({**document, "notices": notices})
     for notice in notices:

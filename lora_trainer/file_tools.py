@@ -16,9 +16,10 @@ from lora_trainer.hosts.base import Host
 from lora_trainer.schema import Option, field_error, option, options_of, read_document
 
 if TYPE_CHECKING:
+    from lora_trainer.network.blocks import Architecture
     from lora_trainer.network.tools import Ingredient, Made
 
-PRECISIONS = ("as the file", "fp16", "bf16", "fp32")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 RESIZE_METHODS = ("rank", "sv_fro", "sv_cumulative", "sv_ratio")
 MAX_RANK = 4096
 
@@ -28,7 +29,13 @@ def _file_option() -> str:
 
 
 def _precision_option() -> str:
-    return option(PRECISIONS[0], "Precision", "Of the new file's weights.", choices=PRECISIONS, advanced=True)
+    return option(
+        PRECISIONS[0],
+        "Precision",
+        "Of the new file's weights; auto: as in the old one.",
+        choices=PRECISIONS,
+        advanced=True,
+    )
 
 
 def _output_option() -> str:
@@ -44,12 +51,14 @@ class BakeDocument:
     te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
     unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
     lbw: str = option(
-        "", "Block weights", "A preset, or a list of numbers; R and U are random, X is the number below. Empty: none."
+        "",
+        "Block weights",
+        "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none.",
     )
     lbwe: str = option(
         "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
     )
-    x: float = option(1.0, "X", "The number for X in the list.", min=-10, max=10, advanced=True)
+    x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
     seed: int = option(0, "Seed", "Of R and U in the list.", min=0, max=2**32 - 1, advanced=True)
     checkpoint: str = option(
         "", "Checkpoint", "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.", advanced=True
@@ -89,7 +98,9 @@ class ResizeDocument:
         choices=RESIZE_METHODS,
     )
     rank: int = option(0, "Rank", "With a method of the kind sv_…: the largest; 0: no limit.", min=0, max=MAX_RANK)
-    keep: float = option(0.95, "Keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6)
+    keep: float = option(
+        0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6
+    )
     conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
     precision: str = _precision_option()
     output: str = _output_option()
@@ -183,8 +194,8 @@ class FileTools:
         document = read(BakeDocument, {**body, **{k: v for k, v in weight.items() if body.get(k) is None}})
         file = self.loras.find(document.file, outside=outside)
         checkpoint = self._checkpoint("checkpoint", document.checkpoint) if document.checkpoint else None
-        self._check_blocks("lbw", file, document.lbw, x=document.x)
-        self._check_blocks("lbwe", file, "", lbwe=document.lbwe)
+        check_blocks(self.host, "lbw", file, document.lbw, x=document.x)
+        check_blocks(self.host, "lbwe", file, "", lbwe=document.lbwe)
 
         def work(output: Path, progress: Progress) -> Made:
             from lora_trainer.network.tools import Baking, bake_file
@@ -259,13 +270,29 @@ class FileTools:
 
         return info(self.loras.find(name, "name", outside=outside))
 
+    @staticmethod
+    def require_lora(path: Path) -> None:
+        """Raises :class:`InputError` for what is no LoRA, or has modules of an unknown kind."""
+        from lora_trainer.network.info import block_infos
+        from lora_trainer.network.lora_file import read_lora
+
+        _architecture(path)
+        block_infos(read_lora(path))
+
+    @staticmethod
+    def card(path: Path) -> dict[str, Any]:
+        """See :func:`lora_trainer.network.tools.read_card`."""
+        from lora_trainer.network.tools import read_card
+
+        return read_card(path)
+
     def presets(self, name: str) -> list[str]:
         """Names of the block presets for a file's architecture; nothing for what is no LoRA.
 
         Raises:
             InputError: there is no such file, or the person's presets cannot be read.
         """
-        architecture = self._architecture(self.loras.find(name, outside=True))
+        architecture = _architecture(self.loras.find(name, outside=True))
         return self.host.block_presets().names(architecture)
 
     # -------------------------------------------------------------- within
@@ -280,7 +307,7 @@ class FileTools:
                 require_constant(tag)
         paths = [self.loras.find(tag.name, place, outside=outside) for tag in tags]
         for tag, path in zip(tags, paths, strict=True):
-            self._check_blocks(place, path, tag.lbw, lbwe=tag.lbwe, x=tag.x)
+            check_blocks(self.host, place, path, tag.lbw, lbwe=tag.lbwe, x=tag.x)
         return [Ingredient.of(tag, path) for tag, path in zip(tags, paths, strict=True)]
 
     def _start(self, kind: str, name: str, default: Path, work: Callable[[Path, Progress], Made]) -> Chore:
@@ -311,20 +338,33 @@ class FileTools:
         require_readable(self.host, place, name)
         return Path(name).expanduser()
 
-    def _check_blocks(self, place: str, file: Path, lbw: str, **values: Any) -> None:
-        from lora_trainer.network.block_weights import resolve
 
-        if lbw or values.get("lbwe"):
-            architecture = self._architecture(file)
-            with concerning(place):
-                resolve(lbw, architecture, self.host.block_presets(), **values)
+def check_blocks(host: Host, place: str, file: Path, lbw: str, **values: Any) -> None:
+    """See that block weights can be used with a file, of which only the header is read.
 
-    @staticmethod
-    def _architecture(file: Path) -> Any:
-        from lora_trainer.network.blocks import architecture_of
-        from lora_trainer.network.lora_file import read_metadata, read_names
+    Args:
+        host: whose presets count.
+        place: the field that the sentence is about.
+        file: the LoRA file.
+        lbw: as for :func:`lora_trainer.network.block_weights.resolve`.
+        **values: the same.
 
-        return architecture_of((name.partition(".")[0] for name in read_names(file)), read_metadata(file))
+    Raises:
+        InputError: the sentence of ``resolve``, or the file cannot be read.
+    """
+    from lora_trainer.network.block_weights import resolve
+
+    if lbw or values.get("lbwe"):
+        architecture = _architecture(file)
+        with concerning(place):
+            resolve(lbw, architecture, host.block_presets(), **values)
+
+
+def _architecture(file: Path) -> Architecture:
+    from lora_trainer.network.blocks import architecture_of
+    from lora_trainer.network.lora_file import read_metadata, read_names
+
+    return architecture_of((name.partition(".")[0] for name in read_names(file)), read_metadata(file))
 
 
 def _precision(chosen: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.access import LoraFolder, require_readable
 from lora_trainer.chores import Chore, Chores, Progress
 from lora_trainer.config import TrainConfig
-from lora_trainer.file_tools import concerning, read
+from lora_trainer.file_tools import check_blocks, concerning, read
 from lora_trainer.hosts.base import DrawRequest, Host
-from lora_trainer.network.stacks import METHODS, MixRule, Stack, parse_stack
+from lora_trainer.network.stacks import METHODS, MixRule, Stack, parse_stack, require_constant
 from lora_trainer.schema import Option, field_error, option, options_of
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ class Mixing:
 
         document = read(MixDocument, body)
         stack, files = self.stack(document.stack, outside=outside)
+        for tag in stack.tags:
+            check_blocks(self.host, "stack", files[tag.name], tag.lbw, lbwe=tag.lbwe, x=tag.x)
+            if not self.host.reads_tags:
+                with concerning("stack"):
+                    require_constant(tag)
         for side in ("width", "height"):
             if getattr(document, side) % 8:
                 raise field_error(side, "{size} px is not a multiple of 8.", size=getattr(document, side))
@@ -139,7 +144,7 @@ class Mixing:
 
         return self.chores.start("mix", " + ".join(plan.files), work)
 
-    def drawn(self, plan: MixPlan, config: TrainConfig, progress: Progress) -> Mixed:
+    def drawn(self, plan: MixPlan, config: TrainConfig, progress: Callable[[int, int, Mixed], object]) -> Mixed:
         """Draw a plan now; see :func:`lora_trainer.validation.mixes.draw_mixes`."""
         from lora_trainer.validation.mixes import draw_mixes
 

@@ -17,10 +17,12 @@ from lora_trainer.advice import Advice, Calculation
 from lora_trainer.config import options
 from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, RunError
+from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain
+from lora_trainer.file_tools import DOCUMENTS, tool_options
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
-from lora_trainer.jobs import Jobs, explain
+from lora_trainer.jobs import Jobs
+from lora_trainer.mixing import mix_options
 from lora_trainer.runs import STATES
 from lora_trainer.schema import field_error
 from lora_trainer.ui import standalone, views
@@ -114,12 +116,23 @@ def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) ->
 # ------------------------------------------------------------------ the shipped catalogue
 ROOT = Path(i18n.__file__).parent.parent
 SHIPPED = CATALOGUES["zh"]
-CHOICES = {choice for option in options() for choice in option.choices}
+OPTIONS = [*options(), *mix_options(), *(option for kind in DOCUMENTS for option in tool_options(kind))]
+CHOICES = {choice for option in OPTIONS for choice in option.choices}
 KINDS = {"SD2", "SD3", "SDXL", "SDXL refiner", "Flux", "Instruct-pix2pix", "DoRA"}
 TERMS = CHOICES | KINDS | {"Alpha", "Dropout", "min-SNR γ", "LoRA Train"}
 """What Chinese makers of LoRAs write in English too; the choices are also what stands in a config file."""
 
-TRANSLATING = {"t": 0, "_t": 0, "translate": 0, "_translate": 0, "_step": 1, "_answer": 1, "Advice": 1, "Notice": 0}
+TRANSLATING = {
+    "t": 0,
+    "_t": 0,
+    "translate": 0,
+    "_translate": 0,
+    "_step": 1,
+    "_panel": 0,
+    "_answer": 1,
+    "Advice": 1,
+    "Notice": 0,
+}
 """Calls that put an argument into the person's language, and which one."""
 
 
@@ -246,7 +259,7 @@ def axis_labels() -> Iterator[str]:
 
 def shown_texts() -> set[str]:
     """Everything in the program that a person may read in their language."""
-    texts = {text for option in options() for text in (option.title, option.help, option.unit, *option.choices)}
+    texts = {text for option in OPTIONS for text in (option.title, option.help, option.unit, *option.choices)}
     texts.update(settings_page())
     texts.update(axis_labels())
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "lora_trainer").rglob("*.py")]
@@ -381,7 +394,8 @@ def test_views_hand_over_nothing_that_is_not_collected(tmp_path: Path) -> None:
     views.status_card(MANIFEST | {"waiting": True, "steps_per_second": 2.0}, 0, record)
     views.curves([{"step": 1, "loss": 0.5, "lr": MANIFEST["lr"]}, {"step": 2, "validation": 0.4}], MANIFEST, record)
     views.files_table(MANIFEST, "zorp", record)
-    views.grid_status({"state": "running", "done": 1, "of": 2}, record)
+    views.grid_status({"state": "running", "done": 1, "of": 2, "seconds_left": 5}, record)
+    views.grid_status({"state": "queued", "done": 0, "of": 2}, record)
     views.advice_list([Advice("network.rank", "There is no preset named {name}.", {"name": 1})], None, record)
     views.advice_list([], Calculation(1, 1, 1, 1, 1, 1), record)
     problem = PictureError("{path} has more than {limit} megapixels; make it smaller.", path="a.png", limit=100)

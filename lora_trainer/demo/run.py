@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run
 
 CHECKPOINT = Path(__file__).parent / "assets" / "small-sd1.safetensors"
 TRIGGER = "zorp"
@@ -71,8 +72,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     host = StandaloneHost(output)
     config = demo_config(output / "pictures")
     write_text(output / "zorp.toml", config.to_toml())
-    training, drawing = ProgressBar(), GridBar()
-    jobs = Jobs(host, on_change=(lambda run: None) if quiet else lambda run: (training(run), drawing(run)))
+    jobs = Jobs(host, on_change=(lambda run: None) if quiet else _bars(ProgressBar(), GridBar()))
     run = jobs.submit(config)
     jobs.wait(run)
     if run.state != "done":
@@ -107,6 +107,14 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     if not quiet:
         _print(report, output)
     return report
+
+
+def _bars(*bars: Callable[[Run], None]) -> Callable[[Run], None]:
+    def show(run: Run) -> None:
+        for bar in bars:
+            bar(run)
+
+    return show
 
 
 def _fresh(output: Path) -> None:

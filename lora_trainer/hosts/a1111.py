@@ -23,11 +23,12 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
-from lora_trainer.hosts.a1111_gate import Gate
+from lora_trainer.hosts.a1111_gate import Gate, HeldGate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
+from lora_trainer.network.lora_tag import TAG
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +61,18 @@ class A1111Host:
         Raises:
             CheckpointChanged: there is none at this moment.
         """
-        session = A1111Session(config, self._flags)
+        with self._session(config, Gate()) as session:
+            yield session
+
+    @contextmanager
+    def session_of_script(self, config: TrainConfig) -> Iterator[A1111Session]:
+        """The same within a picture of the person's, where the host's lock is held and the job shown already."""
+        with self._session(config, HeldGate()) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, config: TrainConfig, gate: Gate) -> Iterator[A1111Session]:
+        session = A1111Session(config, self._flags, gate)
         try:
             yield session
         finally:
@@ -142,10 +154,10 @@ class Flags:
 class A1111Session:
     """A run's hold on the loaded model."""
 
-    def __init__(self, config: TrainConfig, flags: Flags) -> None:
+    def __init__(self, config: TrainConfig, flags: Flags, gate: Gate) -> None:
         self._config = config
         self._flags = flags
-        self._gate = Gate()
+        self._gate = gate
         self._has_turn = False
         self._progress = (config.name, 0, 0)
         self._interrupted = False
@@ -209,14 +221,11 @@ class A1111Session:
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
                 processing.scripts = scripts.scripts_txt2img
                 processing.script_args = tuple(_script_defaults())
-                shared.state.begin(job="LoRA Train sample")
-                try:
+                with self._gate.job():
                     images = process_images(processing).images
                     interrupted = shared.state.interrupted or shared.state.skipped
-                finally:
-                    shared.state.end()
-                    shared.state.interrupted = False
             self._network = _loaded(lora)
+            _require_tags(request.prompt)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
@@ -497,6 +506,19 @@ def _loaded(lora: LoraUse | None) -> Any:
         if network.name == lora.path.stem:
             return network
     raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
+
+
+def _require_tags(prompt: str) -> None:
+    """See that a picture was drawn with every LoRA of its prompt's own tags.
+
+    Raises:
+        InputError: as for :func:`_loaded`.
+    """
+    wanted = {match[2].split(":")[0] for match in TAG.finditer(prompt)}
+    networks = lora_networks()
+    loaded = {network.name for network in map(original, networks.loaded_networks)} if networks else set()
+    if missing := wanted - loaded:
+        raise InputError("The WebUI could not load the LoRA {name}; its console tells why.", name=min(missing))
 
 
 def _is_within(path: Path, folder: Path) -> bool:

@@ -15,6 +15,8 @@ from lora_trainer.randomness import python_rng
 if TYPE_CHECKING:
     from lora_trainer.network.derived import Notice
 
+SUM_ADVISED = 1.2
+"""The guides: weights of several LoRAs together should not be more."""
 METHODS = ("uniform", "dirichlet")
 MAX_LORAS = 50
 _STEPS = 1000

@@ -312,17 +312,9 @@ def copy_card(source: Path, output: Path, weight: float = 1.0) -> None:
         output: the new file; a card that it has is left alone.
         weight: that was baked in. The preferred weight becomes so much less, so that it means the same strength.
     """
-    old, new = source.with_suffix(".json"), output.with_suffix(".json")
-    if new.exists():
-        return
-    try:
-        card = json.loads(old.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        log.warning("The card %s cannot be read: %s", old, error)
-        return
-    if not isinstance(card, dict):
+    new = output.with_suffix(".json")
+    card = read_card(source)
+    if new.exists() or not card:
         return
     preferred = card.get("preferred weight")
     if weight and isinstance(preferred, (int, float)) and not isinstance(preferred, bool):
@@ -331,3 +323,16 @@ def copy_card(source: Path, output: Path, weight: float = 1.0) -> None:
         write_json(new, card)
     except LoraTrainError as error:  # the file itself is there, and that is what was asked for
         log.warning("%s", error)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a LoRA file, ``.json`` with activation text, notes …; empty where none can be read."""
+    card = path.with_suffix(".json")
+    try:
+        found = json.loads(card.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("The card %s cannot be read: %s", card, error)
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -15,12 +15,12 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def page(jobs: Jobs) -> gr.Blocks:
-    """The tab with its style and script."""
+    """The tab with its style and scripts."""
     style = (_ROOT / "style.css").read_text(encoding="utf-8")
-    script = (_ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    scripts = [path.read_text(encoding="utf-8") for path in sorted((_ROOT / "javascript").glob("*.js"))]
     with gr.Blocks(css=style, title="LoRA Train", analytics_enabled=False) as demo:
         tab.build(jobs)
-        demo.load(None, None, None, _js=f"() => {{ {script} }}")
+        demo.load(None, None, None, _js="() => {" + "\n".join(scripts) + "}")
     return demo
 
 

@@ -15,15 +15,18 @@ from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import AFTER_EPOCH
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.errors import InputError, LoraTrainError
-from lora_trainer.i18n import translator
+from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
-from lora_trainer.ui.form import Form
+from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.ui.form import Form, dotted
+from lora_trainer.ui.stacks import StacksPanel
+from lora_trainer.ui.tools import ToolsPanel
+from lora_trainer.ui.validate import ValidatePanel
 
 Updates = dict[Any, Any]
-_WEIGHTS = "0.3, 0.6, 0.8, 1.0"
 
 
 def build(jobs: Jobs) -> gr.Blocks:
@@ -40,12 +43,13 @@ class Tab:
         self._form = Form(self._t, jobs.host.samplers())
         self._scanned: tuple[object, Dataset] | None = None
         with gr.Blocks(analytics_enabled=False) as self.blocks:
-            with gr.Row(elem_id="lora_train", equal_height=False):
-                with gr.Column(scale=6, min_width=320, elem_id="lora_train_form"):
-                    self._build_settings()
-                with gr.Column(scale=5, min_width=320, elem_id="lora_train_side"):
-                    self._build_training()
-                    self._build_validation()
+            with gr.Column(elem_id="lora_train"):
+                with gr.Row(elem_id="lora_train_columns", equal_height=False):
+                    with gr.Column(scale=6, min_width=320, elem_id="lora_train_form"):
+                        self._build_settings()
+                    with gr.Column(scale=5, min_width=320, elem_id="lora_train_side"):
+                        self._build_training()
+                self._build_validation()
             self._connect()
 
     # -------------------------------------------------------------- layout
@@ -119,6 +123,8 @@ class Tab:
                 self.resume = gr.Button(t("Resume"), interactive=False)
                 self.reuse = gr.Button(t("Use its settings"), interactive=False)
                 self.front = gr.Button(t("Train it next"), visible=False, elem_id="lora_train_front")
+                self.earlier = gr.Button(t("Train it earlier"), visible=False, elem_id="lora_train_earlier")
+                self.later = gr.Button(t("Train it later"), visible=False, elem_id="lora_train_later")
                 self.bring = gr.Button(t("Load its checkpoint"), visible=False, elem_id="lora_train_bring")
             self.curves = gr.HTML(elem_id="lora_train_curves")
             self.samples = gr.Gallery(
@@ -127,27 +133,20 @@ class Tab:
             self.files = gr.HTML(elem_id="lora_train_files")
 
     def _build_validation(self) -> None:
-        t = self._t
-        with self._step(7, "Validation"):
-            with gr.Row():
-                self.grid_weights = gr.Textbox(
-                    value=_WEIGHTS, label=t("Weights"), info=t("LoRA weights to compare."), elem_id="lora_train_weights"
-                )
-                self.grid_prompts = gr.Textbox(
-                    lines=2, label=t("Prompts"), info=t("One a line; empty: the sample prompts.")
-                )
-            with gr.Row():
-                self.draw = gr.Button(t("Draw the epoch × weight grid"), elem_id="lora_train_draw")
-                self.stop_draw = gr.Button(t("Stop drawing"), visible=False, elem_id="lora_train_stop_draw")
-            self.grid_status = gr.HTML(elem_id="lora_train_grid_status")
-            self.grid = gr.Image(
-                type="filepath", interactive=False, show_label=False, visible=False, elem_id="lora_train_grid"
-            )
+        with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):
+            self.validate = self._panel("Epoch × weight", ValidatePanel)
+            self.block_weights = self._panel("Block weights", BlocksPanel)
+            self._panel("Stacks", StacksPanel)
+            self._panel("LoRA files", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
 
     def _step(self, number: int, title: str) -> gr.Accordion:
         return gr.Accordion(f"{number} · {self._t(title)}", open=True, elem_id=f"lora_train_step_{number}")
+
+    def _panel(self, title: str, panel: Callable[[Jobs, Translate], Any]) -> Any:
+        with gr.TabItem(self._t(title)):
+            return panel(self._jobs, self._t)
 
     def _expert(self, *prefixes: str) -> None:
         with gr.Accordion(self._t("For experts"), open=False):
@@ -172,15 +171,16 @@ class Tab:
         for button, wish in wishes:
             button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
         self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
-        self.front.click(self._front, [self.run], [self.feedback], **hidden)
+        for button, places in (self.front, None), (self.earlier, -1), (self.later, 1):
+            button.click(self._moving(places), [self.run], [self.feedback], **hidden)
         self.bring.click(self._bring, [self.run], [self.feedback], queue=False)
-        self.stop_draw.click(self._stop_draw, [self.run], [self.grid_status], **hidden)
         self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
-        self.draw.click(self._draw, [self.run, self.grid_weights, self.grid_prompts], [self.grid_status], **hidden)
+        self.validate.connect(self.run, widgets, self._form.updates)
+        self.block_weights.connect(self.poll, self.blocks)
         shown = [
-            self.base, self.run, self.status, self.curves, self.samples, self.files, self.grid_status, self.grid,
-            self.stop, self.after_epoch, self.pause, self.discard, self.resume, self.reuse, self.front, self.bring,
-            self.stop_draw, self.seen,
+            self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
+            self.pause, self.discard, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
+            *self.validate.outputs, self.seen,
         ]  # fmt: skip
         self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
         self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
@@ -235,22 +235,18 @@ class Tab:
     def _resume(self, name: str) -> str:
         return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
 
-    def _front(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.move(name or "", 1), "It is the next in line.")
+    def _moving(self, places: int | None) -> Callable[[str], str]:
+        """What moves a waiting run by some places, or to the front."""
 
-    def _stop_draw(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.")
+        def move(name: str) -> str:
+            names = [task.run.name for task in self._jobs.training.waiting()]
+            place = names.index(name) + 1 + places if places and name in names else 1
+            return self._answer(lambda: self._jobs.move(name or "", place), "It has another place in line.")
+
+        return move
 
     def _bring(self, name: str) -> str:
         return self._answer(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.")
-
-    def _draw(self, name: str, weights: str, prompts: str) -> str:
-        def start() -> Run:
-            numbers = [_number(w) for w in weights.replace("，", ",").split(",") if w.strip()]
-            texts = [p.strip() for p in prompts.splitlines() if p.strip()]
-            return self._jobs.grid(name or "", weights=numbers, prompts=texts)
-
-        return self._answer(start, "The grid is being drawn.")
 
     def _answer(self, action: Callable[[], object], done: str) -> str:
         try:
@@ -282,9 +278,8 @@ class Tab:
             document = self._jobs.settled(name or "").config().to_dict()
         except LoraTrainError as error:
             return [*self._form.updates({}), views.error_notice(error, self._t)]
-        values = {f"{s}.{k}": v for s, part in document.items() if isinstance(part, dict) for k, v in part.items()}
         message = self._t("The settings of {name} are filled in; give a new name.", name=name)
-        return [*self._form.updates(values), views.notice(message)]
+        return [*self._form.updates(dotted(document)), views.notice(message)]
 
     # -------------------------------------------------------------- what is shown
     def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
@@ -300,8 +295,6 @@ class Tab:
         health = health_report(self._jobs)
         names = self._run_names()
         state = run.state if run else ""
-        grid = m.get("grid", {})
-        picture = grid.get("path") if grid.get("state") == "done" and _modified(grid.get("path")) else None
         waiting = [task.run for task in self._jobs.training.waiting()]
         before = waiting.index(run) + 1 if run and run in waiting else 0
 
@@ -324,8 +317,6 @@ class Tab:
             ),
             "samples": (list(m.get("samples", [])), lambda: _gallery(m)),
             "files": (list(m.get("files", [])), lambda: self._files(run)),
-            "grid_status": (dict(grid), lambda: views.grid_status(grid, t)),
-            "grid": ((picture, _modified(picture)), lambda: gr.update(value=picture, visible=picture is not None)),
             "stop": button(state in UNFINISHED or waits),
             "after_epoch": button(state == "running"),
             "pause": button(state in UNFINISHED or waits),
@@ -333,8 +324,10 @@ class Tab:
             "resume": button(state in RESUMABLE and not waits),
             "reuse": button(bool(run)),
             "front": shown(before > 1),
+            "earlier": shown(before > 2),
+            "later": shown(0 < before < len(waiting)),
             "bring": shown(other),
-            "stop_draw": shown(grid.get("state") in UNFINISHED),
+            **self.validate.parts(run),
         }
 
     def _shown_run(self, name: str | None) -> Run | None:
@@ -420,12 +413,3 @@ def _modified(path: str | None) -> float:
         return Path(path).stat().st_mtime if path else 0.0
     except OSError:
         return 0.0
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(
-            "weights: “{text}” is not a number; write 0.3, 0.6, 0.8.", field="weights", text=text
-        ) from None

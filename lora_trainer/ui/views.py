@@ -186,9 +186,7 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) ->
     return (
         f'<div class="lt-status"><div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b>'
         f"<span>{html.escape(phase + before)}</span></div>"
-        f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}"><i style="width:{share:.1%}"></i>'
-        f"<span>{share:.0%}</span></div>"
-        f'<div class="lt-steps">{facts}</div></div>' + notice(message, kind)
+        f'{progress_bar(share)}<div class="lt-steps">{facts}</div></div>' + notice(message, kind)
     )
 
 
@@ -310,4 +308,25 @@ def grid_status(grid: dict[str, Any], translate: Translate) -> str:
         return notice(message_sentence(grid, translate), "error" if grid["state"] == "failed" else "info")
     if grid["state"] == "done":
         return ""
-    return notice(translate("Drawing the grid: {done} of {of} pictures.", done=grid["done"], of=grid["of"]))
+    return _grid_progress(grid, translate)
+
+
+def _grid_progress(grid: dict[str, Any], t: Translate) -> str:
+    share = grid["done"] / grid["of"] if grid["of"] else 0.0
+    left = grid.get("seconds_left")
+    says = t("Drawing the grid: {done} of {of} pictures.", done=grid["done"], of=grid["of"])
+    if grid["state"] == "queued":
+        says = t("The grid waits for its turn.")
+    time_left = f"<span><b>{html.escape(duration(left))}</b> {html.escape(t('time left'))}</span>" if left else ""
+    return (
+        f'<div class="lt-status">{progress_bar(share)}'
+        f'<div class="lt-steps"><span>{html.escape(says)}</span>{time_left}</div></div>'
+    )
+
+
+def progress_bar(share: float) -> str:
+    """A bar, filled up to ``share`` of 1."""
+    return (
+        f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}"><i style="width:{share:.1%}"></i>'
+        f"<span>{share:.0%}</span></div>"
+    )

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.files import save_picture, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.network.stacks import MixRule, Stack, mixes
+from lora_trainer.training.memory import free_memory, is_out_of_memory
+from lora_trainer.validation.cells import is_drawn, no_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,7 +110,7 @@ def draw_mixes(
     *,
     reads_tags: bool,
     presets: Presets | None = None,
-    progress: Callable[[int, int], object] = lambda done, of: None,
+    progress: Callable[[int, int, Mixed], object] = lambda done, of, mixed: None,
 ) -> Mixed:
     """Draw the mixes that are not drawn yet.
 
@@ -121,7 +122,7 @@ def draw_mixes(
         reads_tags: whether the session's prompts may have tags in them; where not, the LoRAs are put side by side in a
             temporary file, which is exact, but works for LoRA and LoCon files only.
         presets: named block lists.
-        progress: called with pictures done and in all; may raise to stop.
+        progress: called with pictures done and in all, and what is on disk so far; may raise to stop.
 
     Raises:
         InputError: the files cannot be mixed.
@@ -130,14 +131,16 @@ def draw_mixes(
     folder = root / plan.key(session.draw_settings())
     stacks = plan.stacks()
     pictures = [folder / f"{number:04d}.png" for number in range(1, len(stacks) + 1)]
+    made = Mixed(folder, plan.document([]))
     for done, (stack, picture) in enumerate(zip(stacks, pictures, strict=True)):
-        progress(done, len(stacks))
-        if not _is_drawn(picture):
+        progress(done, len(stacks), made)
+        if not is_drawn(picture):
             save_picture(picture, _draw(plan, stack, session, picture, reads_tags, presets))
-            _write(plan, pictures[: done + 1], folder)
-    document = _write(plan, pictures, folder)
-    progress(len(stacks), len(stacks))
-    return Mixed(folder, document)
+        made = Mixed(folder, plan.document(pictures[: done + 1]))
+        write_json(folder / DOCUMENT, made.document)
+        write_text(folder / TABLE, table(made.document))
+    progress(len(stacks), len(stacks), made)
+    return made
 
 
 def _draw(
@@ -145,15 +148,24 @@ def _draw(
 ) -> Image.Image:
     request = replace(plan.request, prompt=stack.prompt(plan.request.prompt))
     if reads_tags:
-        with session.turn():
-            return session.draw([request], None)[0]
+        return _drawn(session, request, None)
     with _one_file(plan, stack, picture.with_suffix(".safetensors"), presets) as path:
         use = LoraUse(path)
-        with session.turn():
-            (image,) = session.draw([plan.request], use)
+        image = _drawn(session, plan.request, use)
     made = image.info["parameters"]
     image.info["parameters"] = request.prompt + made.removeprefix(plan.request.prompt + use.tag)
     return image
+
+
+def _drawn(session: Session, request: DrawRequest, lora: LoraUse | None) -> Image.Image:
+    try:
+        with session.turn():
+            return session.draw([request], lora)[0]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        free_memory()
+        raise no_memory(request) from error
 
 
 @contextmanager
@@ -175,21 +187,6 @@ def _one_file(plan: MixPlan, stack: Stack, path: Path, presets: Presets | None) 
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _is_drawn(path: Path) -> bool:
-    try:
-        return path.is_file() and read_picture(path) is not None
-    except PictureError:
-        return False
-
-
-def _write(plan: MixPlan, pictures: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Document and table of the mixes whose pictures are finished."""
-    document = plan.document(pictures)
-    write_json(folder / DOCUMENT, document)
-    write_text(folder / TABLE, table(document))
-    return document
 
 
 def table(document: Mapping[str, Any]) -> str:

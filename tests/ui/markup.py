@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 
 VOID = {"br", "img", "line", "circle", "polyline"}
 OWN_TAGS = {
-    *("div", "span", "b", "i", "br", "img", "code", "small", "ul", "li", "figure", "figcaption", "button"),
+    *("div", "span", "b", "i", "br", "img", "code", "small", "ul", "li", "figure", "figcaption", "button", "a"),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "line", "circle", "polyline", "text"),
 }
 OWN_ATTRIBUTES = {
-    *("scope", "colspan"),
+    *("scope", "colspan", "data-poll", "data-replace", "data-negative"),
     *("class", "role", "title", "alt", "src", "style", "data-prompt", "aria-valuenow", "aria-valuemin", "aria-label"),
+    *("href", "download", "data-view", "data-revision"),
     *("aria-valuemax", "viewbox", "x", "x1", "x2", "y", "y1", "y2", "cx", "cy", "r", "points", "text-anchor"),
 }
 
@@ -59,6 +60,7 @@ class Page(HTMLParser):
         assert set(names) <= OWN_ATTRIBUTES, names
         element = Element(tag, {name: value or "" for name, value in attrs})
         assert element.attributes.get("src", "data:image/").startswith("data:image/")
+        assert element.attributes.get("href", "file=").startswith("file=")
         self.elements.append(element)
         if tag not in VOID:
             self._open.append(element)

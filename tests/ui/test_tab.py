@@ -15,6 +15,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.line import Task
 from lora_trainer.runs import Run
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
@@ -56,7 +57,8 @@ def poll(tab: Tab, name: str | None = None, seen: dict[str, Any] | None = None) 
     run = tab._shown_run(name)
     *answers, marks = tab._poll(name, seen or {})
     shown = dict(zip(tab._parts(run, name or ""), answers, strict=True))
-    (dependency,) = (d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id])
+    polls = [d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id]]
+    (dependency,) = (d for d in polls if tab.status._id in d["outputs"])
     widgets = [tab.blocks.blocks[number] for number in dependency["outputs"]]
     for widget, answer in zip(widgets, [*answers, marks], strict=True):
         value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
@@ -92,16 +94,6 @@ def test_a_reloaded_page_shows_the_newest_run_and_one_that_is_gone_is_not_missed
     assert poll(tab, "../..")["run"]["value"] == "older"
 
 
-def test_a_grid_is_shown_until_its_picture_is_deleted(tab: Tab, tmp_path: Path) -> None:
-    picture = make_picture(tmp_path)
-    make_run(tab, tmp_path, grid={"state": "done", "path": str(picture), "done": 1, "of": 1})
-    shown = poll(tab)
-    assert (shown["grid"]["value"], shown["grid"]["visible"]) == (str(picture), True)
-    picture.unlink()
-    again = poll(tab, "zorp", shown["marks"])
-    assert (again["grid"]["value"], again["grid"]["visible"]) == (None, False)
-
-
 def test_samples_that_were_deleted_are_left_out(tab: Tab, tmp_path: Path) -> None:
     kept = make_picture(tmp_path)
     entries = [{"path": str(p), "epoch": 1, "step": 4, "prompt": "{zorp} <b>"} for p in (tmp_path / "gone.png", kept)]
@@ -125,24 +117,9 @@ def test_without_a_checkpoint_the_page_goes_on_and_says_so(tab: Tab, tmp_path: P
 # ------------------------------------------------------------------ buttons
 @pytest.mark.parametrize("name", [None, "", "nobody", "../.."])
 def test_buttons_without_a_run_answer_with_a_sentence(tab: Tab, name: Any) -> None:
-    answers = [tab._asking("stop")(name), tab._resume(name), tab._draw(name, "1", ""), tab._reuse(name)[-1]]
+    answers = [tab._asking("stop")(name), tab._resume(name), tab._reuse(name)[-1]]
     for answer in answers:
         assert "There is no run named" in Page(answer).one("div", "lt-error").text
-
-
-@pytest.mark.parametrize("weights", ["many", "0.5; 1", "0.5 1", "1,2,three"])
-def test_weights_that_are_no_numbers_are_a_sentence(tab: Tab, tmp_path: Path, weights: str) -> None:
-    make_run(tab, tmp_path)
-    assert "is not a number" in Page(tab._draw("zorp", weights, "")).one("div", "lt-error").text
-
-
-def test_weights_are_read_with_chinese_commas_and_prompts_by_line(
-    tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(tab._jobs, "grid", lambda name, **wishes: asked.append((name, wishes)))
-    tab._draw("zorp", " 0.3，1,, -0.5 ", "a\n\n b \n")
-    assert asked == [("zorp", {"weights": [0.3, 1.0, -0.5], "prompts": ["a", "b"]})]
 
 
 def test_wrong_settings_are_said_beside_train_and_nothing_is_begun(tab: Tab, tmp_path: Path) -> None:
@@ -205,3 +182,18 @@ def test_a_late_answer_does_not_take_back_the_choice_of_a_run(tab: Tab) -> None:
     assert update["choices"] == ["new", "old"]
     assert "value" not in update
     assert tab._run_choice(["new"], Run(Path("new"), {"state": "done"}), "old")["value"] == "new"
+
+
+def test_a_waiting_run_is_moved_by_its_buttons(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(tab, tmp_path, name) for name in ("one", "two", "three")]
+    tasks = [Task(run, lambda control: None) for run in runs]
+    monkeypatch.setattr(tab._jobs.training, "_waiting", tasks)
+    shown = {name: [poll(tab, run.name)[name]["visible"] for run in runs] for name in ("front", "earlier", "later")}
+    assert shown == {"front": [False, True, True], "earlier": [False, False, True], "later": [True, True, False]}
+    for name, places, order in (
+        ("one", 1, ["two", "one", "three"]),
+        ("three", -1, ["two", "three", "one"]),
+        ("one", None, ["one", "two", "three"]),
+    ):
+        tab._moving(places)(name)
+        assert [task.run.name for task in tab._jobs.training.waiting()] == order
