@@ -44,8 +44,8 @@ class Painter:
         self.inside = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        self.inside = True
+    def turn(self, *, drawing: bool = False) -> Iterator[None]:
+        self.inside = drawing
         yield
         self.inside = False
 
