@@ -94,6 +94,7 @@ class BlockJobs:
         """
         from lora_trainer.validation.block_analysis import analyze, plan_analysis
         from lora_trainer.validation.block_norms import find_file
+        from lora_trainer.validation.grid import trigger_of
 
         wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
         seeds = _seeds(body.get("seeds"))
@@ -101,13 +102,14 @@ class BlockJobs:
         config = run.config()
         file = find_file(run, wanted.file)
         samples = config.samples
+        prompts = wanted.prompts or samples.prompts or [config.data.trigger or config.name]
         plan = plan_analysis(
             file.path,
-            wanted.prompts or samples.prompts or [config.data.trigger or config.name],
+            prompts,
             seeds or [samples.seed],
             draw_request(samples, "", config.data.resolution),
             weight=wanted.weight,
-            trigger=config.data.trigger,
+            trigger=trigger_of(config, prompts),
         ).on(self._host.check(config))
 
         def work(progress: Callable[[int, int], None]) -> None:

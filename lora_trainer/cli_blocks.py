@@ -131,6 +131,7 @@ def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
 def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subject) -> dict[str, Any]:
     from lora_trainer.hosts.base import draw_request
     from lora_trainer.validation.block_analysis import analyze, plan_analysis
+    from lora_trainer.validation.grid import trigger_of
 
     config = subject.config
     like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(config))
@@ -144,7 +145,7 @@ def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subje
         args.seed or [config.samples.seed],
         like,
         weight=args.weight,
-        trigger=config.data.trigger if args.trigger is None else args.trigger,
+        trigger=trigger_of(config, args.prompt) if args.trigger is None else args.trigger,
     ).on(host.check(config))
     with host.session(config) as session:
         return analyze(

@@ -205,6 +205,7 @@ def analyze(
         InputError: the file cannot be used with this checkpoint.
         RunError: no memory, disk full, or interrupted.
     """
+    plan = replace(plan, base=repr((plan.base, session.draw_settings())))
     drawn = Drawn(folder / "cells")
     for _ in draw_cells(plan.cells(), session, drawn, together, on_cells):
         pass

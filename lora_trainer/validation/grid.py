@@ -151,7 +151,7 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
         raise _out_of_range("together", 1, MAX_TOGETHER)
     plan = GridPlan(
         run.name,
-        _trigger(config, prompts),
+        trigger_of(config, prompts),
         [ALONE, *_columns(run, options.epochs)],
         weights,
         list(dict.fromkeys(prompts)),
@@ -161,8 +161,8 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
     return replace(plan, prompts=_with_leak(plan)) if options.numbers else plan
 
 
-def _trigger(config: TrainConfig, prompts: Sequence[str]) -> str:
-    """The trigger word. With several concepts there is none in the settings; then the name, if a prompt has it."""
+def trigger_of(config: TrainConfig, prompts: Sequence[str]) -> str:
+    """The trigger word of a run. With several concepts there is none in the settings; then the name, if a prompt has it."""
     is_called_so = any(config.name.lower() in prompt.lower() for prompt in prompts)
     return config.data.trigger or (config.name if is_called_so else "")
 
