@@ -82,7 +82,7 @@ class AnalysisPlan:
     requests: list[DrawRequest]
     base: str = ""
 
-    def on(self, checkpoint: CheckpointInfo, settings: str = "") -> AnalysisPlan:
+    def on(self, checkpoint: CheckpointInfo) -> AnalysisPlan:
         """The same analysis on a checkpoint, whose pictures are kept apart from those of others.
 
         Raises:
@@ -95,7 +95,7 @@ class AnalysisPlan:
                 architecture=self.architecture.name,
                 family=checkpoint.family.name,
             )
-        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae, settings)
+        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)
         return replace(self, base=repr(known))
 
     def none(self, request: DrawRequest) -> Cell:

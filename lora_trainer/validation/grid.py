@@ -162,7 +162,7 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
 
 
 def trigger_of(config: TrainConfig, prompts: Sequence[str]) -> str:
-    """The trigger word of a run. With several concepts there is none in the settings; then the name, if a prompt has it."""
+    """The trigger word of a run. With several concepts its settings have none; then the name, if a prompt has it."""
     is_called_so = any(config.name.lower() in prompt.lower() for prompt in prompts)
     return config.data.trigger or (config.name if is_called_so else "")
 
