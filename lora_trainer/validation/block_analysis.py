@@ -82,7 +82,7 @@ class AnalysisPlan:
     requests: list[DrawRequest]
     base: str = ""
 
-    def on(self, checkpoint: CheckpointInfo) -> AnalysisPlan:
+    def on(self, checkpoint: CheckpointInfo, settings: str = "") -> AnalysisPlan:
         """The same analysis on a checkpoint, whose pictures are kept apart from those of others.
 
         Raises:
@@ -95,7 +95,7 @@ class AnalysisPlan:
                 architecture=self.architecture.name,
                 family=checkpoint.family.name,
             )
-        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)
+        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae, settings)
         return replace(self, base=repr(known))
 
     def none(self, request: DrawRequest) -> Cell:
@@ -205,7 +205,6 @@ def analyze(
         InputError: the file cannot be used with this checkpoint.
         RunError: no memory, disk full, or interrupted.
     """
-    plan = replace(plan, base=repr((plan.base, session.draw_settings())))
     drawn = Drawn(folder / "cells")
     for _ in draw_cells(plan.cells(), session, drawn, together, on_cells):
         pass

@@ -42,10 +42,6 @@ class Painter:
         self.drawn: list[tuple[list[DrawRequest], LoraUse | None]] = []
         self.most = 99
         self.inside = False
-        self.settings = ""
-
-    def draw_settings(self) -> str:
-        return self.settings
 
     @contextmanager
     def turn(self, *, drawing: bool = False) -> Iterator[None]:
@@ -169,19 +165,10 @@ def test_another_file_weight_or_checkpoint_is_drawn_anew(plan: AnalysisPlan, fil
         replace(plan, content="other"),
         replace(plan, weight=0.5),
         plan.on(replace(CHECKPOINT, sha256="cd")),
+        plan.on(CHECKPOINT, "Clip skip: 2"),
     ):
         bare = {other.none(r).key() for r in other.requests}
         assert not keys & ({cell.key() for cell in other.cells()} - bare)
-
-
-def test_other_settings_of_the_host_are_drawn_anew(plan: AnalysisPlan, tmp_path: Path) -> None:
-    counts = []
-    for settings in ("", "Clip skip: 2", ""):
-        painter = Painter()
-        painter.settings = settings
-        analyze(plan, painter, tmp_path / "out")  # type: ignore[arg-type]
-        counts.append(sum(len(requests) for requests, _ in painter.drawn))
-    assert counts[0] == counts[1] > counts[2] == 0
 
 
 def test_sheets_csv_and_differences_are_written(plan: AnalysisPlan, tmp_path: Path) -> None:
