@@ -19,6 +19,7 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tools.soak kills
+	$(BIN)/python -m tools.soak kills --webui
 	$(BIN)/python -m tools.soak fuzz
 	$(BIN)/python -m tools.soak beside
 	$(BIN)/python -m tools.soak many

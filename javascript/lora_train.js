@@ -9,6 +9,10 @@
         const tab = root().querySelector("#lora_train");
         const button = root().querySelector("#lora_train_poll");
         if (button && tab && tab.offsetParent !== null && !document.hidden) button.click();
+        const working = [...root().querySelectorAll(".lt-working")].filter((each) => each.offsetParent !== null);
+        for (const poll of document.hidden ? [] : new Set(working.map((each) => each.dataset.poll))) {
+            root().querySelector(poll).click();
+        }
     }, 1000);
 
     document.addEventListener("click", (event) => {

@@ -13,12 +13,14 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lora_trainer import __version__
+from lora_trainer.block_jobs import TuningDocument, analysis_schema
 from lora_trainer.config import TrainConfig, json_schema
 from lora_trainer.control import AFTER_EPOCH
 from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, NotFound
+from lora_trainer.file_tools import DOCUMENTS
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
-from lora_trainer.schema import MAX_DOCUMENT_BYTES
+from lora_trainer.schema import MAX_DOCUMENT_BYTES, schema_of
 
 PREFIX = "/lora-train/v1"
 
@@ -150,6 +152,22 @@ class Api:
         """Stop drawing; finished pictures are kept."""
         return {"name": name, "grid": self._jobs.stop_grid(name).manifest["grid"]}
 
+    def blocks(self, name: str, file: str = "") -> dict[str, Any]:
+        """How strong the run's files are in each block, and what is known of one file's blocks; the last by default."""
+        return self._jobs.blocks.report(name, file)
+
+    def analyze_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Draw a file's pictures with each block alone and without each, and measure what that changes."""
+        return {"name": name, "blocks": self._jobs.blocks.analyze(name, body).manifest["blocks"]}
+
+    def tune_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Learn one weight a block on the pictures that the run kept aside, or on others."""
+        return {"name": name, "blocks": self._jobs.blocks.tune(name, body).manifest["blocks"]}
+
+    def stop_blocks(self, name: str) -> dict[str, Any]:
+        """Stop looking at a run's blocks; finished pictures are kept."""
+        return {"name": name, "blocks": self._jobs.blocks.stop(name).manifest["blocks"]}
+
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
         return _state(self._jobs.move(name, 1))
@@ -162,6 +180,34 @@ class Api:
         """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""
         data = TrainConfig.from_dict({"name": "check", "data": body.get("data", body)}).data
         return self._jobs.dataset(data, decode=True).report()
+
+    def loras(self) -> list[dict[str, Any]]:
+        """The LoRA files: their names below the LoRA folder, without the extension, and their sizes in bytes."""
+        return self._jobs.files.loras.entries()
+
+    def lora_info(self, name: str = "") -> dict[str, Any]:
+        """A file's metadata, kinds, ranks, blocks and norms."""
+        return self._jobs.files.info(name)
+
+    def bake(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Write weights and block weights into a new file; answers the work, whose state can be asked for."""
+        return self._jobs.files.start("bake", body).to_dict()
+
+    def merge(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Write the weighted sum of LoRAs into a new file: ``{"files": ["a: 0.7", "b: 0.5: OUTALL"], "rank": 0}``."""
+        return self._jobs.files.start("merge", body).to_dict()
+
+    def resize(self, body: dict[str, Any] = Document) -> dict[str, Any]:
+        """Write a LoRA at a smaller rank into a new file."""
+        return self._jobs.files.start("resize", body).to_dict()
+
+    def file_work(self, work: str) -> dict[str, Any]:
+        """How far a bake, merge or resize is; ``result`` has the new file's path and SHA-256 when it is done."""
+        return self._jobs.files.chores.get(work).to_dict()
+
+    def stop_file_work(self, work: str) -> dict[str, Any]:
+        """Stop it; nothing half-made is left."""
+        return self._jobs.files.chores.stop(work).to_dict()
 
 
 def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
@@ -191,9 +237,20 @@ def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
         ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
+        ("GET", "/runs/{name}/blocks", api.blocks, None),
+        ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, analysis_schema()),
+        ("POST", "/runs/{name}/blocks/tune", api.tune_blocks, schema_of(TuningDocument)),
+        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, None),
         ("POST", "/runs/{name}/front", api.front, None),
         ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
+        ("GET", "/loras", api.loras, None),
+        ("GET", "/loras/info", api.lora_info, None),
+        ("POST", "/loras/bake", api.bake, schema_of(DOCUMENTS["bake"])),
+        ("POST", "/loras/merge", api.merge, schema_of(DOCUMENTS["merge"])),
+        ("POST", "/loras/resize", api.resize, schema_of(DOCUMENTS["resize"])),
+        ("GET", "/loras/work/{work}", api.file_work, None),
+        ("POST", "/loras/work/{work}/stop", api.stop_file_work, None),
     ]
     for method, path, handler, schema in routes:
         extra = {"requestBody": {"content": {"application/json": {"schema": schema}}}} if schema else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer import __version__
+from lora_trainer.cli_blocks import add_analysis_commands
 from lora_trainer.cli_files import add_block_commands, add_lora_commands
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, RunError
@@ -119,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--trigger", default="")
 
     add_lora_commands(add, commands)
-    add_block_commands(add, commands)
+    add_analysis_commands(add, add_block_commands(add, commands))
 
     ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")

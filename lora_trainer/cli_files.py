@@ -5,25 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import InputError
+from lora_trainer.mixing import Mixing, mix_options
 
 if TYPE_CHECKING:
-    import torch
-
     from lora_trainer.network.block_presets import Presets
-    from lora_trainer.network.block_weights import BlockWeights
-    from lora_trainer.network.merge import Source
+    from lora_trainer.network.tools import Made
 
 Add = Callable[..., argparse.ArgumentParser]
 PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 def add_lora_commands(add: Add, commands: Any) -> Any:
-    """``lora (info|merge|resize|extract)``, below the parser's ``commands``; returns where more can be added."""
+    """``lora (info|merge|resize|extract|mix)``, below the parser's ``commands``; returns where more can be added."""
     lora = commands.add_parser("lora", help="work on LoRA files").add_subparsers(metavar="WHAT", required=True)
     info = add("info", _info, "show metadata, blocks, ranks and norms of a LoRA file", lora)
     info.add_argument("file", type=Path)
@@ -57,7 +55,26 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
         "--text-threshold", type=float, default=0.0, help="smaller changes of the text encoder are none"
     )
     _add_output(extract)
+    _add_mix(add, lora)
     return lora
+
+
+def _add_mix(add: Add, lora: Any) -> None:
+    mix = add("mix", _mix, "random mixes of several LoRAs as prompts; with --checkpoint they are drawn", lora)
+    mix.add_argument(
+        "loras", nargs="+", metavar="NAME:WEIGHT", help="a file or its name, its weight, and :block weights if wanted"
+    )
+    for item in mix_options():
+        if item.path != "stack":
+            mix.add_argument(
+                f"--{item.path.replace('_', '-')}",
+                type=item.type,
+                choices=item.choices or None,
+                metavar=None if item.choices else item.path.upper(),
+                help=f"{item.title}. {item.help}".replace("%", "%%")
+                + f" (default: {'none' if item.default == '' else item.default})",
+            )
+    mix.add_argument("--root", type=Path, help="folder with models/Lora, and where mixes/ goes (default: here)")
 
 
 def add_block_commands(add: Add, commands: Any) -> Any:
@@ -100,7 +117,7 @@ def _info(args: argparse.Namespace) -> int:
 
     found = info(args.file)
     if args.json:
-        return _print_json(found)
+        return print_json(found)
     metadata, blocks = found.pop("metadata"), found.pop("blocks", [])
     for key, value in found.items():
         print(f"{key}: {value}")
@@ -111,9 +128,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from lora_trainer.network import derived
-    from lora_trainer.network.lora_file import read_metadata
-    from lora_trainer.network.merge import merge
+    from lora_trainer.network.tools import Ingredient, merge_files
 
     weights = args.weights or [1.0] * len(args.files)
     lists = args.lbw or [""] * len(args.files)
@@ -125,93 +140,62 @@ def _merge(args: argparse.Namespace) -> int:
                 given=len(values),
                 files=len(args.files),
             )
-    derived.check_output(args.output, args.files)
-    sources = [_source(path, weight, lbw) for path, weight, lbw in zip(args.files, weights, lists, strict=True)]
-    merged = merge(sources, args.rank, args.conv_rank, args.precision, _bar("modules", args.json))
-    headers = [read_metadata(path) for path in args.files]
-    record = {
-        "made": "merged",
-        "rank": args.rank,
-        "error": merged.error,
-        "sources": [
-            {**derived.source_record(path, header), "weight": weight, "lbw": lbw}
-            for path, header, weight, lbw in zip(args.files, headers, weights, lists, strict=True)
-        ],
-    }
-    header = derived.derived_metadata(headers[0], args.output, record)
-    header |= derived.network_entries(merged.ranks, merged.alphas)
-    digest = derived.write_derived(args.output, merged.stored, header)
-    notices = [str(notice) for notice in merged.notices]
-    return _done(args, digest, ranks=_ranks(merged.ranks), error=merged.error, notices=notices)
-
-
-def _source(path: Path, weight: float, lbw: str) -> Source:
-    from lora_trainer.network.block_weights import factors, resolve
-    from lora_trainer.network.blocks import architecture_of
-    from lora_trainer.network.lora_file import read_lora, read_metadata
-    from lora_trainer.network.merge import Source
-    from lora_trainer.network.modules import group
-
-    tensors = read_lora(path)
-    if not lbw:
-        return Source(path.name, tensors, weight)
-    keys = group(tensors)
-    blocks = resolve(lbw, architecture_of(keys, read_metadata(path)), name=path.stem)
-    return Source(path.name, tensors, weight, factors(keys, blocks, weight, weight))
+    ingredients = [
+        Ingredient(path, weight, lbw=lbw) for path, weight, lbw in zip(args.files, weights, lists, strict=True)
+    ]
+    progress = bar("modules", args.json)
+    return _done(args, merge_files(ingredients, args.output, args.rank, args.conv_rank, args.precision, progress))
 
 
 def _resize(args: argparse.Namespace) -> int:
-    from lora_trainer.network import derived
-    from lora_trainer.network.lora_file import read_lora, read_metadata
-    from lora_trainer.network.resize import METHODS, Rule, resize
+    from lora_trainer.network.resize import METHODS, Rule
+    from lora_trainer.network.tools import resize_file
 
     given = {method: getattr(args, method) for method in METHODS if getattr(args, method) is not None}
     method, value = next(iter(given.items()), ("", 0.0))
     rule = Rule(args.rank, args.conv_rank, method, value)
-    derived.check_output(args.output, [args.file])
-    metadata = read_metadata(args.file)
-    resized = resize(read_lora(args.file), rule, args.precision, _bar("modules", args.json))
-    record = {
-        "made": "resized",
-        "rank": args.rank,
-        "conv_rank": args.conv_rank,
-        **given,
-        "error": resized.error,
-        "sources": [derived.source_record(args.file, metadata)],
-    }
-    header = derived.derived_metadata(metadata, args.output, record)
-    header |= derived.network_entries(resized.ranks, resized.alphas)
-    digest = derived.write_derived(args.output, resized.stored, header)
-    return _done(args, digest, ranks=_ranks(resized.ranks), error=resized.error)
+    return _done(args, resize_file(args.file, args.output, rule, args.precision, bar("modules", args.json)))
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from lora_trainer.network import derived
-    from lora_trainer.network.checkpoint_weights import open_checkpoint
-    from lora_trainer.network.extract import extract, metadata
+    from lora_trainer.network.tools import extract_file
 
-    derived.check_output(args.output, [args.base, args.tuned])
-    with open_checkpoint(args.base) as base, open_checkpoint(args.tuned) as tuned:
-        found = extract(
-            base,
-            tuned,
-            args.rank,
-            conv_rank=args.conv_rank,
-            clamp_quantile=args.clamp_quantile,
-            text_threshold=args.text_threshold,
-            precision=args.precision or "fp16",
-            progress=_bar("layers", args.json),
-        )
-    record = {
-        "made": "extracted",
-        "base": args.base.name,
-        "tuned": args.tuned.name,
-        "clamp_quantile": args.clamp_quantile,
-        "error": found.error,
-    }
-    header = derived.derived_metadata(metadata(args.rank, args.conv_rank), args.output, record)
-    digest = derived.write_derived(args.output, found.modules, header)
-    return _done(args, digest, error=found.error, covered=found.covered, unchanged=found.unchanged)
+    made = extract_file(
+        args.base,
+        args.tuned,
+        args.output,
+        args.rank,
+        conv_rank=args.conv_rank,
+        clamp_quantile=args.clamp_quantile,
+        text_threshold=args.text_threshold,
+        precision=args.precision or "fp16",
+        progress=bar("layers", args.json),
+    )
+    return _done(args, made)
+
+
+def _mix(args: argparse.Namespace) -> int:
+    from lora_trainer.chores import Chores
+    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.line import Line
+
+    mixing = Mixing(StandaloneHost(args.root), Chores(Line("lora-train mixes")))
+    given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
+    plan, config = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    notices = [str(notice) for notice in plan.stack.notices()]
+    document: Mapping[str, Any] = plan.document()
+    if args.checkpoint:
+        show = bar("pictures", args.json)
+        document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
+    if args.json:
+        return print_json({**document, "notices": notices})
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr)
+    for mix in document["mixes"]:
+        print(mix["picture"] or mix["prompt"])
+    if args.checkpoint:
+        print(document["folder"])
+    return 0
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -233,7 +217,7 @@ def _show(args: argparse.Namespace) -> int:
         "elements": dict(presets.elements),
     }
     if args.json:
-        return _print_json(found)
+        return print_json(found)
     print(f"{args.file.name}: {architecture.name}")
     _print_blocks(blocks)
     for count, names in architecture.lists.items():
@@ -244,56 +228,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _bake(args: argparse.Namespace) -> int:
-    from lora_trainer.network import derived
-    from lora_trainer.network.bake import record
-    from lora_trainer.network.block_weights import resolve
-    from lora_trainer.network.blocks import architecture_of
-    from lora_trainer.network.lora_file import read_lora, read_metadata
-    from lora_trainer.network.modules import group
+    from lora_trainer.network.tools import Baking, bake_file, baked_name
 
-    output = args.output or derived.free_name(args.file.with_name(f"{args.file.stem}-baked.safetensors"))
-    derived.check_output(output, [args.file])
-    tensors, metadata = read_lora(args.file), read_metadata(args.file)
     te, unet = (args.weight if value is None else value for value in (args.te, args.unet))
-    architecture = architecture_of(group(tensors), metadata)
-    named: dict[str, Any] = {"lbwe": args.lbwe, "x": args.x, "seed": args.seed, "name": args.file.stem}
-    blocks = resolve(args.lbw, architecture, _presets(args), **named)
-    baked = _baked(tensors, blocks, te, unet, args.checkpoint)
-    rules = ",".join(map(str, blocks.rules))
-    source = derived.source_record(args.file, metadata)
-    entry = record(blocks.text, rules, te, unet, baked, seed=args.seed, sources=[source])
-    digest = derived.write_derived(output, baked.modules, derived.derived_metadata(metadata, output, entry))
-    args.output = output
-    unlisted = blocks.unlisted(group(tensors))
-    notices = [str(notice) for notice in _unlisted_notice(len(unlisted), len(blocks.blocks))]
-    return _done(args, digest, lbw=blocks.text, lbwe=rules, te=te, unet=unet, **baked.counts(), notices=notices)
-
-
-def _baked(
-    tensors: Mapping[str, torch.Tensor], blocks: BlockWeights, te: float, unet: float, checkpoint: Path | None
-) -> Any:
-    from lora_trainer.network.bake import bake
-    from lora_trainer.network.block_weights import factors
-    from lora_trainer.network.modules import group
-
-    ratios = factors(group(tensors), blocks, te, unet)
-    if checkpoint is None:
-        return bake(tensors, ratios)
-    from lora_trainer.network.checkpoint_weights import open_checkpoint
-
-    with open_checkpoint(checkpoint) as weights:
-        return bake(tensors, ratios, weights)
-
-
-def _unlisted_notice(modules: int, values: int) -> Iterable[Any]:
-    from lora_trainer.network.derived import Notice
-
-    if modules:
-        yield Notice(
-            "A list of {values} values leaves {modules} convolution modules of this LoRA at 0; use the longer list to "
-            "keep them.",
-            {"values": values, "modules": modules},
-        )
+    baking = Baking(te, unet, args.lbw, args.lbwe, args.x, args.seed, args.checkpoint)
+    return _done(args, bake_file(args.file, args.output or baked_name(args.file), baking, _presets(args)))
 
 
 def _presets(args: argparse.Namespace) -> Presets:
@@ -302,25 +241,22 @@ def _presets(args: argparse.Namespace) -> Presets:
     return load_presets(args.presets, args.element_presets)
 
 
-def _ranks(ranks: Sequence[int]) -> list[int]:
-    return sorted(set(ranks))
-
-
-def _done(args: argparse.Namespace, digest: str, **values: Any) -> int:
+def _done(args: argparse.Namespace, made: Made) -> int:
     """Print what was written."""
     if args.json:
-        return _print_json({"path": str(args.output), "sha256": digest, **values})
-    for notice in values.pop("notices", []):
+        return print_json(made.to_dict())
+    for notice in made.notices:
         print(f"note: {notice}", file=sys.stderr)
-    for key, value in values.items():
+    for key, value in made.facts.items():
         shown = f"{value:.3%}" if key in ("error", "covered") else value
         if value != "":
             print(f"{key}: {shown}")
-    print(args.output)
+    print(made.path)
     return 0
 
 
-def _print_json(value: Any) -> int:
+def print_json(value: Any) -> int:
+    """Print a result that a program can read; returns the exit code."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
     return 0
 
@@ -336,7 +272,7 @@ def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _bar(unit: str, quiet: bool) -> Callable[[int, int], None]:
+def bar(unit: str, quiet: bool) -> Callable[[int, int], None]:
     """A progress bar on standard error for work that takes long."""
     from tqdm import tqdm
 

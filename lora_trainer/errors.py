@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LoraTrainError(Exception):
     """An expected failure. ``str(error)`` is its English sentence.
@@ -62,3 +64,11 @@ class Interrupted(RunError):
 
 class CheckpointChanged(RunError):
     """The host has switched to another checkpoint or unloaded it while a run was using it."""
+
+
+def explain(error: Exception) -> dict[str, Any]:
+    """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
+    if isinstance(error, LoraTrainError):
+        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
+        return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
+    return {"message": f"Unexpected error, {type(error).__name__}: {error}", "error": {}}

@@ -12,14 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.access import require_readable
+from lora_trainer.block_jobs import BlockJobs
+from lora_trainer.chores import Chores
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError
+from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
+from lora_trainer.file_tools import FileTools
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
+from lora_trainer.mixing import Mixing
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
-from lora_trainer.schema import field_error
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
 from lora_trainer.sweep import variants
 
@@ -47,6 +51,9 @@ class Jobs:
         self.runs = Runs(host.folders.runs)
         self.training = Line("lora-train runs")
         self.drawing = Line("lora-train grids")
+        self.files = FileTools(host, Chores(Line("lora-train files")))
+        self.mixing = Mixing(host, Chores(self.drawing))
+        self.blocks = BlockJobs(host, self.settled, self.drawing, on_change)
         self._suspended = Suspended(self.resume)
         self._on_change = on_change
         self._confined = confined
@@ -80,19 +87,7 @@ class Jobs:
         return check_dataset(data) if decode else scan(data)
 
     def _require_readable(self, field: str, name: str) -> None:
-        """Whoever reaches a public WebUI may not look around on its disk."""
-        allowed = self.host.readable
-        if not name or allowed is None:
-            return
-        path = Path(name).expanduser().resolve()
-        if not any(folder.resolve() in (path, *path.parents) for folder in allowed):
-            raise field_error(
-                field,
-                "{place} may not be read by a WebUI that others can reach; put it below {folder}, or start the WebUI "
-                "with --enable-insecure-extension-access.",
-                place=path,
-                folder=allowed[0],
-            )
+        require_readable(self.host, field, name)
 
     def measure(self, config: TrainConfig) -> Estimate:
         """Measure the memory and time that a run would take; raises :class:`InputError`."""
@@ -337,14 +332,6 @@ def _end(run: Run, error: Exception, **values: str) -> None:
         log.exception("The manifest of %s could not be written", run.name)
 
 
-def explain(error: Exception) -> dict[str, Any]:
-    """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
-    if isinstance(error, LoraTrainError):
-        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
-        return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
-    return {"message": f"Unexpected error, {type(error).__name__}: {error}", "error": {}}
-
-
 def _grid_stopped() -> InputError:
     return InputError("The grid was stopped; its finished pictures are kept.")
 
@@ -372,16 +359,25 @@ class _Drawing:
 
     def _draw(self, plan: GridPlan, options: GridOptions) -> dict[str, Any]:
         from lora_trainer.validation.grid import draw_grid, grid_folder, pace
+        from lora_trainer.validation.measure import measure_grid
 
         config = self._run.config()
         folder = grid_folder(self._run)
         self._note("running", phase="pictures", document=str(folder / "grid.json"))
         with self._host.session(config) as session:
             plan = plan.on(self._host.check(config), session.draw_settings())
-            return draw_grid(plan, session, folder, pace(self._progress), together=options.together)
+            document = draw_grid(plan, session, folder, pace(self._pictures), together=options.together)
+            if options.numbers:
+                fingerprint = self._run.manifest.get("dataset", {}).get("fingerprint", "")
+                more = {"clip": options.clip, "fingerprint": fingerprint, "on_phase": self._phase}
+                measure_grid(document, self._host, session, config, folder, **more)
+        return document
 
-    def _progress(self, done: int, of: int, seconds_left: float | None) -> None:
-        self._note("running", done=done, of=of, seconds_left=seconds_left)
+    def _pictures(self, done: int, of: int, seconds_left: float | None) -> None:
+        self._phase("pictures", done, of, seconds_left)
+
+    def _phase(self, phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
+        self._note("running", phase=phase, done=done, of=of, seconds_left=seconds_left)
         if self._control.wish:
             raise _grid_stopped()
 

@@ -7,18 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora_trainer.control import Control
-from lora_trainer.runs import Run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Task:
-    """One piece of work on a run."""
+    """One piece of work; ``run`` is what it is for, a run or a chore, by which it is found."""
 
-    run: Run
+    run: Any
     work: Callable[[Control], object]
     control: Control = field(default_factory=Control)
 
@@ -41,7 +41,7 @@ class Line:
                 self._thread = threading.Thread(target=self._go, name=self._name, daemon=True)
                 self._thread.start()
 
-    def find(self, run: Run) -> Task | None:
+    def find(self, run: object) -> Task | None:
         """The task of a run, waiting or worked on."""
         with self._changed:
             tasks = [self._current, *self._waiting] if self._current else self._waiting
@@ -73,7 +73,7 @@ class Line:
         with self._changed:
             return list(self._waiting)
 
-    def wait(self, run: Run, timeout: float | None = None) -> bool:
+    def wait(self, run: object, timeout: float | None = None) -> bool:
         """Wait until no task of ``run`` is left; ``False`` when the time ran out before."""
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from lora_trainer import api
 from lora_trainer.jobs import Jobs
+from lora_trainer.network.lora_file import save_lora
+from tests.network.made import some_lora
 from tests.runs_helpers import document, make_jobs, run_to_end
 
 
@@ -71,6 +73,49 @@ def test_dataset_check(client: TestClient, tmp_path: Path) -> None:
         assert report["pictures"] == len(report["items"]) == 5
 
 
+@pytest.fixture
+def loras(jobs: Jobs) -> Path:
+    """The LoRA folder with ``a`` and ``sub/b``."""
+    root = jobs.host.folders.loras
+    save_lora(root / "a.safetensors", some_lora(4, 2.0), {"ss_seed": "1"}, "fp16")
+    save_lora(root / "sub" / "b.safetensors", some_lora(3, 3.0, seed=50), {}, "fp16")
+    return root
+
+
+def test_loras_are_listed_and_described(client: TestClient, loras: Path) -> None:
+    listed = client.get("loras").json()
+    assert [entry["name"] for entry in listed] == ["a", "sub/b"]
+    assert listed[0]["bytes"] == (loras / "a.safetensors").stat().st_size
+    found = client.get("loras/info", params={"name": "b"}).json()
+    assert (found["modules"], found["ranks"]) == (4, [3])
+    for name, status in (("nobody", 404), ("../a", 404), ("", 422), (str(loras / "a.safetensors"), 404)):
+        answer = client.get("loras/info", params={"name": name})
+        assert (answer.status_code, answer.json()["detail"][0]["field"]) == (status, "name")
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "fact"),
+    [
+        ("bake", {"file": "a", "lbw": "ALL0.5"}, {"changed": 4}),
+        ("merge", {"files": ["a: 0.7", "b: 0.5"]}, {"ranks": [7]}),
+        ("resize", {"file": "a", "rank": 2}, {"ranks": [2]}),
+    ],
+)
+def test_file_tools_through_rest(
+    client: TestClient, jobs: Jobs, loras: Path, verb: str, body: dict[str, Any], fact: dict[str, Any]
+) -> None:
+    begun = client.post(f"loras/{verb}", json={**body, "output": "made"}).json()
+    assert (begun["kind"], begun["title"], begun["id"]) == (verb, "made", f"{verb}-1")
+    jobs.files.chores.wait(jobs.files.chores.get(begun["id"]), 60)
+    over = client.get(f"loras/work/{begun['id']}").json()
+    assert (over["state"], over["message"]) == ("done", "")
+    assert over["result"]["path"] == str(loras / "made.safetensors")
+    assert {key: over["result"][key] for key in fact} == fact
+    assert client.post(f"loras/work/{begun['id']}/stop").status_code == 422
+    again = client.post(f"loras/{verb}", json={**body, "output": "made"})
+    assert (again.status_code, again.json()["detail"][0]["field"]) == (422, "output")
+
+
 def test_health_and_schema(client: TestClient) -> None:
     health = client.get("health").json()
     assert (health["status"], health["host"], health["checkpoint"]["family"]) == ("ok", "standalone", "SD1")
@@ -100,6 +145,11 @@ def test_openapi_describes_the_routes(client: TestClient) -> None:
         ("POST", "runs/nobody/stop", None, 404, "name"),
         ("POST", "runs/nobody/grid", {"weights": "many"}, 422, "weights"),
         ("POST", "runs/nobody/stop", {"save": "no"}, 422, "save"),
+        ("POST", "loras/bake", {"file": "nobody"}, 404, "file"),
+        ("POST", "loras/merge", {"files": [1]}, 422, "files"),
+        ("POST", "loras/resize", {"file": "a", "rank": "two"}, 422, "rank"),
+        ("GET", "loras/work/bake-9", None, 404, "id"),
+        ("POST", "loras/work/bake-9/stop", None, 404, "id"),
     ],
 )
 def test_bad_input_names_the_field(
@@ -129,6 +179,7 @@ def test_authentication(jobs: Jobs) -> None:
         assert client.get("health", auth=right).status_code == 200
 
 
+TOOLS = (("POST", "loras/bake"), ("POST", "loras/merge"), ("POST", "loras/resize"))
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
@@ -148,6 +199,11 @@ def test_no_body_and_no_name_makes_an_internal_error(
     import json
     from urllib.parse import quote
 
-    for verb, path in (("POST", "runs"), ("POST", "dataset/check"), ("POST", f"runs/{quote(name, safe='')}/grid")):
+    for verb, path in (
+        ("POST", "runs"),
+        ("POST", "dataset/check"),
+        ("POST", f"runs/{quote(name, safe='')}/grid"),
+        *TOOLS,
+    ):
         assert client.request(verb, path, content=json.dumps(body)).status_code in (404, 405, 422)
     assert not root.exists()

@@ -216,3 +216,56 @@ def test_full_disk_fails_with_1_and_leaves_nothing(
     assert "disk is full" in err
     assert not temporary_files(files)
     assert not (files / "a-baked.safetensors").exists()
+
+
+# ------------------------------------------------------------------ mixes
+def test_mixes_as_prompts(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    arguments = ("lora", "mix", f"{files / 'a.safetensors'}:0.8", f"{files / 'b.safetensors'}:0.6:OUTALL")
+    code, out, err = run(capsys, *arguments, "--count", 3, "--seed", 7, "--prompt", "1girl", "--root", files)
+    assert code == 0
+    assert "sum up to 1.4" in err
+    found = json.loads(run(capsys, *arguments, "--count", 3, "--seed", 7, "--prompt", "1girl", "--json")[1])
+    assert [mix["prompt"] for mix in found["mixes"]] == out.splitlines()
+    for mix in found["mixes"]:
+        a, b = mix["weights"]["a"], mix["weights"]["b"]
+        assert mix["prompt"] == f"1girl <lora:a:{a:g}> <lora:b:{b:g}:lbw=OUTALL>"
+        assert a + b <= 1.2
+    assert len(found["notices"]) == 1
+
+
+def test_mixes_are_drawn_with_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weight = load_file(CHECKPOINT)[Q]
+    for name in ("a", "b"):
+        save_lora(tmp_path / f"{name}.safetensors", tensors({DORA: lora(*weight.shape, 2, 1.0)}), {}, "fp32")
+    files = [f"{tmp_path / name}.safetensors:0.5" for name in ("a", "b")]
+    size = ("--width", 64, "--height", 64, "--steps", 1, "--count", 2)
+    code, out, _ = run(capsys, "lora", "mix", *files, *size, "--checkpoint", CHECKPOINT, "--root", tmp_path)
+    *pictures, folder = map(Path, out.splitlines())
+    assert code == 0
+    assert [path.parent for path in pictures] == [folder, folder]
+    assert all(path.is_file() for path in (*pictures, folder / "mixes.json", folder / "mixes.csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["none:1"], "there is no LoRA file none"),
+        (["a.safetensors:heavy"], "must be a number"),
+        (["a.safetensors:1:NOPE"], "no block preset NOPE"),
+        (["a.safetensors:1", "--spread", "1"], "spread: must be"),
+        (["a.safetensors:1", "--count", "0"], "count: 0 is out of range"),
+        (["a.safetensors:1", "--checkpoint", "none.safetensors"], "does not exist"),
+    ],
+)
+def test_bad_mixes_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(files)
+    code, out, err = run(capsys, "lora", "mix", *arguments, "--root", files)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1

@@ -17,10 +17,12 @@ from lora_trainer.advice import Advice, Calculation
 from lora_trainer.config import options
 from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, RunError
+from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain
+from lora_trainer.file_tools import DOCUMENTS, tool_options
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
-from lora_trainer.jobs import Jobs, explain
+from lora_trainer.jobs import Jobs
+from lora_trainer.mixing import mix_options
 from lora_trainer.runs import STATES
 from lora_trainer.schema import field_error
 from lora_trainer.ui import standalone, views
@@ -114,7 +116,8 @@ def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) ->
 # ------------------------------------------------------------------ the shipped catalogue
 ROOT = Path(i18n.__file__).parent.parent
 SHIPPED = CATALOGUES["zh"]
-CHOICES = {choice for option in options() for choice in option.choices}
+OPTIONS = [*options(), *mix_options(), *(option for kind in DOCUMENTS for option in tool_options(kind))]
+CHOICES = {choice for option in OPTIONS for choice in option.choices}
 KINDS = {"SD2", "SD3", "SDXL", "SDXL refiner", "Flux", "Instruct-pix2pix", "DoRA"}
 TERMS = CHOICES | KINDS | {"Alpha", "Dropout", "min-SNR γ", "LoRA Train"}
 """What Chinese makers of LoRAs write in English too; the choices are also what stands in a config file."""
@@ -256,7 +259,7 @@ def axis_labels() -> Iterator[str]:
 
 def shown_texts() -> set[str]:
     """Everything in the program that a person may read in their language."""
-    texts = {text for option in options() for text in (option.title, option.help, option.unit, *option.choices)}
+    texts = {text for option in OPTIONS for text in (option.title, option.help, option.unit, *option.choices)}
     texts.update(settings_page())
     texts.update(axis_labels())
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "lora_trainer").rglob("*.py")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.runs import Run
 
 CHECKPOINT = Path(__file__).parent / "assets" / "small-sd1.safetensors"
 TRIGGER = "zorp"
@@ -63,8 +64,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
         InputError: ``output`` holds something that is not an earlier demo.
         RunError: the training failed.
     """
-    from lora_trainer.cli import ProgressBar
-    from lora_trainer.validation.numbers import best, held_out_losses
+    from lora_trainer.cli import GridBar, ProgressBar
 
     began = time.time()
     _fresh(output)
@@ -72,36 +72,49 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     host = StandaloneHost(output)
     config = demo_config(output / "pictures")
     write_text(output / "zorp.toml", config.to_toml())
-    jobs = Jobs(host, on_change=(lambda run: None) if quiet else ProgressBar())
+    jobs = Jobs(host, on_change=(lambda run: None) if quiet else _bars(ProgressBar(), GridBar()))
     run = jobs.submit(config)
     jobs.wait(run)
     if run.state != "done":
         raise RunError("The demo's training failed: {message}", message=run.manifest["message"])
-    files = [Path(entry["path"]) for entry in run.manifest["files"]]
-    with host.session(config) as session:
-        losses = held_out_losses(host, session, config, files, WEIGHTS)
-    chosen = best([entry for entry in losses if entry.file])
     jobs.grid(run.name, weights=WEIGHTS, prompts=PROMPTS)
     jobs.wait(run)
-    grid = run.manifest["grid"]["path"]
-    epoch = next(e["epoch"] for e in run.manifest["files"] if e["path"] == chosen.file)
+    grid = run.manifest["grid"]
+    if grid["state"] != "done":
+        raise RunError("The demo's grid failed: {message}", message=grid["message"])
+    document = jobs.grid_document(run.name)
+    verdict = document["verdict"]
+    losses = {(group["column"], group["weight"]): group["numbers"]["loss"] for group in document["groups"]}
+    column = document["columns"][verdict["column"]]
+    loss = losses[verdict["column"], verdict["weight"]]
     steps = [e["loss"] for e in run.entries() if "loss" in e]
     share = max(1, len(steps) // config.training.epochs)
     report = {
-        "loras": [str(f) for f in files],
-        "grid": str(grid),
-        "best": {"epoch": epoch, "weight": chosen.weight, "file": chosen.file, "val_loss": chosen.loss},
+        "loras": [entry["path"] for entry in run.manifest["files"]],
+        "grid": grid["path"],
+        "numbers": document["csv"],
+        "best": {"epoch": column["epoch"], "weight": verdict["weight"], "file": column["file"], "val_loss": loss},
+        "verdict": verdict["state"],
+        "recommendation": [sentence["template"].format(**sentence["values"]) for sentence in verdict["sentences"]],
         "seconds": round(time.time() - began, 1),
         "loss_first": sum(steps[:share]) / share,
         "loss_last": sum(steps[-share:]) / share,
-        "val_loss_base": losses[0].loss,
-        "val_loss_best": chosen.loss,
-        "val_losses": [entry.to_dict() for entry in losses],
+        "val_loss_base": losses[0, 0.0],
+        "val_loss_best": loss,
+        "groups": document["groups"],
     }
     write_json(output / "report.json", report)
     if not quiet:
         _print(report, output)
     return report
+
+
+def _bars(*bars: Callable[[Run], None]) -> Callable[[Run], None]:
+    def show(run: Run) -> None:
+        for bar in bars:
+            bar(run)
+
+    return show
 
 
 def _fresh(output: Path) -> None:
@@ -122,7 +135,10 @@ def _print(report: dict[str, Any], output: Path) -> None:
     print(f"Run:         {output / 'runs' / TRIGGER}")
     print(f"Report:      {output / 'report.json'}")
     print(f"Loss:        {report['loss_first']:.4f} in the first epoch, {report['loss_last']:.4f} in the last")
-    print(f"Held out:    {report['val_loss_base']:.4f} without LoRA, {report['val_loss_best']:.4f} with the best")
+    print(f"Held out:    {report['val_loss_base']:.4f} without LoRA, {report['val_loss_best']:.4f} recommended")
     name = Path(chosen["file"]).stem
+    print(f"Numbers:     {report['numbers']}")
     print(f"Best:        epoch {chosen['epoch']} at weight {chosen['weight']:g}: <lora:{name}:{chosen['weight']:g}>")
+    for sentence in report["recommendation"]:
+        print(f"             {sentence}")
     print(f"{report['seconds']:.0f} seconds")

@@ -23,14 +23,17 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
-from lora_trainer.hosts.a1111_gate import Gate
-from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks
+from lora_trainer.hosts.a1111_gate import Gate, HeldGate
+from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
+from lora_trainer.network.lora_tag import TAG
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from lora_trainer.network.block_presets import Presets
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class A1111Host:
     """The WebUI."""
 
     name = "a1111"
+    reads_tags = True
 
     def __init__(self) -> None:
         base = data_folder()
@@ -57,7 +61,18 @@ class A1111Host:
         Raises:
             CheckpointChanged: there is none at this moment.
         """
-        session = A1111Session(config, self._flags)
+        with self._session(config, Gate()) as session:
+            yield session
+
+    @contextmanager
+    def session_of_script(self, config: TrainConfig) -> Iterator[A1111Session]:
+        """The same within a picture of the person's, where the host's lock is held and the job shown already."""
+        with self._session(config, HeldGate()) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, config: TrainConfig, gate: Gate) -> Iterator[A1111Session]:
+        session = A1111Session(config, self._flags, gate)
         try:
             yield session
         finally:
@@ -78,6 +93,15 @@ class A1111Host:
             model = sd_models.model_data.sd_model
             if not getattr(model, "lowvram", False):
                 model.to(devices.device)  # it may be the one that was loaded, but moved away
+
+    def checkpoints(self) -> Sequence[Path]:
+        """Those in its list that may be read here."""
+        files = (Path(info.filename) for info in sd_models.checkpoints_list.values())
+        return sorted(path for path in files if path.suffix.lower() == ".safetensors")
+
+    def block_presets(self) -> Presets:
+        """The shipped ones, the person's own, and those of sd-webui-lora-block-weight."""
+        return person_presets()
 
     def announce(self, path: Path) -> None:
         """Register the file under its own name, or an epoch file's alias would stand in for it."""
@@ -130,10 +154,10 @@ class Flags:
 class A1111Session:
     """A run's hold on the loaded model."""
 
-    def __init__(self, config: TrainConfig, flags: Flags) -> None:
+    def __init__(self, config: TrainConfig, flags: Flags, gate: Gate) -> None:
         self._config = config
         self._flags = flags
-        self._gate = Gate()
+        self._gate = gate
         self._has_turn = False
         self._progress = (config.name, 0, 0)
         self._interrupted = False
@@ -157,11 +181,12 @@ class A1111Session:
             return _view(self._sd_model, self._config)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Our slice: the lock is held, the weights are clean and on the device."""
+    def turn(self, *, drawing: bool = False) -> Iterator[None]:
+        """Our slice: the lock is held, the weights are clean (unless we only draw) and on the device."""
         with self._gate.turn(self.on_wait):
             self._require_same_checkpoint()
-            clean_weights(self._sd_model)
+            if not drawing:
+                clean_weights(self._sd_model)
             self._has_turn = True
             try:
                 with self._on_device(), self._own_state():
@@ -196,14 +221,11 @@ class A1111Session:
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
                 processing.scripts = scripts.scripts_txt2img
                 processing.script_args = tuple(_script_defaults())
-                shared.state.begin(job="LoRA Train sample")
-                try:
+                with self._gate.job():
                     images = process_images(processing).images
                     interrupted = shared.state.interrupted or shared.state.skipped
-                finally:
-                    shared.state.end()
-                    shared.state.interrupted = False
             self._network = _loaded(lora)
+            _require_tags(request.prompt)
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise Interrupted("The picture was interrupted.")
         return images[: len(requests)]
@@ -484,6 +506,19 @@ def _loaded(lora: LoraUse | None) -> Any:
         if network.name == lora.path.stem:
             return network
     raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
+
+
+def _require_tags(prompt: str) -> None:
+    """See that a picture was drawn with every LoRA of its prompt's own tags.
+
+    Raises:
+        InputError: as for :func:`_loaded`.
+    """
+    wanted = {match[2].split(":")[0] for match in TAG.finditer(prompt)}
+    networks = lora_networks()
+    loaded = {network.name for network in map(original, networks.loaded_networks)} if networks else set()
+    if missing := wanted - loaded:
+        raise InputError("The WebUI could not load the LoRA {name}; its console tells why.", name=min(missing))
 
 
 def _is_within(path: Path, folder: Path) -> bool:

@@ -32,6 +32,16 @@ class Gate:
         finally:
             self._hand_over()
 
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """Show in the host's state that a picture is drawn; an Interrupt meant for it is forgotten after."""
+        shared.state.begin(job="LoRA Train sample")
+        try:
+            yield
+        finally:
+            shared.state.end()
+            shared.state.interrupted = False
+
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for the lock, and may have it before training goes on."""
@@ -62,6 +72,22 @@ class Gate:
         until = time.monotonic() + _HAND_OVER_SECONDS
         while waiting and not queue_lock._lock.locked() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
+
+
+class HeldGate(Gate):
+    """For what runs within a picture of the person's: the lock is held already, by the host's own thread."""
+
+    wanted = False
+
+    @contextmanager
+    def turn(self, on_wait: Callable[[bool], object] = lambda waits: None) -> Iterator[None]:
+        """It is our turn."""
+        yield
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """The host shows its own job, and its Interrupt ends that."""
+        yield
 
 
 def priority() -> str:

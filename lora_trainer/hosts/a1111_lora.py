@@ -11,10 +11,8 @@ from modules import extensions, paths, shared
 
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import error_sentence, translator
-from lora_trainer.network.block_presets import Presets, load_presets
+from lora_trainer.network.block_presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 from lora_trainer.network.blocks import SD, SDXL, Architecture
-
-LISTS, ELEMENTS = "lbwpresets.txt", "elempresets.txt"
 
 
 def lora_networks() -> Any:
@@ -54,7 +52,7 @@ def person_presets() -> Presets:
     Raises:
         InputError: a file cannot be read.
     """
-    return _presets(*(_stamped(name) for name in (LISTS, ELEMENTS)))
+    return _presets(*(_stamped(name) for name in (OWN_LISTS, OWN_ELEMENTS)))
 
 
 def reachable(name: str, path: Path | None = None) -> str:

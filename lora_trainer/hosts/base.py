@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lora_trainer.model.families import CheckpointInfo
     from lora_trainer.model.text import TextEncoder
+    from lora_trainer.network.block_presets import Presets
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,12 @@ class Session(Protocol):
     def model(self) -> LoadedModel:
         """The view of the model."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """One slice of work with the model to ourselves and its weights clean.
+    def turn(self, *, drawing: bool = False) -> AbstractContextManager[None]:
+        """One slice of work with the model to ourselves.
+
+        Args:
+            drawing: nothing is done but :meth:`draw`, which needs no clean weights: the last picture's LoRA may stay
+                in them. Otherwise they are clean.
 
         Raises:
             CheckpointChanged: the host has another checkpoint now.
@@ -141,6 +146,8 @@ class Host(Protocol):
     folders: Folders
     readable: Sequence[Path] | None
     """Folders that people may read from; ``None`` for all, where only this machine's user comes in."""
+    reads_tags: bool
+    """Whether ``<lora:…>`` in a prompt works when a :class:`Session` draws it."""
 
     def check(self, config: TrainConfig) -> CheckpointInfo:
         """What would be trained on, found without loading anything heavy.
@@ -157,6 +164,16 @@ class Host(Protocol):
 
         Raises:
             InputError: there is none of this name and hash.
+        """
+
+    def checkpoints(self) -> Sequence[Path]:
+        """The checkpoint files that it offers, ``.safetensors`` only."""
+
+    def block_presets(self) -> Presets:
+        """Named block weights: the shipped ones and the person's own.
+
+        Raises:
+            InputError: a file of presets cannot be read.
         """
 
     def announce(self, path: Path) -> None:

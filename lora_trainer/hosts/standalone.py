@@ -27,6 +27,7 @@ from lora_trainer.model.families import (
     native_resolution,
     prediction_type,
 )
+from lora_trainer.network.block_presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ class StandaloneHost:
 
     name = "standalone"
     readable: Sequence[Path] | None = None
+    reads_tags = False
 
     def __init__(self, root: Path | None = None, checkpoint: str = "", language: str = "en") -> None:
         runs = default_runs_folder() if root is None else root / "runs"
@@ -91,6 +93,18 @@ class StandaloneHost:
 
     def load_checkpoint(self, name: str, sha256: str) -> None:
         """Each run names its own file, which is loaded when the run goes on."""
+
+    def checkpoints(self) -> Sequence[Path]:
+        """The checkpoint that was named at the start, and those beside it."""
+        if not self.checkpoint:
+            return []
+        folder = Path(self.checkpoint).expanduser().parent
+        return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+    def block_presets(self) -> Presets:
+        """The shipped ones, with those in the folder of the person's presets."""
+        lists, elements = (self.folders.presets / name for name in (OWN_LISTS, OWN_ELEMENTS))
+        return load_presets(*(path if path.is_file() else None for path in (lists, elements)))
 
     def announce(self, path: Path) -> None:
         """Nobody else needs to know."""
@@ -210,8 +224,8 @@ class StandaloneSession:
         return self._checkpoint.view(self._info, self._clip_skip)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Take turns with whatever else this process does."""
+    def turn(self, *, drawing: bool = False) -> Iterator[None]:
+        """Take turns with whatever else this process does; pictures are drawn on a view of their own."""
         with self._turns.turn(self.on_wait):
             yield
 

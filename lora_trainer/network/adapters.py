@@ -200,6 +200,15 @@ def adapters_for(unet: nn.Module, text: nn.Module, tensors: Tensors) -> Adapters
     return adapters
 
 
+def remove_adapters(*parts: nn.Module) -> None:
+    """Take all adapters off the views; the modules that they wrapped stand in their places again."""
+    for part in parts:
+        for name, layer in list(_lora_layers(part)):
+            parent, _, child = name.rpartition(".")
+            setattr(part.get_submodule(parent), child, layer.get_base_layer())
+        vars(part).pop("peft_config", None)
+
+
 def wrong_architecture(detail: str) -> InputError:
     """The sentence for a LoRA that does not belong to the loaded checkpoint."""
     return InputError(

@@ -12,6 +12,8 @@ from lora_trainer.network.blocks import ARCHITECTURES, Architecture
 
 SHIPPED_LISTS = Path(__file__).parent / "block_presets.txt"
 SHIPPED_ELEMENTS = Path(__file__).parent / "element_presets.txt"
+OWN_LISTS, OWN_ELEMENTS = "lbwpresets.txt", "elempresets.txt"
+"""What sd-webui-lora-block-weight calls the person's own files."""
 LENGTHS = frozenset(n for architecture in ARCHITECTURES for n in architecture.lists)
 
 Lists = Mapping[str, Mapping[int, str]]

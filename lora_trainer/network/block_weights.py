@@ -288,3 +288,21 @@ def _unknown_block(block: str, architecture: Architecture) -> InputError:
 def factors(keys: Iterable[str], weights: BlockWeights, te: float = 1.0, unet: float = 1.0) -> Mapping[str, float]:
     """Each module's factor: its block weight times the weight of the text encoder or the UNet."""
     return {key: weights.ratio(key) * (te if text_encoder_of(key) else unet) for key in keys}
+
+
+def of_blocks(
+    values: Mapping[str, float], keys: Iterable[str], architecture: Architecture, default: float = 1.0
+) -> BlockWeights:
+    """Block weights from a number for each block (``TE1``, ``IN05``, …), as the shortest list that fits a LoRA.
+
+    Args:
+        values: the numbers.
+        keys: the LoRA's modules; the long list is only made when one of them needs it.
+        architecture: what the LoRA is for.
+        default: for blocks without a number.
+    """
+    used = {block_of(key) for key in keys} - {None}
+    blocks = architecture.attention if used <= set(architecture.attention) else architecture.convolutions
+    encoders = tuple(values.get(encoder, default) for encoder in architecture.text_encoders)
+    unet = tuple(values.get(block, default) for block in blocks[1:])
+    return BlockWeights(blocks, (encoders[0], *unet), encoders if len(set(encoders)) > 1 else ())

@@ -49,7 +49,7 @@ def block_infos(tensors: Mapping[str, torch.Tensor]) -> list[BlockInfo]:
     found: dict[str, list[tuple[int | None, float | None]]] = {}
     for key, parts in group(tensors).items():
         if key != EMBEDDING:
-            found.setdefault(_place(key), []).append((rank_of(key, parts), delta_norm(key, parts)))
+            found.setdefault(place_of(key), []).append((rank_of(key, parts), delta_norm(key, parts)))
     return [
         BlockInfo(
             block,
@@ -93,7 +93,8 @@ def info(path: Path) -> dict[str, Any]:
     }
 
 
-def _place(key: str) -> str:
+def place_of(key: str) -> str:
+    """The block of a module, with the text encoders by number; :data:`OTHER` for what belongs to none."""
     block = block_of(key)
     if block is None:
         return OTHER

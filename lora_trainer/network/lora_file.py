@@ -106,6 +106,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _read(path, lambda file: file.metadata() or {})
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of the tensors, read from the header alone. Raises as :func:`read_lora`."""
+    return _read(path, lambda file: list(file.keys()))
+
+
 def _read(path: Path, read):  # type: ignore[no-untyped-def]
     if path.suffix.lower() != ".safetensors":
         raise InputError(
@@ -128,7 +133,7 @@ def require_sd1(path: Path) -> None:
     """
     from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
 
-    keys = _read(path, lambda file: list(file.keys()))
+    keys = read_names(path)
     foreign = [key for key in keys if not _SD1_KEY.match(key)]
     if foreign or not keys:
         raise wrong_architecture(foreign[0] if foreign else "no weights in it")

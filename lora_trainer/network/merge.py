@@ -14,9 +14,7 @@ from lora_trainer.network.blocks import architecture_of, ldm_name
 from lora_trainer.network.derived import Notice, in_precision, widest_precision
 from lora_trainer.network.lowrank import Factors
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
-
-SUM_ADVISED = 1.2
-"""The guides: weights of several LoRAs together should not be more."""
+from lora_trainer.network.stacks import SUM_ADVISED
 
 Progress = Callable[[int, int], object]
 

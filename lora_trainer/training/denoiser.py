@@ -58,13 +58,26 @@ class Denoiser:
             latents: their latents.
             levels: noise levels of each, from the middle of equal strata of the timesteps.
         """
+        self.evaluate()
+        strata = self.strata(levels)
+        losses = [
+            self.fixed_losses(index, latents[item.path, False], item.caption, strata).mean()
+            for index, item in enumerate(items)
+        ]
+        return float(torch.stack(losses).mean())
+
+    def evaluate(self) -> None:
+        """Switch dropout off."""
         self._model.unet.eval()
         self._model.text.model.eval()
-        strata = [int((k + 0.5) / levels * self.schedule.timesteps) for k in range(levels)]
-        losses = []
-        for index, item in enumerate(items):
-            latent = latents[item.path, False]
-            noise = torch.stack([keyed_noise(latent.shape, 0.0, "validation", index, t) for t in strata])
-            batch = latent.expand(levels, *latent.shape)
-            losses.append(self.losses(batch, noise, torch.tensor(strata), [item.caption] * levels).mean())
-        return float(torch.stack(losses).mean())
+
+    def strata(self, levels: int) -> list[int]:
+        """Timesteps in the middle of so many equal strata."""
+        return [int((k + 0.5) / levels * self.schedule.timesteps) for k in range(levels)]
+
+    @torch.no_grad()
+    def fixed_losses(self, index: int, latent: torch.Tensor, caption: str, timesteps: Sequence[int]) -> torch.Tensor:
+        """Losses (T,) of one picture (C, H, W) with the noise of its ``index`` at T timesteps, the same each time."""
+        noise = torch.stack([keyed_noise(latent.shape, 0.0, "validation", index, t) for t in timesteps])
+        batch = latent.expand(len(timesteps), *latent.shape)
+        return self.losses(batch, noise, torch.tensor(timesteps), [caption] * len(timesteps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -62,7 +63,7 @@ class Form:
         for path, widget in self.widgets.items():
             section, _, key = path.rpartition(".")
             target = document[section] if section else document
-            target[key] = _parse(self._options[path], values.get(widget))
+            target[key] = parse(self._options[path], values.get(widget))
         return document
 
     def updates(self, values: Mapping[str, Any]) -> list[Any]:
@@ -82,24 +83,28 @@ class Form:
         return typing.get_origin(item.type) in (list, dict) or (item.type is str and not item.choices and "." in path)
 
     def _widget(self, item: Option) -> Any:
-        t = self._translate
-        common = {
-            "label": t(item.title) + (f" ({t(item.unit)})" if item.unit else ""),
-            "info": t(item.help),
-            "elem_id": "lora_train_" + item.path.replace(".", "_"),
-        }
-        value = _show(item, item.default)
-        if item.type is bool:
-            return gr.Checkbox(value=value, **common)
         if item.path == "samples.sampler":
-            return gr.Dropdown(choices=self._samplers, value=value, **common)
-        if item.choices:
-            return gr.Dropdown(choices=list(item.choices), value=value, **common)
-        if item.type in (int, float):
-            bounds = {"minimum": item.min, "maximum": item.max, "precision": 0 if item.type is int else None}
-            return gr.Number(value=value, min_width=140, **bounds, **common)
-        lines = 3 if typing.get_origin(item.type) is list else 1
-        return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
+            item = replace(item, choices=tuple(self._samplers))
+        return option_widget(item, self._translate, "lora_train_" + item.path.replace(".", "_"))
+
+
+def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
+    """The widget of a field, where gradio is now, with the field's default in it."""
+    common = {
+        "label": translate(item.title) + (f" ({translate(item.unit)})" if item.unit else ""),
+        "info": translate(item.help),
+        "elem_id": elem_id,
+    }
+    value = _show(item, item.default)
+    if item.type is bool:
+        return gr.Checkbox(value=value, **common)
+    if item.choices:
+        return gr.Dropdown(choices=list(item.choices), value=value, **common)
+    if item.type in (int, float):
+        bounds = {"minimum": item.min, "maximum": item.max, "precision": 0 if item.type is int else None}
+        return gr.Number(value=value, min_width=140, **bounds, **common)
+    lines = 3 if typing.get_origin(item.type) is list else 1
+    return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
 
 
 def dotted(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _show(item: Option, value: Any) -> Any:
     return value
 
 
-def _parse(item: Option, value: Any) -> Any:
+def parse(item: Option, value: Any) -> Any:
     """A widget's value as the config has it; an emptied number is its default."""
     if typing.get_origin(item.type) is list:
         return [line.strip() for line in str(value or "").split("\n") if line.strip()]

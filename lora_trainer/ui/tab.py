@@ -20,7 +20,10 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
+from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.form import Form, dotted
+from lora_trainer.ui.stacks import StacksPanel
+from lora_trainer.ui.tools import ToolsPanel
 from lora_trainer.ui.validate import ValidatePanel
 
 Updates = dict[Any, Any]
@@ -120,6 +123,8 @@ class Tab:
                 self.resume = gr.Button(t("Resume"), interactive=False)
                 self.reuse = gr.Button(t("Use its settings"), interactive=False)
                 self.front = gr.Button(t("Train it next"), visible=False, elem_id="lora_train_front")
+                self.earlier = gr.Button(t("Train it earlier"), visible=False, elem_id="lora_train_earlier")
+                self.later = gr.Button(t("Train it later"), visible=False, elem_id="lora_train_later")
                 self.bring = gr.Button(t("Load its checkpoint"), visible=False, elem_id="lora_train_bring")
             self.curves = gr.HTML(elem_id="lora_train_curves")
             self.samples = gr.Gallery(
@@ -130,6 +135,9 @@ class Tab:
     def _build_validation(self) -> None:
         with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):
             self.validate = self._panel("Epoch × weight", ValidatePanel)
+            self.block_weights = self._panel("Block weights", BlocksPanel)
+            self._panel("Stacks", StacksPanel)
+            self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
 
@@ -163,13 +171,15 @@ class Tab:
         for button, wish in wishes:
             button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
         self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
-        self.front.click(self._front, [self.run], [self.feedback], **hidden)
+        for button, places in (self.front, None), (self.earlier, -1), (self.later, 1):
+            button.click(self._moving(places), [self.run], [self.feedback], **hidden)
         self.bring.click(self._bring, [self.run], [self.feedback], queue=False)
         self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
         self.validate.connect(self.run, widgets, self._form.updates)
+        self.block_weights.connect(self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
-            self.pause, self.discard, self.resume, self.reuse, self.front, self.bring,
+            self.pause, self.discard, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
             *self.validate.outputs, self.seen,
         ]  # fmt: skip
         self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
@@ -225,8 +235,15 @@ class Tab:
     def _resume(self, name: str) -> str:
         return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
 
-    def _front(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.move(name or "", 1), "It is the next in line.")
+    def _moving(self, places: int | None) -> Callable[[str], str]:
+        """What moves a waiting run by some places, or to the front."""
+
+        def move(name: str) -> str:
+            names = [task.run.name for task in self._jobs.training.waiting()]
+            place = names.index(name) + 1 + places if places and name in names else 1
+            return self._answer(lambda: self._jobs.move(name or "", place), "It has another place in line.")
+
+        return move
 
     def _bring(self, name: str) -> str:
         return self._answer(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.")
@@ -307,6 +324,8 @@ class Tab:
             "resume": button(state in RESUMABLE and not waits),
             "reuse": button(bool(run)),
             "front": shown(before > 1),
+            "earlier": shown(before > 2),
+            "later": shown(0 < before < len(waiting)),
             "bring": shown(other),
             **self.validate.parts(run),
         }

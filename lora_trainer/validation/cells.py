@@ -62,13 +62,10 @@ class Drawn:
     def find(self, cell: Cell) -> bool:
         """Whether the cell was drawn before; a damaged picture is drawn again."""
         path = self.place(cell)
-        try:
-            if path.is_file() and read_picture(path) is not None:
-                self.pictures[cell.key()] = path
-                return True
-        except PictureError:
-            pass
-        return False
+        if not is_drawn(path):
+            return False
+        self.pictures[cell.key()] = path
+        return True
 
     def place(self, cell: Cell) -> Path:
         """Where the cell's picture is, or will be."""
@@ -124,18 +121,30 @@ def _draw(batch: Sequence[Cell], session: Session) -> list[Image.Image]:
     lora = batch[0].used
     if lora and not lora.path.is_file():
         raise InputError("{path} is gone, so nothing can be drawn with it.", path=lora.path)
-    with session.turn():
+    with session.turn(drawing=True):
         return session.draw([cell.request for cell in batch], lora)
 
 
 def _fewer(batch: Sequence[Cell], error: BaseException) -> int:
     """How many to draw at once after the memory was too small."""
     if len(batch) == 1:
-        request = batch[0].request
-        raise RunError(
-            "There is not enough memory to draw a picture of {width}×{height}; choose a smaller sample size, or close "
-            "other programs.",
-            width=request.width,
-            height=request.height,
-        ) from error
+        raise no_memory(batch[0].request) from error
     return len(batch) // 2
+
+
+def no_memory(request: DrawRequest) -> RunError:
+    """The sentence for a picture that is too large."""
+    return RunError(
+        "There is not enough memory to draw a picture of {width}×{height}; choose a smaller sample size, or close "
+        "other programs.",
+        width=request.width,
+        height=request.height,
+    )
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether there is a picture that can be read to its end."""
+    try:
+        return path.is_file() and read_picture(path) is not None
+    except PictureError:
+        return False

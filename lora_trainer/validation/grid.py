@@ -151,7 +151,7 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
         raise _out_of_range("together", 1, MAX_TOGETHER)
     plan = GridPlan(
         run.name,
-        config.data.trigger,
+        _trigger(config, prompts),
         [ALONE, *_columns(run, options.epochs)],
         weights,
         list(dict.fromkeys(prompts)),
@@ -159,6 +159,12 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
         draw_request(samples, "", config.data.resolution),
     )
     return replace(plan, prompts=_with_leak(plan)) if options.numbers else plan
+
+
+def _trigger(config: TrainConfig, prompts: Sequence[str]) -> str:
+    """The trigger word. With several concepts there is none in the settings; then the name, if a prompt has it."""
+    is_called_so = any(config.name.lower() in prompt.lower() for prompt in prompts)
+    return config.data.trigger or (config.name if is_called_so else "")
 
 
 def _columns(run: Run, epochs: str) -> list[Column]:

@@ -63,17 +63,23 @@ def test_the_whole_job_leaves_its_files_and_a_report(
     half = len(losses) // 2
     assert report["loss_first"] == pytest.approx(sum(losses[:half]) / half)
     assert report["loss_last"] == pytest.approx(sum(losses[half:]) / half)
-    with_lora = [entry for entry in report["val_losses"] if entry["file"]]
-    assert len(with_lora) == 4
-    lowest = min(with_lora, key=lambda entry: entry["loss"])
+    losses_of = {(g["column"], g["weight"]): g["numbers"]["loss"] for g in report["groups"]}
+    assert sorted(losses_of) == [(0, 0), (1, 0.5), (1, 1), (2, 0.5), (2, 1)]
     best = report["best"]
-    assert (best["file"], best["weight"], best["val_loss"]) == (lowest["file"], lowest["weight"], lowest["loss"])
     assert best["epoch"] == 1 + report["loras"].index(best["file"])
-    assert report["val_loss_best"] == lowest["loss"]
-    assert report["val_loss_base"] == report["val_losses"][0]["loss"]
+    assert best["val_loss"] == report["val_loss_best"] == losses_of[best["epoch"], best["weight"]]
+    assert report["val_loss_base"] == losses_of[0, 0]
+    assert report["verdict"] in ("good", "under", "over", "useless", "unknown")
+    assert report["recommendation"][0].startswith(f"Recommended: {Path(best['file']).stem} ")
+    assert Path(report["numbers"]).is_file()
     assert 0 < report["seconds"] < 600
     printed = capsys.readouterr().out
-    for text in (report["grid"], str(output / "report.json"), f"<lora:{Path(best['file']).stem}:{best['weight']:g}>"):
+    for text in (
+        report["grid"],
+        *report["recommendation"],
+        str(output / "report.json"),
+        f"<lora:{Path(best['file']).stem}:{best['weight']:g}>",
+    ):
         assert text in printed
     assert TrainConfig.from_toml(output / "zorp.toml").training.epochs == 2
 

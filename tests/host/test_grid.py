@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,62 @@ def test_interrupt_stops_the_grid_and_keeps_what_is_drawn(webui: WebUI, run: str
     kept = [c["picture"] for c in document["cells"] if c["picture"]]
     assert 2 <= len(kept) < len(document["cells"])
     assert all(cell["picture"] for cell in draw(webui, run, seeds=[21, 22, 23], numbers=False)["cells"])
+
+
+def script(webui: WebUI, *arguments: Any, **values: Any) -> tuple[int, Any]:
+    """txt2img with the script."""
+    body = {"prompt": "zorp, blue background", "seed": 31, "steps": 6, "width": 64, "height": 64, "cfg_scale": 6}
+    body |= {"sampler_name": "DPM++ 2M", "scheduler": "Karras", "script_name": "lora train grid", **values}
+    return webui.request("POST", "/sdapi/v1/txt2img", {**body, "script_args": list(arguments)})
+
+
+def test_the_script_draws_the_grid_with_the_pages_own_settings(webui: WebUI, run: str) -> None:
+    prompt = "zorp, blue background<lora:gridded-000002:0.4>"
+    status, answer = script(webui, run, "1, 3", "0.5, 1", 1, True, prompt=prompt, n_iter=2)
+    assert status == 200, answer
+    info = json.loads(answer["info"])
+    document = webui.get(f"/lora-train/v1/runs/{run}/grid")
+    assert [c["epoch"] for c in document["columns"]] == [0, 1, 3]
+    assert (document["seeds"], document["sampler"]) == ([31, 32], "DPM++ 2M Karras")
+    assert len(answer["images"]) == 1 + len(document["cells"]) == 1 + 2 * 2 * (1 + 2 * 2)
+    sheet, *cells = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB") for image in answer["images"]]
+    assert sheet.width > 3 * 64
+    for cell, picture, text in zip(document["cells"], cells, info["infotexts"][1:], strict=True):
+        name = document["columns"][cell["column"]]["name"]
+        tag = f"<lora:{name}:{cell['weight']:g}>" if name else ""
+        shown = document["prompts"][cell["prompt"]]["text"] + tag
+        assert text.startswith(f"{shown}\n")
+        drawn = webui.picture(
+            shown, seed=document["seeds"][cell["seed"]], width=64, height=64, cfg_scale=6,
+            sampler_name="DPM++ 2M", scheduler="Karras",
+        )  # fmt: skip
+        assert picture.tobytes() == drawn.tobytes()
+    assert document["verdict"]["sentences"][0]["template"].format(**document["verdict"]["sentences"][0]["values"])
+
+
+def test_the_script_and_the_tab_find_each_others_pictures(webui: WebUI, run: str) -> None:
+    draw(webui, run, weights=[1], seeds=[41], numbers=False)
+    stamps = {path: path.stat().st_mtime_ns for path in webui.data.glob("**/gridded/grids/plain/cells/*.png")}
+    values = {"prompt": WISHES["prompts"][0], "seed": 41, "cfg_scale": 7, "sampler_name": "Euler a"}
+    status, _ = script(webui, run, "all", "1", 4, False, **values, scheduler="Automatic")
+    assert status == 200
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(list(webui.data.glob("**/gridded/grids/plain/cells/*.png"))) == len(stamps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("nobody", "all", "1", 1, False), "no run named nobody"),
+        (("gridded", "9", "1", 1, False), "no epoch 9"),
+        (("gridded", "all", "much", 1, False), "not a number"),
+        (("gridded", "all", "7", 1, False), "from -2 to 2"),
+    ],
+)
+def test_what_the_script_cannot_use_is_one_sentence(webui: WebUI, run: str, arguments: Any, part: str) -> None:
+    status, answer = script(webui, *arguments)
+    assert status == 422
+    assert part in answer["detail"]
 
 
 def test_pictures_can_be_drawn_while_a_run_goes_on_and_only_from_its_finished_files(

@@ -106,6 +106,11 @@ class WebUI:
             time.sleep(0.1)
         self.wait()
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def log(self) -> str:
         """What the process printed."""
         return (self.data / "webui.log").read_text(errors="replace")

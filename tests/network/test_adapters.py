@@ -18,6 +18,7 @@ from lora_trainer.network.adapters import (
     adapters_for,
     add_adapters,
     file_shapes,
+    remove_adapters,
 )
 from tests.helpers import config
 from tests.network.plain import merged, of_model, outputs, randomise, relative_error
@@ -246,6 +247,18 @@ def test_dropout_works_while_training_only(model: LoadedModel) -> None:
     layer = model.unet.get_submodule("mid_block.attentions.0.proj_in").train()
     x = torch.randn(1, 96, 4, 4)
     assert not torch.equal(layer(x), layer(x))
+
+
+def test_a_view_without_its_adapters_is_as_it_was_and_takes_others(model: LoadedModel, tensors: Tensors) -> None:
+    before, modules = of_model(model), dict(model.unet.named_modules())
+    randomise(both(model, convolutions=CONV))
+    assert not torch.equal(of_model(model), before)
+    remove_adapters(model.unet, model.text.model)
+    assert dict(model.unet.named_modules()) == modules
+    assert torch.equal(of_model(model), before)
+    remove_adapters(model.unet, model.text.model)  # there are none any more
+    adapters = adapters_for(model.unet, model.text.model, tensors)
+    assert all(torch.equal(value, tensors[name]) for name, value in adapters.state_dict().items())
 
 
 # ------------------------------------------------------------------ files

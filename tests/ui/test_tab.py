@@ -15,6 +15,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.line import Task
 from lora_trainer.runs import Run
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
@@ -56,7 +57,8 @@ def poll(tab: Tab, name: str | None = None, seen: dict[str, Any] | None = None) 
     run = tab._shown_run(name)
     *answers, marks = tab._poll(name, seen or {})
     shown = dict(zip(tab._parts(run, name or ""), answers, strict=True))
-    (dependency,) = (d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id])
+    polls = [d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id]]
+    (dependency,) = (d for d in polls if tab.status._id in d["outputs"])
     widgets = [tab.blocks.blocks[number] for number in dependency["outputs"]]
     for widget, answer in zip(widgets, [*answers, marks], strict=True):
         value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
@@ -180,3 +182,18 @@ def test_a_late_answer_does_not_take_back_the_choice_of_a_run(tab: Tab) -> None:
     assert update["choices"] == ["new", "old"]
     assert "value" not in update
     assert tab._run_choice(["new"], Run(Path("new"), {"state": "done"}), "old")["value"] == "new"
+
+
+def test_a_waiting_run_is_moved_by_its_buttons(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(tab, tmp_path, name) for name in ("one", "two", "three")]
+    tasks = [Task(run, lambda control: None) for run in runs]
+    monkeypatch.setattr(tab._jobs.training, "_waiting", tasks)
+    shown = {name: [poll(tab, run.name)[name]["visible"] for run in runs] for name in ("front", "earlier", "later")}
+    assert shown == {"front": [False, True, True], "earlier": [False, False, True], "later": [True, True, False]}
+    for name, places, order in (
+        ("one", 1, ["two", "one", "three"]),
+        ("three", -1, ["two", "three", "one"]),
+        ("one", None, ["one", "two", "three"]),
+    ):
+        tab._moving(places)(name)
+        assert [task.run.name for task in tab._jobs.training.waiting()] == order

@@ -41,7 +41,8 @@ class Painter:
         self._in_turn = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, *, drawing: bool) -> Iterator[None]:
+        assert drawing
         assert not self._in_turn
         self._in_turn = True
         try:
@@ -167,6 +168,15 @@ def test_one_prompt_shows_what_the_lora_does_unasked(tmp_path: Path, prompts: li
     run = make_run(tmp_path, data__trigger="zorp")
     assert options(run, prompts=prompts).prompts == [*prompts, *added]
     assert options(run, prompts=prompts, numbers=False).prompts == prompts
+
+
+@pytest.mark.parametrize(("prompts", "trigger"), [(["a test, red", "b"], "test"), (["a", "b"], "")])
+def test_without_a_trigger_the_runs_name_is_it_where_a_prompt_has_it(
+    run: Run, prompts: list[str], trigger: str
+) -> None:
+    plan = options(run, prompts=prompts)
+    assert plan.trigger == trigger
+    assert [plan.has_trigger(prompt) for prompt in prompts] == [True, not trigger]
 
 
 def test_files_that_were_deleted_are_left_out(run: Run) -> None:

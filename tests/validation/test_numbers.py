@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,12 @@ from lora_trainer.dataset.scan import scan
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import Host, LoadedModel, Session
 from lora_trainer.runs import Run
+from lora_trainer.training.denoiser import Denoiser
 from lora_trainer.training.losses import keyed_noise
-from lora_trainer.validation.numbers import HeldOutLoss, best, held_out_losses
+from lora_trainer.validation import numbers
+from lora_trainer.validation.numbers import HeldOutLoss, Losses, add_losses, best, held_out_losses
+from lora_trainer.validation.paired import Difference
+from tests.helpers import draw_pictures
 from tests.network.plain import merged
 from tests.runs_helpers import document, make_jobs, run_to_end
 
@@ -47,19 +52,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host(run: Run) -> Host:
     return make_jobs(run.folder.parent.parent).host
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def session(host: Host, run: Run) -> Iterator[Session]:
+    """One for all tests: each leaves the model without adapters."""
     with host.session(run.config()) as held:
         yield held
 
 
 def files(run: Run) -> list[Path]:
     return [Path(entry["path"]) for entry in run.manifest["files"]]
+
+
+@pytest.fixture(scope="module")
+def small(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The run's files with few of their modules, which are put on the model in no time."""
+    folder, made = tmp_path_factory.mktemp("small"), []
+    for file in files(run):
+        tensors = load_file(file)
+        chosen = {name.partition(".")[0] for name in list(tensors)[::97]}
+        made.append(folder / file.name)
+        save_file({name: v for name, v in tensors.items() if name.partition(".")[0] in chosen}, made[-1])
+    return made
 
 
 def kept_pictures(run: Run) -> list[Path]:
@@ -69,13 +87,14 @@ def kept_pictures(run: Run) -> list[Path]:
 
 
 @torch.no_grad()
-def plain_loss(model: LoadedModel, pictures: list[Path], lora: Path | None, weight: float) -> float:
-    """mean ‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε, t, caption)‖² with the LoRA added to the weights."""
+def plain_losses(model: LoadedModel, pictures: list[Path], lora: Path | None, weight: float) -> list[float]:
+    """mean ‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε, t, caption)‖² of each picture, with the LoRA added to the weights."""
     tensors = load_file(lora) if lora else {}
     unet = merged(model.unet, tensors, "lora_unet_", weight).eval()
     text = merged(model.text.model, tensors, "lora_te_", weight).eval()
-    losses = []
+    found = []
     for index, path in enumerate(pictures):
+        losses = []
         pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
         latent = model.encode(torch.from_numpy(pixels)[None])[0]
         caption = "zorp, " + path.with_suffix(".txt").read_text(encoding="utf-8").strip()
@@ -88,81 +107,376 @@ def plain_loss(model: LoadedModel, pictures: list[Path], lora: Path | None, weig
             noisy = math.sqrt(alpha) * latent + math.sqrt(1 - alpha) * noise
             guess = unet(noisy[None], torch.tensor([t]), states).sample[0]
             losses.append(float(((guess - noise).double() ** 2).mean()))
-    return sum(losses) / len(losses)
+        found.append(sum(losses) / LEVELS)
+    return found
 
 
 def test_each_number_is_the_loss_of_the_weights_with_the_lora_added(host: Host, session: Session, run: Run) -> None:
     weights, seen = (1.0, -0.5), []
     found = held_out_losses(host, session, run.config(), files(run), weights, lambda *count: seen.append(count))
     assert seen == [(n, 5) for n in range(1, 6)]
+    cells = [(None, 0.0), *((file, w) for file in files(run) for w in weights)]
+    assert [(e.file, e.weight) for e in found.entries] == [(str(f) if f else None, w) for f, w in cells]
+    pictures = kept_pictures(run)
+    assert (found.held_out, found.pictures, found.of, found.timesteps) == (True, len(pictures), 2, LEVELS)
     with host.session(run.config()) as fresh:
-        pictures = kept_pictures(run)
-        assert len(pictures) == 2
-        wanted = [HeldOutLoss(None, 0.0, plain_loss(fresh.model, pictures, None, 0.0))]
-        for file in files(run):
-            wanted += [HeldOutLoss(str(file), w, plain_loss(fresh.model, pictures, file, w)) for w in weights]
-    assert [(e.file, e.weight) for e in found] == [(e.file, e.weight) for e in wanted]
-    assert [e.loss for e in found] == pytest.approx([e.loss for e in wanted], rel=1e-4)
-    assert len({round(e.loss, 6) for e in found}) == len(found)  # or the comparison above would say nothing
+        wanted = [np.array(plain_losses(fresh.model, pictures, file, weight)) for file, weight in cells]
+    for entry, losses in zip(found.entries, wanted, strict=True):
+        assert entry.losses == pytest.approx(losses, rel=1e-4)
+        assert entry.loss == pytest.approx(losses.mean(), rel=1e-4)
+        apart = losses - wanted[0]
+        assert entry.difference.mean == pytest.approx(apart.mean(), abs=1e-5)
+        assert entry.difference.se == pytest.approx(apart.std(ddof=1) / math.sqrt(len(apart)), abs=1e-5)
+    assert len({round(e.loss, 6) for e in found.entries}) == len(cells)  # or the comparison above would say nothing
 
 
 def test_the_numbers_are_those_that_the_run_noted(host: Host, session: Session, run: Run) -> None:
-    base, _, last = held_out_losses(host, session, run.config(), files(run), [1.0])
+    fingerprint = run.manifest["dataset"]["fingerprint"]
+    found = held_out_losses(host, session, run.config(), files(run), [1.0], fingerprint=fingerprint)
+    base, _, last = found.entries
+    assert found.held_out
     assert base.loss == pytest.approx(run.manifest["validation"]["base"], rel=1e-5)
     assert last.loss == pytest.approx(run.manifest["files"][-1]["metrics"]["validation"], rel=1e-5)
 
 
-def test_the_model_is_used_in_turns_only_and_left_as_it_was(
-    host: Host, session: Session, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_the_model_is_used_in_short_turns_only_and_left_without_adapters(
+    host: Host, session: Session, run: Run, small: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    uses: list[int] = []
     inside = [False]
     turn = session.turn
+    held_out_losses(host, session, run.config(), small[:1], [1.0])  # or the number of latents to make would count
     before = {name: value.clone() for name, value in session.model.unet.state_dict().items()}
+    assert not any("lora" in name for name in before)
 
     @contextmanager
     def watched() -> Iterator[None]:
         with turn():
             inside[0] = True
+            uses.append(0)
             yield
             inside[0] = False
 
     def check(*_: object) -> None:
         assert inside[0], "the model was used outside of a turn"
+        uses[-1] += 1
 
     monkeypatch.setattr(session, "turn", watched)
+    monkeypatch.setattr(session, "wanted", lambda: True)
     hook = session.model.unet.register_forward_pre_hook(check)
-    held_out_losses(host, session, run.config(), files(run), [1.0])
+    held_out_losses(host, session, run.config(), small, [1.0])
     hook.remove()
-    with host.session(run.config()) as fresh:
-        after = fresh.model.unet.state_dict()
-        assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert max(uses) == 1  # somebody waits all the time, and gets the model after each call
+    after = session.model.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_run_that_kept_no_pictures_aside_is_one_sentence(host: Host, session: Session, run: Run) -> None:
-    config = run.config().with_values({"validation.share": 0})
-    with pytest.raises(InputError, match="kept no pictures aside") as caught:
-        held_out_losses(host, session, config, files(run), [1.0])
-    assert caught.value.field == "validation.share"
-
-
-def test_a_missing_file_is_one_sentence(host: Host, session: Session, run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        held_out_losses(host, session, run.config(), [tmp_path / "gone.safetensors"], [1.0])
-
-
-def test_a_file_of_another_kind_of_checkpoint_is_one_sentence(
-    host: Host, session: Session, run: Run, tmp_path: Path
+def test_a_slice_holds_no_more_than_fits(
+    host: Host, session: Session, run: Run, small: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file({k.replace("lora_te_", "lora_te1_"): v for k, v in load_file(files(run)[0]).items()}, path)
-    with pytest.raises(InputError, match="another kind of checkpoint"):
-        held_out_losses(host, session, run.config(), [path], [1.0])
+    config = run.config().with_values({"validation.timesteps": 6})
+    sizes: list[int] = []
+    plain = Denoiser.fixed_losses
+
+    def record(self: Denoiser, index: int, latent: torch.Tensor, caption: str, timesteps: list[int]) -> torch.Tensor:
+        sizes.append(len(timesteps))
+        return plain(self, index, latent, caption, timesteps)
+
+    monkeypatch.setattr(Denoiser, "fixed_losses", record)
+    whole = held_out_losses(host, session, config, small, [1.0])
+    assert max(sizes) == 6
+    sizes.clear()
+    monkeypatch.setattr(numbers, "SLICE", 1e-9)
+    split = held_out_losses(host, session, config, small, [1.0])
+    assert sizes == [1] * (3 * 2 * 6)
+    for one, other in zip(whole.entries, split.entries, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-5)
 
 
-def test_pictures_that_are_gone_are_one_sentence(host: Host, session: Session, run: Run, tmp_path: Path) -> None:
+# ------------------------------------------------------------------ on which pictures
+def test_without_pictures_kept_aside_those_of_the_training_are_measured_and_it_says_so(
+    host: Host, session: Session, run: Run, small: list[Path]
+) -> None:
+    config = run.config().with_values({"validation.share": 0})
+    found = held_out_losses(host, session, config, small, [1.0])
+    assert (found.held_out, found.pictures, found.of) == (False, 5, 5)
+    items = [item.path for item in scan(config.data).items]
+    with host.session(config) as fresh:
+        assert found.entries[0].losses == pytest.approx(plain_losses(fresh.model, items, None, 0.0), rel=1e-4)
+
+
+def test_of_many_pictures_a_fixed_choice_is_measured(host: Host, session: Session, run: Run, small: list[Path]) -> None:
+    config = run.config().with_values({"validation.share": 0})
+    every = held_out_losses(host, session, config, small[:1], [1.0]).entries[1].losses
+    some, again = (held_out_losses(host, session, config, small[:1], [1.0], most=3) for _ in range(2))
+    assert (some.pictures, some.of) == (3, 5)
+    assert some.entries == again.entries
+    measured = [round(loss, 5) for loss in some.entries[1].losses]
+    assert [loss for loss in (round(loss, 5) for loss in every) if loss in measured] == measured  # with the same noise
+
+
+def test_when_pictures_have_changed_since_none_counts_as_kept_aside(
+    host: Host, session: Session, run: Run, small: list[Path]
+) -> None:
+    found = held_out_losses(host, session, run.config(), small[:1], [1.0], fingerprint="of other pictures")
+    assert (found.held_out, found.of) == (False, 5)
+    ((file, error),) = found.problems
+    assert file == ""
+    assert "have changed" in str(error)
+
+
+def test_a_picture_that_cannot_be_decoded_moves_no_other_across_the_split(
+    host: Host, run: Run, small: list[Path], tmp_path: Path
+) -> None:
+    """The run leaves such pictures out before it keeps any aside; else some that it trained on would be measured."""
+    folder = tmp_path / "pictures"
+    draw_pictures(folder, count=6, size=(64, 64))
+    broken = folder / "01.png"
+    broken.write_bytes(broken.read_bytes()[:-600])
+    config = run.config().with_values({"data.folder": str(folder)})
+    expected = [item for item in scan(config.data).items if item.path != broken]
+    assert len(expected) == 5
+    _, kept = held_out(expected, config.validation.share, config.training.seed)
+    with host.session(config) as session:
+        found = held_out_losses(host, session, config, small[:1], [1.0])
+        assert found.pictures == len(kept)
+        wanted = plain_losses(session.model, [item.path for item in kept], None, 0.0)
+    assert found.entries[0].losses == pytest.approx(wanted, rel=1e-4)
+
+
+def test_pictures_of_which_none_can_be_decoded_are_one_sentence(
+    host: Host, run: Run, small: list[Path], tmp_path: Path
+) -> None:
+    for path in draw_pictures(tmp_path / "pictures", count=2, size=(64, 64)):
+        path.write_bytes(path.read_bytes()[:-600])
+    config = run.config().with_values({"data.folder": str(tmp_path / "pictures")})
+    with host.session(config) as session, pytest.raises(InputError, match="no picture can be read"):
+        held_out_losses(host, session, config, small, [1.0])
+
+
+def test_pictures_that_are_gone_are_one_sentence(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path
+) -> None:
     config = TrainConfig.from_dict({**document(tmp_path), "data": {"folder": str(tmp_path / "gone")}})
     with pytest.raises(InputError, match="does not exist"):
-        held_out_losses(host, session, config, files(run), [1.0])
+        held_out_losses(host, session, config, small, [1.0])
+
+
+# ------------------------------------------------------------------ files that cannot be used
+@pytest.mark.parametrize("empty", ["files", "weights"])
+def test_nothing_to_measure_is_one_sentence(
+    host: Host, session: Session, run: Run, small: list[Path], empty: str
+) -> None:
+    given = {"files": small, "weights": [1.0], empty: []}
+    with pytest.raises(InputError, match="nothing to measure"):
+        held_out_losses(host, session, run.config(), **given)
+
+
+def test_a_weight_that_is_no_number_is_one_sentence(host: Host, session: Session, run: Run, small: list[Path]) -> None:
+    with pytest.raises(InputError, match="weights"):
+        held_out_losses(host, session, run.config(), small, [math.nan])
+
+
+def test_a_file_that_cannot_be_used_is_one_sentence_and_the_others_go_on(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path
+) -> None:
+    good = small[-1]
+    tensors = load_file(good)
+    gone, foreign, loha, damaged = (tmp_path / f"{name}.safetensors" for name in ("gone", "foreign", "loha", "damaged"))
+    save_file({k.replace("lora_te_", "lora_te1_"): v for k, v in tensors.items()}, foreign)
+    save_file({k.replace("lora_down", "hada_w1_a"): v for k, v in tensors.items()}, loha)
+    damaged.write_bytes(good.read_bytes()[:-100])
+    seen: list[tuple[int, int]] = []
+    given = [gone, foreign, good, loha, damaged]
+    found = held_out_losses(host, session, run.config(), given, [1.0, 0.5], lambda *n: seen.append(n))
+    assert [e.file for e in found.entries] == [None, str(good), str(good)]
+    sentences = {Path(file).stem: str(error) for file, error in found.problems}
+    assert sentences.keys() == {"gone", "foreign", "loha", "damaged"}
+    assert "does not exist" in sentences["gone"]
+    assert "another kind of checkpoint" in sentences["foreign"]
+    assert "not a plain LoRA" in sentences["loha"]
+    assert "damaged" in sentences["damaged"]
+    assert seen[-1] == (11, 11)
+    alone = held_out_losses(host, session, run.config(), [good], [1.0, 0.5])
+    assert [e.losses for e in found.entries] == [pytest.approx(e.losses, rel=1e-6) for e in alone.entries]
+
+
+def test_files_of_other_modules_and_ranks_are_measured_side_by_side(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path
+) -> None:
+    good = small[-1]
+    tensors = load_file(good)
+    unet_only = tmp_path / "unet.safetensors"
+    save_file({k: v for k, v in tensors.items() if k.startswith("lora_unet")}, unet_only)
+    rank1 = tmp_path / "rank1.safetensors"
+    cuts = {"lora_down": lambda v: v[:1], "lora_up": lambda v: v[:, :1], "alpha": lambda v: v}
+    parts = {name: cuts[name.split(".")[1]](value) for name, value in tensors.items()}
+    save_file({name: part.clone() for name, part in parts.items()}, rank1)
+    given = [good, unet_only, rank1, good]
+    found = held_out_losses(host, session, run.config(), given, [1.0])
+    assert not found.problems
+    with host.session(run.config()) as fresh:
+        for entry, file in zip(found.entries[1:], given, strict=True):
+            made = {k: v.contiguous() for k, v in load_file(file).items()}
+            assert made
+            wanted = plain_losses(fresh.model, kept_pictures(run), file, 1.0)
+            assert entry.losses == pytest.approx(wanted, rel=1e-4)
+
+
+def test_weight_0_is_the_checkpoint_alone_and_measured_once(
+    host: Host, session: Session, run: Run, small: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_calls(monkeypatch)
+    found = held_out_losses(host, session, run.config(), small, [0.0, 1.0, 1.0])
+    assert [e.weight for e in found.entries] == [0.0, 0.0, 1.0, 0.0, 1.0]
+    assert found.entries[1].losses == found.entries[3].losses == found.entries[0].losses
+    assert found.entries[1].difference == Difference(0.0, 0.0, 2)
+    assert calls() == 3 * 2  # three cells of two pictures
+
+
+# ------------------------------------------------------------------ the cache
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many pictures were measured since the last time of asking."""
+    measured: list[int] = []
+    plain = Denoiser.fixed_losses
+
+    def record(self: Denoiser, index: int, latent: torch.Tensor, caption: str, timesteps: list[int]) -> torch.Tensor:
+        measured.extend([index] * len(timesteps))
+        return plain(self, index, latent, caption, timesteps)
+
+    def since() -> int:
+        count = len(measured) // LEVELS
+        measured.clear()
+        return count
+
+    monkeypatch.setattr(Denoiser, "fixed_losses", record)
+    return since
+
+
+def test_a_second_call_with_one_more_file_measures_only_that_one(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "losses.json"
+    calls = count_calls(monkeypatch)
+    config = run.config()
+    held_out_losses(host, session, config, small[:1], [0.5, 1.0], cache=cache)
+    assert calls() == 3 * 2
+    both = held_out_losses(host, session, config, small, [0.5, 1.0], cache=cache)
+    assert calls() == 2 * 2
+    again = held_out_losses(host, session, config, small, [0.5, 1.0], cache=cache)
+    assert calls() == 0
+    assert again.entries == both.entries
+    renamed = tmp_path / "renamed.safetensors"
+    renamed.write_bytes(small[0].read_bytes())
+    held_out_losses(host, session, config, [renamed], [1.0], cache=cache)
+    assert calls() == 0  # known by content
+    fresh = held_out_losses(host, session, config, small, [0.5, 1.0])
+    for one, other in zip(both.entries, fresh.entries, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"validation.timesteps": 3}, {"validation.share": 0.2}, {"data.trigger": "other"}, {"training.seed": 6}]
+)
+def test_what_was_measured_otherwise_is_measured_anew(
+    host: Host,
+    session: Session,
+    run: Run,
+    small: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+) -> None:
+    cache = tmp_path / "losses.json"
+    held_out_losses(host, session, run.config(), small[:1], [1.0], cache=cache)
+    calls = count_calls(monkeypatch)
+    held_out_losses(host, session, run.config().with_values(change), small[:1], [1.0], cache=cache)
+    assert calls() > 0
+
+
+def test_numbers_of_the_wrong_count_in_the_cache_are_measured_again(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "losses.json"
+    held_out_losses(host, session, run.config(), small[:1], [1.0], cache=cache)
+    kept = json.loads(cache.read_text(encoding="utf-8"))
+    kept["numbers"] = {key: losses[:1] for key, losses in kept["numbers"].items()}
+    cache.write_text(json.dumps(kept), encoding="utf-8")
+    calls = count_calls(monkeypatch)
+    held_out_losses(host, session, run.config(), small[:1], [1.0], cache=cache)
+    assert calls() == 2 * 2
+
+
+def test_what_was_measured_before_a_stop_is_kept(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "losses.json"
+
+    def stop(done: int, of: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        held_out_losses(host, session, run.config(), small, [1.0], stop, cache=cache)
+    assert not any("lora" in name for name, _ in session.model.unet.named_parameters())
+    calls = count_calls(monkeypatch)
+    held_out_losses(host, session, run.config(), small, [1.0], cache=cache)
+    assert calls() == 2
+
+
+def test_a_long_measuring_writes_its_cache_on_the_way(
+    host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "losses.json"
+    monkeypatch.setattr("lora_trainer.validation.cache._WRITE_EVERY", 0.0)
+    counts: list[int] = []
+
+    def count(done: int, of: int) -> None:
+        counts.append(len(json.loads(cache.read_text(encoding="utf-8"))["numbers"]))
+
+    held_out_losses(host, session, run.config(), small, [1.0], count, cache=cache)
+    assert counts == [1, 2, 3]
+
+
+# ------------------------------------------------------------------ into the document
+def entry(file: str | None, weight: float, losses: tuple[float, ...], se: float | None = 0.1) -> HeldOutLoss:
+    return HeldOutLoss(file, weight, losses, Difference(0.0, se, len(losses)))
+
+
+def test_losses_are_put_beside_their_cells() -> None:
+    groups = [{"column": c, "weight": w, "numbers": {"copy": 1.0}} for c, w in ((0, 0.0), (1, 0.5), (1, 1.0), (2, 0.5))]
+    grid = {"columns": [{"file": None}, {"file": "a"}, {"file": "b"}], "groups": groups}
+    problem = ("b", InputError("{path} does not exist; check the path.", path=Path("b")))
+    entries = [entry(None, 0.0, (0.5, 0.7)), entry("a", 0.5, (0.2, 0.4)), entry("a", 1.0, (math.nan, 0.4))]
+    for _ in range(2):  # a second time changes nothing
+        add_losses(grid, Losses(entries, True, 2, 9, LEVELS, [problem]))
+        assert groups == [
+            {"column": 0, "weight": 0.0, "numbers": {"copy": 1.0, "loss": pytest.approx(0.6)}, "losses": [0.5, 0.7]},
+            {
+                "column": 1,
+                "weight": 0.5,
+                "numbers": {"copy": 1.0, "loss": pytest.approx(0.3), "loss_se": 0.1},
+                "losses": [0.2, 0.4],
+            },
+            {"column": 1, "weight": 1.0, "numbers": {"copy": 1.0}},
+            {"column": 2, "weight": 0.5, "numbers": {"copy": 1.0}},
+        ]
+    assert json.loads(json.dumps(grid, allow_nan=False))["measured"] == {
+        "held_out": True,
+        "pictures": 2,
+        "of": 9,
+        "timesteps": LEVELS,
+        "problems": [
+            {"file": "b", "template": "{path} does not exist; check the path.", "values": {"path": "b"}},
+        ],
+    }
+
+
+def test_losses_that_are_not_known_any_more_are_taken_out() -> None:
+    group = {"column": 0, "weight": 0.0, "numbers": {"loss": 1.0, "loss_se": 1.0, "copy": 1.0}, "losses": [1.0]}
+    add_losses({"columns": [{"file": None}], "groups": [group]}, Losses([], False, 1, 1, LEVELS))
+    assert group == {"column": 0, "weight": 0.0, "numbers": {"copy": 1.0}}
 
 
 _losses = st.floats(allow_infinity=True, allow_nan=True)
@@ -170,7 +484,7 @@ _losses = st.floats(allow_infinity=True, allow_nan=True)
 
 @given(st.lists(_losses, min_size=1, max_size=8))
 def test_the_best_is_the_first_of_the_lowest_and_never_one_that_is_no_number(losses: list[float]) -> None:
-    entries = [HeldOutLoss(str(index), 1.0, loss) for index, loss in enumerate(losses)]
+    entries = [entry(str(index), 1.0, (loss,)) for index, loss in enumerate(losses)]
     numbers = [loss for loss in losses if not math.isnan(loss)]
     chosen = best(entries)
     if numbers:
@@ -181,4 +495,11 @@ def test_the_best_is_the_first_of_the_lowest_and_never_one_that_is_no_number(los
 
 
 def test_a_number_as_plain_values() -> None:
-    assert HeldOutLoss("a", 0.5, 0.25).to_dict() == {"file": "a", "weight": 0.5, "loss": 0.25}
+    assert HeldOutLoss("a", 0.5, (0.25, 0.75), Difference(-0.1, 0.02, 2)).to_dict() == {
+        "file": "a",
+        "weight": 0.5,
+        "loss": 0.5,
+        "difference": -0.1,
+        "se": 0.02,
+        "losses": [0.25, 0.75],
+    }

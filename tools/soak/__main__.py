@@ -18,6 +18,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     kills = commands.add_parser("kills", help="kill a run at random instants and resume it")
     kills.add_argument("--count", type=int, default=100)
+    kills.add_argument("--webui", action="store_true", help="kill the real WebUI instead of the embedded host")
     fuzz = commands.add_parser("fuzz", help="send random REST bodies, names and documents")
     fuzz.add_argument("--count", type=int, default=10_000)
     beside = commands.add_parser("beside", help="draw pictures of all kinds beside a run in the real WebUI")
@@ -41,7 +42,10 @@ def main() -> int:
 
 def _kills(args: argparse.Namespace, folder: Path) -> dict:
     from tools.soak.kills import Kills
+    from tools.soak.webui_kills import kill_webui
 
+    if args.webui:
+        return kill_webui(folder, args.seed, args.count)
     return Kills(folder, args.seed).go(args.count)
 
 

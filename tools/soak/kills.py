@@ -56,7 +56,7 @@ class Kills:
                 self.kills += 1
                 if self.kills % 2:
                     self._cut_power(self._folder / root)
-                self._check(self._folder / root)
+                check_files(self._folder / root)
                 print(f"\r{self.kills} kills, {self.runs} runs done", end="", file=sys.stderr, flush=True)
             assert digests(self._folder / root, "run") == wanted, f"{root} differs from the run without kills"
             self.runs += 1
@@ -84,19 +84,19 @@ class Kills:
                 content = path.read_bytes()
                 path.write_bytes(content[: self._rng.randrange(len(content) + 1)])
 
-    @staticmethod
-    def _check(root: Path) -> None:
-        """Everything that has its final name is whole, and every file that the manifest names is there."""
-        for path in [*root.glob("models/**/*.safetensors"), *root.glob("runs/*/state/*.safetensors")]:
-            load_file(path)
-        for path in [*root.glob("models/**/*.json"), *root.glob("runs/*/*.json")]:
-            json.loads(path.read_text(encoding="utf-8"))
-        for manifest in root.glob("runs/*/manifest.json"):
-            for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]:
-                assert Path(entry["path"]).is_file(), f"{entry['path']} is gone"
-        for path in root.glob("runs/*/samples/*.png"):
-            with Image.open(path) as picture:
-                picture.load()
+
+def check_files(root: Path) -> None:
+    """Everything that has its final name is whole, and every file that a manifest names is there."""
+    for path in [*root.glob("models/Lora/**/*.safetensors"), *root.glob("**/runs/*/state/*.safetensors")]:
+        load_file(path)
+    for path in [*root.glob("models/Lora/**/*.json"), *root.glob("**/runs/*/*.json")]:
+        json.loads(path.read_text(encoding="utf-8"))
+    for manifest in root.glob("**/runs/*/manifest.json"):
+        for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]:
+            assert Path(entry["path"]).is_file(), f"{entry['path']} is gone"
+    for path in root.glob("**/runs/*/samples/*.png"):
+        with Image.open(path) as picture:
+            picture.load()
 
 
 def _work(root: Path, values: dict[str, Any], loaded: Any) -> None:

@@ -1,0 +1,290 @@
+"""Block analysis and block tuning as page and REST ask for them: in the drawing line, told in the run's manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.access import require_readable
+from lora_trainer.control import Control
+from lora_trainer.errors import InputError, Interrupted, LoraTrainError, explain
+from lora_trainer.file_tools import concerning, read
+from lora_trainer.hosts.base import Host, draw_request
+from lora_trainer.line import Line, Task
+from lora_trainer.runs import UNFINISHED, Run
+from lora_trainer.schema import option, schema_of
+
+log = logging.getLogger(__name__)
+ANALYSIS, TUNING = "analysis", "tuning"
+MAX_SEED = 2**32 - 1
+
+
+@dataclass
+class AnalysisDocument:
+    """Which blocks move the picture."""
+
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.")
+    weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
+    prompts: list[str] = option([], "Prompts", "One a line; empty: the sample prompts.")
+    together: int = option(4, "Pictures at once", "Fewer need less memory.", min=1, max=64)
+
+
+@dataclass
+class TuningDocument:
+    """Block weights found for the person."""
+
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.")
+    weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
+    pictures: str = option(
+        "",
+        "Other pictures",
+        "Folder of pictures with captions that the LoRA was not trained on; empty: those that the run kept aside.",
+    )
+    steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
+    pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
+    seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED)
+
+
+def analysis_schema() -> dict[str, Any]:
+    """The JSON schema of what :meth:`BlockJobs.analyze` takes."""
+    schema = schema_of(AnalysisDocument)
+    seeds = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "default": []}
+    return {**schema, "properties": {**schema["properties"], "seeds": seeds}}
+
+
+@dataclass(eq=False)
+class _Work:
+    """What a run's tasks are found by in the line."""
+
+    run: Run
+
+
+class BlockJobs:
+    """Starts, stops and tells of them.
+
+    Args:
+        host: where the model is.
+        settled: the run of a name; raises :class:`NotFound`.
+        line: that they wait in.
+        on_change: called when a manifest changed, from the working thread.
+    """
+
+    def __init__(
+        self, host: Host, settled: Callable[[str], Run], line: Line, on_change: Callable[[Run], object]
+    ) -> None:
+        self._host = host
+        self._settled = settled
+        self._line = line
+        self._on_change = on_change
+        self._works: dict[str, _Work] = {}
+
+    def analyze(self, name: str, body: Mapping[str, Any]) -> Run:
+        """Draw a file's pictures with each block alone and without each.
+
+        Args:
+            name: the run.
+            body: an :class:`AnalysisDocument`, and ``seeds``, whole numbers; the samples' seed when there are none.
+
+        Raises:
+            InputError: one clear sentence, with the field's path.
+        """
+        from lora_trainer.validation.block_analysis import analyze, plan_analysis
+        from lora_trainer.validation.block_norms import find_file
+
+        wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
+        seeds = _seeds(body.get("seeds"))
+        run = self._settled(name)
+        config = run.config()
+        file = find_file(run, wanted.file)
+        samples = config.samples
+        plan = plan_analysis(
+            file.path,
+            wanted.prompts or samples.prompts or [config.data.trigger or config.name],
+            seeds or [samples.seed],
+            draw_request(samples, "", config.data.resolution),
+            weight=wanted.weight,
+            trigger=config.data.trigger,
+        ).on(self._host.check(config))
+
+        def work(progress: Callable[[int, int], None]) -> None:
+            with self._host.session(config) as session:
+                settled = plan.on(self._host.check(config), session.draw_settings())
+                analyze(settled, session, blocks_folder(run), together=wanted.together, on_cells=progress)
+
+        self._start(run, ANALYSIS, file.path, len(plan.cells()), work)
+        return run
+
+    def tune(self, name: str, body: Mapping[str, Any]) -> Run:
+        """Learn a file's block weights.
+
+        Args:
+            name: the run.
+            body: a :class:`TuningDocument`.
+
+        Raises:
+            InputError: one clear sentence, with the field's path.
+        """
+        from lora_trainer.validation.block_norms import find_file
+
+        wanted = read(TuningDocument, body)
+        run = self._settled(name)
+        config = run.config()
+        file = find_file(run, wanted.file)
+        require_readable(self._host, "pictures", wanted.pictures)
+        self._host.check(config)
+
+        def work(progress: Callable[[int, int], None]) -> None:
+            from lora_trainer.validation.block_tuner import Effort, find_pictures
+            from lora_trainer.validation.block_tuning import tune
+
+            with self._host.session(config) as session:
+                with concerning("pictures"):
+                    pictures = find_pictures(
+                        self._host,
+                        session,
+                        config,
+                        wanted.pictures,
+                        fingerprint=str(run.manifest.get("dataset", {}).get("fingerprint", "")),
+                        seed=wanted.seed,
+                    )
+                tune(
+                    session,
+                    file.path,
+                    pictures,
+                    precision=config.training.precision,
+                    weight=wanted.weight,
+                    effort=Effort(steps=wanted.steps, pull=wanted.pull, seed=wanted.seed),
+                    presets=self._host.block_presets(),
+                    output=blocks_folder(run) / file.path.stem / f"{TUNING}.json",
+                    on_part=progress,
+                )
+
+        self._start(run, TUNING, file.path, 0, work)
+        return run
+
+    def stop(self, name: str) -> Run:
+        """Stop what is done for a run; finished pictures are kept.
+
+        Raises:
+            InputError: nothing is done.
+        """
+        run = self._settled(name)
+        task = self._task(run)
+        if task is None:
+            raise InputError("No blocks of {name} are being looked at.", name=name)
+        if self._line.remove(task):
+            self._note(run, state="stopped", **explain(_stopped()))
+        task.control.ask("stop")
+        return run
+
+    def progress(self, run: Run) -> dict[str, Any]:
+        """How far a run's analysis or tuning is: ``state``, ``kind``, ``file``, ``done``, ``of``, ``message``."""
+        known = dict(run.manifest.get("blocks") or {})
+        if known.get("state") in UNFINISHED and self._task(run) is None:  # its program ended
+            known |= {"state": "stopped", **explain(_stopped())}
+        return known
+
+    def report(self, name: str, file: str = "") -> dict[str, Any]:
+        """Everything that is known of the blocks of a run's file.
+
+        Args:
+            name: the run.
+            file: the file's name without extension; the last one when empty.
+
+        Returns:
+            ``progress``, the heat map ``heat`` of all files, ``file``, and the documents ``analysis`` and ``tuning``,
+            ``None`` for what was not done with this very file.
+
+        Raises:
+            InputError: no such run or file.
+        """
+        from lora_trainer.validation.block_norms import find_file, heat_map, run_files
+
+        run = self._settled(name)
+        found = find_file(run, file)
+        return {
+            "progress": self.progress(run),
+            "heat": heat_map(run.name, run_files(run)),
+            "file": found.path.stem,
+            ANALYSIS: read_result(run, found.path, ANALYSIS),
+            TUNING: read_result(run, found.path, TUNING),
+        }
+
+    def wait(self, run: Run, timeout: float | None = None) -> bool:
+        """Wait until nothing is done or to be done for a run; ``False`` when the time ran out before."""
+        return self._line.wait(self._work(run), timeout)
+
+    # -------------------------------------------------------------- within
+    def _work(self, run: Run) -> _Work:
+        return self._works.setdefault(run.name, _Work(run))
+
+    def _task(self, run: Run) -> Task | None:
+        return self._line.find(self._work(run))
+
+    def _start(
+        self, run: Run, kind: str, file: Path, of: int, work: Callable[[Callable[[int, int], None]], None]
+    ) -> None:
+        if self._task(run):
+            raise InputError("The blocks of {name} are being looked at already.", name=run.name)
+
+        def carry_out(control: Control) -> None:
+            self._carry_out(run, work, control)
+
+        self._note(run, state="queued", kind=kind, file=file.stem, done=0, of=of, message="", error={})
+        self._line.add(Task(self._work(run), carry_out))
+
+    def _carry_out(self, run: Run, work: Callable[[Callable[[int, int], None]], None], control: Control) -> None:
+        """Do the work; whatever goes wrong ends up as a sentence in the manifest."""
+
+        def progress(done: int, of: int) -> None:
+            self._note(run, now=False, state="running", done=done, of=of)
+            if control.wish:
+                raise _stopped()
+
+        self._note(run, state="running")
+        try:
+            work(progress)
+            self._note(run, state="done")
+        except LoraTrainError as error:
+            stopped = control.wish or isinstance(error, Interrupted)
+            self._note(run, state="stopped" if stopped else "failed", **explain(error))
+        except Exception as error:
+            log.exception("The blocks of %s could not be looked at", run.name)
+            self._note(run, state="failed", **explain(error))
+
+    def _note(self, run: Run, *, now: bool = True, **values: Any) -> None:
+        run.update(blocks={**(run.manifest.get("blocks") or {}), **values}, now=now)
+        self._on_change(run)
+
+
+def blocks_folder(run: Run) -> Path:
+    """Where pictures and documents about a run's blocks are."""
+    return run.grids / "blocks"
+
+
+def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
+    """The document of a file, :data:`ANALYSIS` or :data:`TUNING`; ``None`` when it is about other bytes, or none."""
+    path = blocks_folder(run) / file.stem / f"{kind}.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
+        return document if document["sha256"] == known.get(str(file)) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _seeds(value: Any) -> list[int]:
+    """Raises :class:`InputError` for anything but whole numbers."""
+    values = [] if value is None else value
+    whole = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if not whole or not all(0 <= v <= MAX_SEED for v in values):
+        raise InputError("seeds: give whole numbers from 0 to {most}.", field="seeds", most=MAX_SEED)
+    return values
+
+
+def _stopped() -> LoraTrainError:
+    return LoraTrainError("It was stopped; finished pictures are kept.")

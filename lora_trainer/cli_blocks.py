@@ -1,0 +1,261 @@
+"""``lora-trainer blocks (analyze|tune)``: which blocks of a LoRA do what, and which weights suit them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.cli_files import Add, bar, print_json
+from lora_trainer.errors import InputError
+from lora_trainer.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from lora_trainer.config import TrainConfig
+    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.runs import Run
+
+
+def add_analysis_commands(add: Add, blocks: Any) -> None:
+    """``blocks (analyze|tune)``, below the ``blocks`` that :func:`add_block_commands` returns."""
+    analyze = add("analyze", _analyze, "show how strong each block is, and with prompts what it does", blocks)
+    _add_subject(analyze)
+    analyze.add_argument(
+        "--prompt", action="append", default=[], help="draw pictures with each block alone and without each; repeatable"
+    )
+    analyze.add_argument("--seed", type=int, action="append", default=[], help="of the pictures; repeatable")
+    analyze.add_argument("--trigger", help="the word that asks for the LoRA's subject (default: the run's)")
+    analyze.add_argument("--negative", help="negative prompt")
+    analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
+    analyze.add_argument("--steps", type=int, help="sampling steps")
+    analyze.add_argument("--cfg", type=float, help="CFG scale")
+    analyze.add_argument("--sampler")
+    analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
+    analyze.add_argument("--output", type=Path, help="folder for pictures, numbers and CSV")
+
+    tune = add("tune", _tune, "learn one weight a block on pictures that the LoRA was not trained on", blocks)
+    _add_subject(tune)
+    tune.add_argument(
+        "--pictures", type=Path, help="folder of pictures with captions (default: the run's held-out ones)"
+    )
+    tune.add_argument("--trigger", help="word that is put before every caption of --pictures (default: the run's)")
+    tune.add_argument("--resolution", type=int, help="at which --pictures are looked at (default: the run's, or 512)")
+    tune.add_argument("--steps", type=int, default=48, help="of the optimizer (default: 48)")
+    tune.add_argument("--pull", type=float, help="towards 1; higher changes fewer blocks")
+    tune.add_argument("--seed", type=int, default=0, help="of noise and halves")
+    tune.add_argument("--presets", type=Path, metavar="FILE", help="own presets to try too, NAME:values a line")
+    tune.add_argument("--output", type=Path, help="file for the result as JSON")
+    tune.add_argument("--bake", type=Path, metavar="NEW.safetensors", help="write the found weights into a new file")
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="RUN|FILE", help="name of a run, or a .safetensors file")
+    parser.add_argument("--epoch", type=int, help="which file of the run (default: the last)")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA (default: 1)")
+    parser.add_argument("--checkpoint", help="checkpoint to draw and measure with (default: the run's)")
+    parser.add_argument("--root", type=Path, help="folder of runs, models and cache (default: here)")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is looked at: a run's file, or a file by itself.
+
+    Attributes:
+        name: of run or file.
+        run: if it is one.
+        file: the LoRA.
+        config: checkpoint, size, sampler, pictures.
+        folder: where results go.
+    """
+
+    name: str
+    run: Run | None
+    file: Path
+    config: TrainConfig
+    folder: Path
+
+
+def _subject(args: argparse.Namespace, host: StandaloneHost) -> _Subject:
+    from lora_trainer.block_jobs import blocks_folder
+    from lora_trainer.config import TrainConfig
+    from lora_trainer.runs import Runs
+    from lora_trainer.validation.block_norms import find_file
+
+    changes = {"checkpoint": args.checkpoint} if args.checkpoint else {}
+    if Path(args.subject).suffix.lower() == ".safetensors":
+        if args.epoch is not None:
+            raise InputError("--epoch is for a run; {file} is a file.", file=args.subject)
+        file = Path(args.subject)
+        config = TrainConfig(name="blocks").with_values(changes)
+        return _Subject(file.stem, None, file, config, host.folders.runs.parent / "blocks")
+    run = Runs(host.folders.runs).get(args.subject)
+    file = find_file(run, epoch=args.epoch).path
+    return _Subject(run.name, run, file, run.config().with_values(changes), blocks_folder(run))
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    from lora_trainer.hosts.standalone import StandaloneHost
+
+    host = StandaloneHost(args.root)
+    subject = _subject(args, host)
+    found = _by_pictures(args, host, subject) if args.prompt else _from_files(args, subject)
+    if args.json:
+        return print_json(found)
+    if args.prompt:
+        _print_analysis(found)
+    else:
+        _print_heat(found)
+    return 0
+
+
+def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
+    """The heat map; no checkpoint is needed for it."""
+    from lora_trainer.validation.block_norms import LoraFile, heat_csv, heat_map, run_files
+
+    files = (
+        run_files(subject.run) if subject.run and args.epoch is None else [LoraFile(subject.file, subject.file.stem)]
+    )
+    heat = heat_map(subject.name, files)
+    problems = [row["problem"] for row in heat["rows"] if row["problem"]]
+    if len(problems) == len(heat["rows"]):
+        raise InputError(problems[0]["template"], **problems[0]["values"])
+    if args.output:
+        write_json(args.output / "heat.json", heat)
+        write_text(args.output / "heat.csv", heat_csv(heat))
+        heat["csv"] = str(args.output / "heat.csv")
+    return heat
+
+
+def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subject) -> dict[str, Any]:
+    from lora_trainer.hosts.base import draw_request
+    from lora_trainer.validation.block_analysis import analyze, plan_analysis
+
+    config = subject.config
+    like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(config))
+    given = {"negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler}
+    like = replace(like, **{key: value for key, value in given.items() if value is not None})
+    if args.size:
+        like = replace(like, width=args.size[0], height=args.size[1])
+    plan = plan_analysis(
+        subject.file,
+        args.prompt,
+        args.seed or [config.samples.seed],
+        like,
+        weight=args.weight,
+        trigger=config.data.trigger if args.trigger is None else args.trigger,
+    ).on(host.check(config))
+    with host.session(config) as session:
+        return analyze(
+            plan.on(host.check(config), session.draw_settings()),
+            session,
+            args.output or subject.folder,
+            together=args.together,
+            on_cells=bar("pictures", args.json),
+        )
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.network.block_presets import load_presets
+    from lora_trainer.network.derived import check_output
+    from lora_trainer.validation.block_tuner import Effort, find_pictures
+    from lora_trainer.validation.block_tuning import tune
+
+    host = StandaloneHost(args.root)
+    subject = _subject(args, host)
+    given = {"data.trigger": args.trigger, "data.resolution": args.resolution}
+    config = subject.config.with_values({key: value for key, value in given.items() if value is not None})
+    if subject.run is None and args.pictures is None:
+        raise InputError(
+            "{file} belongs to no run here; name pictures to learn from with --pictures.", file=subject.file
+        )
+    if args.bake:
+        check_output(args.bake, [subject.file])
+    effort = Effort(steps=args.steps, seed=args.seed, **({} if args.pull is None else {"pull": args.pull}))
+    host.check(config)
+    with host.session(config) as session:
+        found = tune(
+            session,
+            subject.file,
+            find_pictures(
+                host,
+                session,
+                config,
+                str(args.pictures or ""),
+                fingerprint=str(subject.run.manifest.get("dataset", {}).get("fingerprint", "")) if subject.run else "",
+                seed=args.seed,
+            ),
+            precision=config.training.precision,
+            weight=args.weight,
+            effort=effort,
+            presets=load_presets(args.presets) if args.presets else host.block_presets(),
+            output=args.output or subject.folder / subject.file.stem / "tuning.json",
+            on_part=bar("pictures", args.json),
+        )
+    if args.bake:
+        found["baked"] = _bake(subject.file, args.bake, found)
+    if args.json:
+        return print_json(found)
+    _print_tuning(found)
+    return 0
+
+
+def _bake(file: Path, output: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    from lora_trainer.network.tools import Baking, bake_file
+
+    weight = found["weight"]
+    return bake_file(file, output, Baking(weight, weight, found["lbw"])).to_dict()
+
+
+# ------------------------------------------------------------------ in lines
+def _print_heat(heat: Mapping[str, Any]) -> None:
+    print(f"‖ΔW‖ of {heat['name']} ({heat['architecture']})")
+    width = max(len(row["label"]) for row in heat["rows"])
+    print(" " * width, *(f"{block:>6}" for block in heat["blocks"]))
+    for row in heat["rows"]:
+        if row["problem"]:
+            print(f"{row['label']:{width}} {row['problem']['template'].format(**row['problem']['values'])}")
+        else:
+            print(f"{row['label']:{width}}", *(f"{'-' if n is None else f'{n:.3f}':>6}" for n in row["norms"]))
+    if "csv" in heat:
+        print(heat["csv"])
+
+
+def _print_analysis(found: Mapping[str, Any]) -> None:
+    leaks = found["all_leak"] is not None
+    print(f"{'block':6} {'effect':>7} {'alone':>15} {'left out':>15}" + (f" {'leak':>7}" if leaks else ""))
+    for entry in found["blocks"]:
+        only, without = entry["only"], entry["without"]
+        leak = f" {(entry['leak']['only']['rms'] + entry['leak']['without']['rms']) / 2:7.4f}" if leaks else ""
+        print(
+            f"{entry['block']:6} {entry['effect']:7.4f} {only['rms']:7.4f} ±{only['rms_sd']:6.4f} "
+            f"{without['rms']:7.4f} ±{without['rms_sd']:6.4f}{leak}"
+        )
+    _print_sentences(found["notes"])
+    print(found["csv"])
+    for sheet in found["sheets"]:
+        print(sheet)
+
+
+def _print_tuning(found: Mapping[str, Any]) -> None:
+    losses, tuned = found["losses"], found["tuned"]
+    print(f"pictures: {found['pictures']['count']} ({found['pictures']['kind']})")
+    print(
+        f"loss without the LoRA {losses['base']:.5f}, with it {losses['before']:.5f}, "
+        f"with the weights {losses['fitted']:.5f}"
+    )
+    print(f"on pictures that they were not fitted to: {tuned['before']:.5f} → {tuned['after']:.5f}")
+    for kind in ("tuned", "single", "preset"):
+        name = f" ({found[kind]['name']})" if kind != "tuned" else ""
+        print(f"  {kind + name:18} {found[kind]['relative']:+.2%} ± {found[kind]['error'] / found[kind]['before']:.2%}")
+    _print_sentences(found["sentences"])
+    print(f"lbw={found['lbw']}")
+    if "baked" in found:
+        print(found["baked"]["path"])
+
+
+def _print_sentences(sentences: list[dict[str, Any]]) -> None:
+    for sentence in sentences:
+        print(sentence["template"].format(**sentence["values"]))

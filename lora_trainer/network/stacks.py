@@ -1,0 +1,193 @@
+"""Several LoRAs in one prompt: their order, the sum of their weights, and random mixes around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lora_trainer.errors import InputError
+from lora_trainer.network.block_weights import parse_number
+from lora_trainer.network.lora_tag import TAG, LoraTag, parse_tag
+from lora_trainer.randomness import python_rng
+
+if TYPE_CHECKING:
+    from lora_trainer.network.derived import Notice
+
+SUM_ADVISED = 1.2
+"""The guides: weights of several LoRAs together should not be more."""
+METHODS = ("uniform", "dirichlet")
+MAX_LORAS = 50
+_STEPS = 1000
+"""Drawn weights have three decimals."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """LoRAs in the order in which they stand in a prompt; ``str()`` writes the tags."""
+
+    tags: tuple[LoraTag, ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name → the UNet's weight, or where that is 0 the text encoders'."""
+        return {tag.name: _weight(tag) for tag in self.tags}
+
+    @property
+    def total(self) -> float:
+        """The sum of the weights' sizes."""
+        return math.fsum(abs(weight) for weight in self.weights.values())
+
+    def notices(self) -> tuple[Notice, ...]:
+        """The guides' warning when the weights sum up to more than 1.2."""
+        from lora_trainer.network.merge import sum_notices
+
+        return sum_notices(list(self.weights.values()))
+
+    def prompt(self, text: str = "") -> str:
+        """A prompt with the tags behind it."""
+        return f"{text.strip()} {self}".strip()
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.tags))
+
+
+@dataclass(frozen=True)
+class MixRule:
+    """How the weights of random mixes are drawn.
+
+    Attributes:
+        method: ``uniform``: each weight w from w·(1 − spread) to w·(1 + spread), by itself. ``dirichlet``: the sum
+            stays, and the shares are Dirichlet(k·share) with k = 1 / spread² − 1, so that a share p has the mean p and
+            the standard deviation spread·√(p·(1 − p)).
+        spread: above 0 and below 1.
+        most: the sum of the weights' sizes is never more; larger ones are scaled down.
+        seed: of everything.
+    """
+
+    method: str = "uniform"
+    spread: float = 0.5
+    most: float = 1.2
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: an unknown method, or a number out of range.
+        """
+        if self.method not in METHODS:
+            raise InputError(
+                "There is no method {method}; give one of {known}.", method=self.method, known=", ".join(METHODS)
+            )
+        if not 0 < self.spread < 1:
+            raise InputError("spread: must be above 0 and below 1, not {value:g}.", field="spread", value=self.spread)
+        if not 0 < self.most < math.inf:
+            raise InputError("most: must be above 0, not {value:g}.", field="most", value=self.most)
+
+
+def parse_stack(text: str) -> Stack:
+    """LoRAs from lines ``name: weight``, ``name: weight: block weights``, or tags ``<lora:name:0.7>``.
+
+    What stands behind the weight is as in the tag: a second number is the UNet's weight, then come ``lbw=…``,
+    ``lbwe=…``, ``start=5``; a word or list alone is ``lbw``. Chinese colons and commas are read as well.
+
+    Raises:
+        InputError: nothing in it, a line that cannot be read, or a LoRA named twice.
+    """
+    tags = [tag for line in text.splitlines() if line.strip() for tag in _tags(line.strip())]
+    if not tags:
+        raise InputError("Name at least one LoRA; one a line, as name: weight.")
+    if len(tags) > MAX_LORAS:
+        raise InputError("These are {count} LoRAs; {most} in one prompt is the most.", count=len(tags), most=MAX_LORAS)
+    names = [tag.name for tag in tags]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError("{name} is named twice; give it one line with one weight.", name=twice)
+    return Stack(tuple(tags))
+
+
+def mixes(stack: Stack, count: int, rule: MixRule) -> list[Stack]:
+    """Random weights around those of a stack. The n-th is the same however many there are.
+
+    Raises:
+        InputError: all weights are 0.
+    """
+    weights = list(stack.weights.values())
+    if not any(weights):
+        raise InputError("All weights are 0, so there is nothing to mix; give one of the LoRAs a weight.")
+    return [_mix(stack, weights, number, rule) for number in range(count)]
+
+
+def require_constant(tag: LoraTag) -> None:
+    """Refuse what only a prompt in the WebUI can say.
+
+    Raises:
+        InputError: the tag has ``dyn``, ``start``, ``stop`` or ``step``.
+    """
+    if (tag.dyn, tag.start, tag.stop) != (None, None, None):
+        raise InputError("{tag}: dyn, start, stop and step work only in the WebUI's prompts; leave them out.", tag=tag)
+
+
+def _tags(line: str) -> list[LoraTag]:
+    """The LoRAs of one line."""
+    if not TAG.search(line):
+        return [_named(line)]
+    rest = TAG.sub("", line).strip(" ,，")
+    if rest:
+        raise InputError("“{text}” is no LoRA; put the rest of the prompt into its own field.", text=rest[:80])
+    return [parse_tag(match[0]) for match in TAG.finditer(line)]
+
+
+def _named(line: str) -> LoraTag:
+    """``name: weight: …``."""
+    plain = line.replace("，", ",") if ":" in line else line.replace("：", ":").replace("，", ",")
+    name, *rest = (part.strip() for part in plain.rstrip(", ").split(":"))
+    if any(mark in name for mark in "<>="):
+        raise InputError("“{line}” is not of the form name: weight.", line=line[:80])
+    if not rest:
+        return LoraTag(name)
+    weight, *more = rest
+    named = [part if _is_number(part) or "=" in part else f"lbw={part}" for part in more if part]
+    if any(">" in part for part in (weight, *named)):
+        raise InputError("“{line}” is not of the form name: weight.", line=line[:80])
+    parse_number(weight, f"The weight of {name}")
+    return parse_tag(f"<lora:{':'.join([name, weight, *named])}>")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _weight(tag: LoraTag) -> float:
+    return tag.unet_weight or tag.te
+
+
+def _mix(stack: Stack, weights: Sequence[float], number: int, rule: MixRule) -> Stack:
+    rng = python_rng("mix", rule.seed, number)
+    total = math.fsum(map(abs, weights))
+    if rule.method == "uniform":
+        drawn = [weight * rng.uniform(1 - rule.spread, 1 + rule.spread) for weight in weights]
+    else:
+        k = 1 / rule.spread**2 - 1
+        gammas = [rng.gammavariate(k * abs(weight) / total, 1.0) if weight else 0.0 for weight in weights]
+        whole = math.fsum(gammas)
+        shares = [gamma / whole for gamma in gammas] if whole else [abs(weight) / total for weight in weights]
+        drawn = [math.copysign(total * share, weight) for share, weight in zip(shares, weights, strict=True)]
+    size = math.fsum(map(abs, drawn))
+    scale = min(1.0, rule.most / size) if size else 1.0
+    rounded = [int(weight * scale * _STEPS) / _STEPS for weight in drawn]  # towards 0, so that the sum stays below
+    return Stack(tuple(_weighted(tag, weight) for tag, weight in zip(stack.tags, rounded, strict=True)))
+
+
+def _weighted(tag: LoraTag, weight: float) -> LoraTag:
+    """The tag at another weight; two weights keep their proportion."""
+    if tag.unet is None:
+        return replace(tag, te=weight)
+    factor = weight / _weight(tag) if _weight(tag) else 0.0
+    return replace(tag, te=round(tag.te * factor, 3), unet=round(tag.unet * factor, 3))

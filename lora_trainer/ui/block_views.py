@@ -1,0 +1,264 @@
+"""Heat map, ranked blocks and learned weights as HTML. Everything that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.i18n import Translate, message_sentence
+from lora_trainer.ui.views import notice
+
+_SHOWN = 80
+"""Side in pixels of a small picture, which is sent at twice the size for sharp screens."""
+_RAMP = ((0.0, (68, 1, 84)), (0.25, (59, 82, 139)), (0.5, (33, 145, 140)), (0.75, (94, 201, 98)), (1.0, (253, 231, 37)))
+"""Viridis (van der Walt & Smith, 2015), which grows evenly in lightness: also for the colour-blind, and in print."""
+_HIGHEST = 1.5
+_MANY = 20
+"""Columns; with more there is seldom room for numbers."""
+
+
+def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> str:
+    """‖ΔW‖ with files as rows and blocks as columns; ``chosen`` is the name of the file whose row is marked."""
+    t = translate
+    if not heat["rows"]:
+        return notice(t("This run has no LoRA files yet."))
+    largest = max((norm for row in heat["rows"] for norm in row["norms"] if norm is not None), default=0.0)
+    heads = "".join(f"<th scope='col'>{html.escape(block)}</th>" for block in heat["blocks"])
+    rows = "".join(_heat_row(row, heat["blocks"], largest, row["name"] == chosen, t) for row in heat["rows"])
+    many = ' class="lt-many"' if len(heat["blocks"]) > _MANY else ""
+    scale = "".join(f'<i style="background:{_colour(share / 20)[0]}"></i>' for share in range(21))
+    return (
+        f'<div class="lt-heat"><div class="lt-steps"><span>{html.escape(t("‖ΔW‖ of each block at weight 1"))}</span>'
+        f'<span class="lt-scale">0 {scale} {largest:.3g}</span></div>'
+        f'<div class="lt-scroll"><table{many}><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></div>"
+    )
+
+
+def _heat_row(row: Mapping[str, Any], blocks: Sequence[str], largest: float, chosen: bool, t: Translate) -> str:
+    label = html.escape(_label(row, t))
+    marked = ' class="lt-chosen"' if chosen else ""
+    if row["problem"]:
+        sentence = html.escape(t(row["problem"]["template"], **row["problem"]["values"]))
+        return f'<tr{marked}><th scope="row">{label}</th><td colspan="{max(1, len(blocks))}">{sentence}</td></tr>'
+    cells = "".join(_heat_cell(label, block, norm, largest) for block, norm in zip(blocks, row["norms"], strict=True))
+    return f'<tr{marked}><th scope="row">{label}</th>{cells}</tr>'
+
+
+def _heat_cell(label: str, block: str, norm: float | None, largest: float) -> str:
+    if norm is None:
+        return f'<td title="{label} · {html.escape(block)}: –">–</td>'
+    back, front = _colour(norm / largest if largest else 0.0)
+    return (
+        f'<td style="background:{back};color:{front}" title="{label} · {html.escape(block)}: {norm:.4g}">'
+        f"<span>{_short(norm)}</span></td>"
+    )
+
+
+def _label(row: Mapping[str, Any], t: Translate) -> str:
+    what = t("step") if str(row["label"]).startswith("step") else t("epoch")
+    return f"{what} {row['step'] if str(row['label']).startswith('step') else row['epoch']}"
+
+
+def _short(norm: float) -> str:
+    """At most four characters."""
+    return f"{norm:.0f}" if norm >= 100 else f"{norm:.1f}" if norm >= 10 else f"{norm:.2f}"
+
+
+def _colour(share: float) -> tuple[str, str]:
+    """Background and a text colour that can be read on it, for 0 … 1."""
+    share = min(1.0, max(0.0, share))
+    for (low, first), (high, second) in pairwise(_RAMP):
+        if share <= high:
+            part = (share - low) / (high - low)
+            red, green, blue = (round(a + part * (b - a)) for a, b in zip(first, second, strict=True))
+            light = 0.299 * red + 0.587 * green + 0.114 * blue
+            return f"#{red:02x}{green:02x}{blue:02x}", "#000" if light > 120 else "#fff"
+    raise AssertionError(share)
+
+
+# ------------------------------------------------------------------ by pictures
+def analysis_report(document: Mapping[str, Any], request: int, translate: Translate) -> str:
+    """The notes, and each block with bars and small pictures of one prompt and seed."""
+    t = translate
+    request = min(max(request, 0), len(document["requests"]) - 1)
+    shown = document["requests"][request]
+    largest = (
+        max((max(e["only"]["rms"], e["without"]["rms"], _leak(e)) for e in document["blocks"]), default=0.0) or 1.0
+    )
+    heads = [t("difference ×{gain}", gain=document["gain"]), t("only this block"), t("without it"), t("all blocks")]
+    rows = "".join(
+        _block_row(entry, entry["pictures"][request], shown["full"], heads, largest, t) for entry in document["blocks"]
+    )
+    keys = [("lt-bar-only", t("alone")), ("lt-bar-without", t("left out"))]
+    if document["all_leak"] is not None:
+        keys.append(("lt-bar-leak", t("without the trigger word")))
+    legend = "".join(f'<span><i class="{name}"></i>{html.escape(text)}</span>' for name, text in keys)
+    captions = "".join(f"<span>{html.escape(head)}</span>" for head in heads)
+    whole = t(
+        "The whole LoRA changes {share:.0%} of the picture (RMS {rms:.3f}).",
+        share=document["all"]["share"],
+        rms=document["all"]["rms"],
+    )
+    return (
+        _sentences(document["notes"], t)
+        + f'<div class="lt-steps"><span>{html.escape(whole)}</span></div>'
+        + f'<div class="lt-blocks"><div class="lt-block lt-blocks-head"><b></b><div class="lt-legend">{legend}</div>'
+        + f'<div class="lt-thumbs">{captions}</div></div>{rows}</div>'
+    )
+
+
+def _block_row(
+    entry: Mapping[str, Any],
+    pictures: Mapping[str, str],
+    full: str,
+    heads: Sequence[str],
+    largest: float,
+    t: Translate,
+) -> str:
+    bars = _bar("lt-bar-only", entry["only"], largest) + _bar("lt-bar-without", entry["without"], largest)
+    if entry["leak"]:
+        bars += _bar("lt-bar-leak", {"rms": _leak(entry)}, largest)
+    places = (pictures["difference"], pictures["only"], pictures["without"], full)
+    thumbs = "".join(_thumbnail(path, f"{entry['block']}: {head}") for path, head in zip(places, heads, strict=True))
+    block = html.escape(entry["block"])
+    return (
+        f'<div class="lt-block"><b>{block}</b><div class="lt-bars">{bars}</div>'
+        f'<div class="lt-thumbs">{thumbs}</div></div>'
+    )
+
+
+def _bar(kind: str, numbers: Mapping[str, float], largest: float) -> str:
+    spread = f" ±{numbers['rms_sd']:.3f}" if numbers.get("rms_sd") else ""
+    share = f" · {numbers['share']:.1%} > 20" if "share" in numbers else ""
+    title = html.escape(f"{numbers['rms']:.4f}{spread}{share}")
+    return (
+        f'<div class="lt-effect" title="{title}"><i class="{kind}" style="width:{numbers["rms"] / largest:.1%}"></i>'
+        f"<span>{numbers['rms']:.3f}{spread}</span></div>"
+    )
+
+
+def _leak(entry: Mapping[str, Any]) -> float:
+    leak = entry["leak"]
+    return (leak["only"]["rms"] + leak["without"]["rms"]) / 2 if leak else 0.0
+
+
+def _thumbnail(path: str, text: str) -> str:
+    try:
+        data = _small(path, Path(path).stat().st_mtime_ns)
+    except (OSError, PictureError):
+        return f'<span class="lt-broken" title="{html.escape(text)}">⚠</span>'
+    escaped = html.escape(text, quote=True)
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escaped}" title="{escaped}">'
+
+
+@lru_cache(maxsize=1024)
+def _small(path: str, modified: int) -> str:
+    image = read_picture(Path(path))
+    image.thumbnail((2 * _SHOWN, 2 * _SHOWN), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+# ------------------------------------------------------------------ learned weights
+def tuning_report(document: Mapping[str, Any], translate: Translate) -> str:
+    """The verdict, what was compared, the weights as bars and the list to type."""
+    t = translate
+    first, *others = document["sentences"]
+    kind = "good" if document["recommended"] != "none" else "info"
+    return (
+        notice(t(first["template"], **first["values"]), kind)
+        + _sentences(others, t)
+        + _compared(document, t)
+        + _weights(document, t)
+    )
+
+
+def _compared(document: Mapping[str, Any], t: Translate) -> str:
+    names = {
+        "tuned": t("learned block weights"),
+        "single": t("one weight, {weight}", weight=document["single"]["name"]),
+        "preset": t("preset {name}", name=document["preset"]["name"]),
+    }
+    heads = [t("on other pictures"), t("loss before"), t("loss after"), t("lower by"), t("prompt")]
+    rows = "".join(
+        _compared_row(
+            names[kind],
+            document[kind],
+            document if kind == "tuned" else document[kind],
+            kind == document["recommended"],
+            t,
+        )
+        for kind in names
+    )
+    table = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    losses = document["losses"]
+    facts = [
+        (losses["base"], t("without LoRA")),
+        (losses["before"], t("all blocks at 1")),
+        (losses["fitted"], t("fitted, on the same pictures")),
+    ]
+    shown = "".join(f"<span><b>{value:.4f}</b> {html.escape(name)}</span>" for value, name in facts)
+    return (
+        f'<div class="lt-steps">{shown}</div><div class="lt-scroll"><table class="lt-files lt-compared">'
+        f"<thead><tr>{table}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _compared_row(name: str, found: Mapping[str, Any], use: Mapping[str, Any], best: bool, t: Translate) -> str:
+    star = f' <span class="lt-badge lt-done">{html.escape(t("recommended"))}</span>' if best else ""
+    error = found["error"] / found["before"]
+    return (
+        f"<tr><td>{html.escape(name)}{star}</td><td>{found['before']:.4f}</td><td>{found['after']:.4f}</td>"
+        f"<td>{found['relative']:+.2%} ± {error:.2%}</td><td>{_use(use['prompt'], t)}</td></tr>"
+    )
+
+
+def _weights(document: Mapping[str, Any], t: Translate) -> str:
+    bars = "".join(
+        f'<div class="lt-weight{"" if weight == 1 else " lt-changed"}" title="{html.escape(block)}: {weight:g}">'
+        f'<span>{weight:g}</span><div><i style="height:{weight / _HIGHEST:.1%}"></i></div>'
+        f"<b>{html.escape(block)}</b></div>"
+        for block, weight in document["weights"].items()
+    )
+    return (
+        f'<div class="lt-scroll"><div class="lt-weights" style="--one:{1 / _HIGHEST:.1%}">{bars}</div></div>'
+        f'<div><code class="lt-list">{html.escape(document["lbw"])}</code> {_use(document["prompt"], t)}</div>'
+    )
+
+
+def _use(prompt: str, t: Translate) -> str:
+    data, label = html.escape(prompt, quote=True), html.escape(t("To txt2img"))
+    return f'<button class="lt-use" data-prompt="{data}">{label}</button>'
+
+
+# ------------------------------------------------------------------ both
+def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> str:
+    lines = "".join(f"<li>{html.escape(t(note['template'], **note['values']))}</li>" for note in notes)
+    return f'<ul class="lt-notice">{lines}</ul>' if lines else ""
+
+
+def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
+    """How far an analysis or a tuning is, or why it ended."""
+    t = translate
+    state = progress.get("state", "")
+    if state == "queued":
+        return notice(t("Waiting for its turn."))
+    if state == "running":
+        done, of = progress["done"], progress["of"]
+        if progress["kind"] == "analysis":
+            return notice(t("Drawing {file}: {done} of {of} pictures.", file=progress["file"], done=done, of=of))
+        return notice(t("Learning the weights of {file}: {done} of {of}.", file=progress["file"], done=done, of=of))
+    if state in ("failed", "stopped"):
+        return notice(message_sentence(dict(progress), t), "error" if state == "failed" else "info")
+    return ""

@@ -1,0 +1,269 @@
+"""The page's panel for block weights: what the blocks of a file do, and which weights suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.block_jobs import ANALYSIS, TUNING, BlockJobs, blocks_folder, read_result
+from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.i18n import Translate, error_sentence
+from lora_trainer.jobs import Jobs
+from lora_trainer.runs import UNFINISHED, Run
+from lora_trainer.ui import block_views, views
+
+_BAKE_SECONDS = 60.0
+"""How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
+
+
+class BlocksPanel:
+    """Widgets and what happens when they are used; made inside the ``with`` of whatever holds them.
+
+    Args:
+        jobs: of the host.
+        translate: into the page's language.
+    """
+
+    def __init__(self, jobs: Jobs, translate: Translate) -> None:
+        self._jobs = jobs
+        self._blocks: BlockJobs = jobs.blocks
+        self._t = translate
+        self._build()
+
+    def connect(self, poll: gr.Button, page: gr.Blocks) -> None:
+        """Let the page's poll and its loading fill the panel."""
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        asked = [self.run, self.file, self.request, self.seen]
+        poll.click(self._poll, asked, self._shown(), **hidden)
+        page.load(self._poll, asked, self._shown(), **hidden)
+        self.run.input(self._poll, asked, self._shown(), **hidden)
+        self.file.input(self._poll, asked, self._shown(), **hidden)
+        self.request.input(self._poll, asked, self._shown(), **hidden)
+        subject = [self.run, self.file, self.weight]
+        self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **hidden)
+        self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **hidden)
+        self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
+        self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
+
+    # -------------------------------------------------------------- layout
+    def _build(self) -> None:
+        t = self._t
+        with gr.Row():
+            names = self._jobs.runs.names()
+            self.run = gr.Dropdown(
+                choices=names,
+                value=names[0] if names else None,
+                label=t("Training run"),
+                elem_id="lora_train_blocks_run",
+            )
+            self.file = gr.Dropdown(
+                choices=[], label=t("LoRA file"), elem_id="lora_train_blocks_file", allow_custom_value=True
+            )
+            self.weight = gr.Number(value=1.0, label=t("LoRA weight"), elem_id="lora_train_blocks_weight")
+        self.heat = gr.HTML(elem_id="lora_train_blocks_heat")
+        with gr.Row():
+            self.prompts = gr.Textbox(
+                lines=2,
+                label=t("Prompts"),
+                info=t("One a line, some without the trigger word; empty: the sample prompts."),
+                elem_id="lora_train_blocks_prompts",
+            )
+            self.seeds = gr.Textbox(
+                value="1, 2",
+                max_lines=1,
+                label=t("Seeds"),
+                info=t("With commas between; more give surer numbers."),
+                elem_id="lora_train_blocks_seeds",
+            )
+            self.pictures = gr.Textbox(
+                max_lines=1,
+                label=t("Other pictures"),
+                info=t("Folder with captions, to learn weights from; empty: those that the run kept aside."),
+                elem_id="lora_train_blocks_pictures",
+            )
+        with gr.Row():
+            self.analyze = gr.Button(t("Find out what each block does"), elem_id="lora_train_blocks_analyze")
+            self.tune = gr.Button(t("Find the best block weights"), elem_id="lora_train_blocks_tune")
+            self.stop = gr.Button(t("Stop"), visible=False, elem_id="lora_train_blocks_stop")
+        self.feedback = gr.HTML(elem_id="lora_train_blocks_feedback")
+        self.status = gr.HTML(elem_id="lora_train_blocks_status")
+        self.tuning = gr.HTML(elem_id="lora_train_blocks_tuning")
+        self.bake = gr.Button(t("Bake these weights into a new file"), visible=False, elem_id="lora_train_blocks_bake")
+        self.request = gr.Dropdown(
+            choices=[], label=t("Prompt and seed"), visible=False, elem_id="lora_train_blocks_request"
+        )
+        self.analysis = gr.HTML(elem_id="lora_train_blocks_analysis")
+        self.seen = gr.State({})
+
+    def _shown(self) -> list[Any]:
+        return [
+            self.run, self.file, self.heat, self.status, self.tuning, self.bake, self.request, self.analysis,
+            self.analyze, self.tune, self.stop, self.seen,
+        ]  # fmt: skip
+
+    # -------------------------------------------------------------- what is shown
+    def _poll(self, name: str | None, file: str | None, request: str | None, seen: dict[str, Any]) -> list[Any]:
+        """Everything that may have changed since ``seen``; what has not is left alone."""
+        parts = self._parts(name or "", file or "", request or "")
+        shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
+        return [*shown, {key: mark for key, (mark, _) in parts.items()}]
+
+    def _parts(self, name: str, asked: str, request: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
+        """Key → what tells its state, and what shows it; in the order of the outputs."""
+        t, names = self._t, self._jobs.runs.names()
+        run = self._run(name, names)
+        paths = [Path(entry["path"]) for entry in run.manifest["files"]] if run else []
+        stems = [path.stem for path in paths]
+        file = asked if asked in stems else (stems[-1] if stems else "")
+        path = paths[stems.index(file)] if file else None
+        progress = self._blocks.progress(run) if run else {}
+        busy = progress.get("state") in UNFINISHED
+        analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
+
+        def result(kind: str) -> dict[str, Any] | None:
+            return read_result(run, path, kind) if run and path else None
+
+        def analysed() -> str:
+            document = result(ANALYSIS)
+            if document is None:
+                return ""
+            choices = _requests(document)
+            return block_views.analysis_report(document, choices.index(request) if request in choices else 0, t)
+
+        def tuned() -> str:
+            document = result(TUNING)
+            return block_views.tuning_report(document, t) if document else ""
+
+        return {
+            "run": ((names, run and run.name), lambda: self._choice(names, run.name if run else None, name)),
+            "file": ((stems, file), lambda: self._choice(stems, file or None, asked)),
+            "heat": (
+                (run and run.name, [self._modified(each) for each in paths], file),
+                lambda: self._heat(run, file) if run else views.notice(t("No run yet.")),
+            ),
+            "status": (progress, lambda: block_views.blocks_status(progress, t)),
+            "tuning": (tuning, tuned),
+            "bake": ((tuning, busy), lambda: gr.update(visible=result(TUNING) is not None)),
+            "request": (analysis, lambda: self._request_choice(result(ANALYSIS))),
+            "analysis": ((analysis, request), analysed),
+            "analyze": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
+            "tune": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
+            "stop": (busy, lambda: gr.update(visible=busy)),
+        }
+
+    def _run(self, name: str, names: list[str]) -> Run | None:
+        for candidate in (name, *names[:1]):
+            try:
+                if candidate:
+                    return self._jobs.settled(candidate)
+            except InputError:
+                continue
+        return None
+
+    @staticmethod
+    def _choice(choices: list[str], value: str | None, asked: str) -> Any:
+        """A list to choose from. What the person chose is left alone: this answer may come after they chose again."""
+        return gr.update(choices=choices) if value == asked else gr.update(choices=choices, value=value)
+
+    def _heat(self, run: Run, file: str) -> str:
+        from lora_trainer.validation.block_norms import heat_map, run_files
+
+        return block_views.heat_table(heat_map(run.name, run_files(run)), file, self._t)
+
+    @staticmethod
+    def _request_choice(document: dict[str, Any] | None) -> Any:
+        choices = _requests(document) if document else []
+        return gr.update(choices=choices, value=choices[0] if choices else None, visible=len(choices) > 1)
+
+    def _stamp(self, run: Run | None, path: Path | None, kind: str) -> tuple[str, str, float]:
+        """What tells whether there is another document to show."""
+        if run is None or path is None:
+            return ("", "", 0.0)
+        return (run.name, path.stem, self._modified(blocks_folder(run) / path.stem / f"{kind}.json"))
+
+    @staticmethod
+    def _modified(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    # -------------------------------------------------------------- buttons
+    def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+        def start() -> None:
+            body = {
+                **self._subject(file, weight),
+                "prompts": [line.strip() for line in prompts.splitlines() if line.strip()],
+                "seeds": [_seed(text) for text in seeds.replace("，", ",").split(",") if text.strip()],
+            }
+            self._blocks.analyze(run or "", body)
+
+        return self._answer(start, "The pictures are being drawn.")
+
+    def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
+        body = {**self._subject(file, weight), "pictures": pictures.strip()}
+        return self._answer(lambda: self._blocks.tune(run or "", body), "The weights are being learned.")
+
+    def _stop(self, run: str | None) -> str:
+        return self._answer(lambda: self._blocks.stop(run or ""), "It stops after this picture.")
+
+    def _bake(self, run: str | None, file: str | None) -> str:
+        """Write the learned weights into a new file beside the old one, and make it known to the host."""
+        try:
+            entry = self._jobs.settled(run or "")
+            path = self._path(entry, file or "")
+            document = read_result(entry, path, TUNING)
+            if document is None:
+                raise InputError("There are no learned weights of {file} yet.", file=path.stem)
+            chores = self._jobs.files.chores
+            chore = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not chores.wait(chore, _BAKE_SECONDS):
+                return views.notice(self._t("{name} is in line.", name=chore.title))
+            if chore.error:
+                raise chore.error
+        except LoraTrainError as error:
+            return views.error_notice(error, self._t)
+        return views.notice(self._t("Written: {path}", path=chore.result.path), "good")
+
+    def _named(self, path: Path) -> dict[str, str]:
+        loras = self._jobs.host.folders.loras
+        within = loras in path.parents
+        return {"file": path.relative_to(loras).with_suffix("").as_posix() if within else str(path)}
+
+    @staticmethod
+    def _path(run: Run, file: str) -> Path:
+        from lora_trainer.validation.block_norms import find_file
+
+        return find_file(run, file).path
+
+    @staticmethod
+    def _subject(file: str | None, weight: float | None) -> dict[str, Any]:
+        return {"file": file or "", "weight": weight}
+
+    def _answer(self, action: Callable[[], object], done: str) -> str:
+        try:
+            action()
+        except LoraTrainError as error:
+            return views.notice(error_sentence(error, self._t), "error")
+        return views.notice(self._t(done))
+
+
+def _requests(document: dict[str, Any]) -> list[str]:
+    """What tells the pictures of one prompt and seed from those of others."""
+    return [f"{each['prompt']} · {each['seed']}" for each in document["requests"]]
+
+
+def _baked(document: dict[str, Any]) -> dict[str, Any]:
+    return {"weight": document["weight"], "lbw": document["lbw"]}
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            "seeds: “{text}” is not a whole number; write 1, 2, 3.", field="seeds", text=text.strip()[:40]
+        ) from None

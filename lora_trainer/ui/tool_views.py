@@ -1,0 +1,239 @@
+"""What the panels of file tools and stacks show, as HTML. Everything that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.chores import Chore
+from lora_trainer.errors import LoraTrainError
+from lora_trainer.i18n import Translate, error_sentence
+from lora_trainer.ui.views import gigabytes, notice, progress_bar
+
+if TYPE_CHECKING:
+    from lora_trainer.network.stacks import Stack
+
+TOP_TAGS = 24
+KINDS = {"bake": "Bake", "merge": "Merge", "resize": "Resize", "extract": "Extract", "mix": "Random mixes"}
+STATES = {"queued": "Waiting", "running": "Working", "stopped": "Stopped", "failed": "Failed", "done": "Done"}
+TRAINING = {
+    "ss_sd_model_name": "Base model",
+    "ss_base_model_version": "Base version",
+    "ss_num_train_images": "pictures an epoch",
+    "ss_resolution": "Resolution",
+    "ss_epoch": "epochs",
+    "ss_steps": "steps",
+    "ss_unet_lr": "UNet learning rate",
+    "ss_text_encoder_lr": "Text encoder learning rate",
+    "ss_optimizer": "Optimizer",
+    "ss_lr_scheduler": "Scheduler",
+    "ss_seed": "Seed",
+    "ss_clip_skip": "Clip skip",
+    "lora_train_made_from": "Made by",
+}
+"""What people look for in a file's metadata, and how it is called."""
+
+
+# ------------------------------------------------------------------ a file
+def info_report(found: Mapping[str, Any], card: Mapping[str, Any], translate: Translate) -> str:
+    """What :func:`lora_trainer.network.info.info` found in a file, for people.
+
+    Args:
+        found: its answer.
+        card: the file's ``.json``; empty when it has none.
+        translate: into the page's language.
+    """
+    t = translate
+    badges = [found["architecture"], *(f"{kind} × {count}" for kind, count in found["kinds"].items())]
+    head = "".join(f'<span class="lt-badge lt-plain">{html.escape(badge)}</span>' for badge in badges)
+    facts = [
+        (gigabytes(found["bytes"]), "file size"),
+        (", ".join(found["precision"]), "precision"),
+        (_range(found["ranks"]), "rank"),
+        (_range(found["alphas"]), "alpha"),
+        (f"{found['norm']:.4g}", "‖ΔW‖ at weight 1"),
+    ]
+    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+    name = html.escape(Path(found["path"]).stem)
+    return (
+        f'<div class="lt-head"><b>{name}</b>{head}</div><div class="lt-steps">{shown}</div>'
+        + _training(found["metadata"], card, t)
+        + _blocks(found["blocks"], t)
+    )
+
+
+def _range(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return "–"
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def _training(metadata: Mapping[str, Any], card: Mapping[str, Any], t: Translate) -> str:
+    rows = [(t("Trigger"), str(card.get("activation text") or metadata.get("modelspec.trigger_phrase") or ""))]
+    rows += [(t(TRAINING[key]), _entry(key, metadata[key])) for key in TRAINING if metadata.get(key)]
+    rows = [(title, value) for title, value in rows if value and value != "None"]
+    lines = "".join(f"<div><span>{html.escape(title)}</span> <b>{html.escape(v[:300])}</b></div>" for title, v in rows)
+    table = f'<div class="lt-facts">{lines}</div>' if lines else ""
+    tags = "".join(
+        f"<span>{html.escape(tag[:80])} <b>{count}</b></span>" for tag, count in top_tags(metadata, TOP_TAGS)
+    )
+    if not lines and not tags:
+        return notice(t("This file says nothing about its training."))
+    return table + (f'<div class="lt-buckets">{tags}</div>' if tags else "")
+
+
+def _entry(key: str, value: Any) -> str:
+    if key == "lora_train_made_from" and isinstance(value, list):
+        return " → ".join(str(step.get("made", "?")) for step in value if isinstance(step, dict))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def top_tags(metadata: Mapping[str, Any], count: int) -> list[tuple[str, int]]:
+    """The most frequent tags of the captions, from ``ss_tag_frequency``: folder → tag → count."""
+    counts: Counter[str] = Counter()
+    folders = metadata.get("ss_tag_frequency")
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, number in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(number, int) and str(tag).strip():
+                counts[str(tag).strip()] += number
+    return counts.most_common(count)
+
+
+def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
+    largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
+    rows = "".join(_block(block, largest, t) for block in blocks)
+    heads = "".join(f"<th>{html.escape(t(head))}</th>" for head in ("block", "modules", "rank", "‖ΔW‖", "strength"))
+    table = f'<table class="lt-files lt-file-blocks"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="lt-scroll">{table}</div>'
+
+
+def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
+    share = block["norm"] / largest
+    unknown = block["unknown"]
+    more = f" <small>{html.escape(t('+ {count} unknown', count=unknown))}</small>" if unknown else ""
+    bar = f'<div class="lt-strength"><i style="width:{share:.1%}"></i></div>'
+    return (
+        f"<tr><td>{html.escape(block['block'])}</td><td>{block['modules']}</td><td>{_range(block['ranks'])}</td>"
+        f"<td>{block['norm']:.4f}{more}</td><td>{bar}</td></tr>"
+    )
+
+
+# ------------------------------------------------------------------ work in the line
+def chore_cards(chores: Iterable[Chore], poll: str, translate: Translate) -> str:
+    """How far each is, and what it made.
+
+    Args:
+        chores: newest first.
+        poll: the button that the page presses once a second while one of them goes on.
+        translate: into the page's language.
+    """
+    return "".join(_chore_card(chore, poll, translate) for chore in chores)
+
+
+def _chore_card(chore: Chore, poll: str, t: Translate) -> str:
+    badge = f'<span class="lt-badge lt-{chore.state}">{html.escape(t(STATES[chore.state]))}</span>'
+    kind = html.escape(t(KINDS[chore.kind]))
+    head = f'<div class="lt-head">{badge}<b>{html.escape(chore.title)}</b><span>{kind}</span></div>'
+    if chore.is_working:
+        bar = progress_bar(chore.done / chore.of if chore.of else 0.0)
+        return f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}{bar}</div>'
+    result = _made(chore.result, t) if chore.state == "done" and chore.kind != "mix" else ""
+    return f'<div class="lt-chore">{head}{_said(chore.error, t)}{result}</div>'
+
+
+def _said(error: LoraTrainError | None, t: Translate) -> str:
+    if error is None:
+        return ""
+    return notice(error_sentence(error, t), "error")
+
+
+def _made(made: Any, t: Translate) -> str:
+    """A new file: what came out, and its prompt."""
+    facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
+    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(name)}</span>" for value, name in facts)
+    remarks = "".join(notice(t(each.template, **each.values), "warning") for each in made.notices)
+    prompt = f"<lora:{made.path.stem}:1>"
+    return (
+        f'<div class="lt-steps">{shown}</div>{remarks}<div><code>{html.escape(prompt)}</code> {use_button(prompt, t)}'
+        f"<br><small>{html.escape(str(made.path))}</small></div>"
+    )
+
+
+FACTS = {
+    "ranks": "rank",
+    "error": "relative error",
+    "covered": "of the difference covered",
+    "kept": "modules",
+    "changed": "with another weight",
+    "dropped": "modules left out",
+    "expanded": "written in full",
+    "unchanged": "unchanged layers",
+    "lbw": "block weights",
+}
+
+
+def _says_something(key: str, value: Any) -> bool:
+    return bool(value) and not (key == "lbw" and set(value.split(",")) == {"1"})
+
+
+def _fact(key: str, value: Any) -> str:
+    if key == "ranks":
+        return _range(value)
+    return f"{value:.2%}" if key in ("error", "covered") else str(value)
+
+
+def use_button(prompt: str, translate: Translate, *, negative: str | None = None) -> str:
+    """A button that carries a prompt to txt2img: behind what is there, or with a ``negative`` in its place."""
+    place = "" if negative is None else f' data-replace="" data-negative="{html.escape(negative, quote=True)}"'
+    data = html.escape(prompt, quote=True)
+    return f'<button class="lt-use" data-prompt="{data}"{place}>{html.escape(translate("To txt2img"))}</button>'
+
+
+# ------------------------------------------------------------------ stacks
+def stack_report(stack: Stack, translate: Translate) -> str:
+    """The LoRAs in their order, the sum of their weights, and the tags to type."""
+    t = translate
+    rows = "".join(
+        f"<tr><td>{number}</td><td>{html.escape(tag.name)}</td><td>{stack.weights[tag.name]:g}</td>"
+        f"<td>{html.escape(tag.lbw or '–')}</td></tr>"
+        for number, tag in enumerate(stack.tags, start=1)
+    )
+    heads = "".join(f"<th>{html.escape(t(head))}</th>" for head in ("order", "LoRA file", "weight", "block weights"))
+    table = f'<table class="lt-files lt-stack"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    remarks = "".join(notice(t(each.template, **each.values), "warning") for each in stack.notices())
+    if not remarks and len(stack.tags) > 1:
+        remarks = notice(t("The weights sum up to {total:g}; that is sound.", total=round(stack.total, 6)), "good")
+    return (
+        f'<div class="lt-scroll">{table}</div>{remarks}'
+        f"<div><code>{html.escape(str(stack))}</code> {use_button(str(stack), t)}</div>"
+    )
+
+
+def mixes_table(document: Mapping[str, Any], translate: Translate) -> str:
+    """The mixes with their weights, and a button for each."""
+    t = translate
+    if not document["mixes"]:
+        return ""
+    names = [lora["name"] for lora in document["loras"]]
+    request = document["request"]
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("№", *names, t("sum"), t("prompt")))
+    rows = "".join(_mix_row(mix, names, request, t) for mix in document["mixes"])
+    table = f'<table class="lt-files lt-mixes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="lt-scroll">{table}</div>'
+
+
+def _mix_row(mix: Mapping[str, Any], names: Sequence[str], request: Mapping[str, Any], t: Translate) -> str:
+    weights = "".join(f"<td>{mix['weights'][name]:g}</td>" for name in names)
+    if request["prompt"]:
+        button = use_button(mix["prompt"], t, negative=request["negative"])
+    else:
+        button = use_button(mix["tags"], t)
+    return (
+        f"<tr><td>{mix['number']}</td>{weights}<td>{mix['total']:g}</td>"
+        f"<td><code>{html.escape(mix['tags'])}</code> {button}</td></tr>"
+    )

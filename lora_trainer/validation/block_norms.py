@@ -1,0 +1,142 @@
+"""How strong LoRA files are in each block, from the files alone: a heat map of ‖ΔW‖ over blocks and epochs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.network.blocks import architecture_of
+from lora_trainer.network.info import ORDER, BlockInfo, block_infos
+from lora_trainer.network.lora_file import read_lora, read_metadata
+from lora_trainer.network.modules import group
+from lora_trainer.runs import Run
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file of a run, or any other; ``label`` is what its row or column is called."""
+
+    path: Path
+    label: str
+    epoch: int = 0
+    step: int = 0
+
+
+def run_files(run: Run) -> list[LoraFile]:
+    """The files in a run's manifest, in the order in which they were written; some may be gone."""
+    return [
+        LoraFile(
+            Path(entry["path"]),
+            f"step {entry['step']}" if "-step" in Path(entry["path"]).stem else f"epoch {entry['epoch']}",
+            entry["epoch"],
+            entry["step"],
+        )
+        for entry in run.manifest["files"]
+    ]
+
+
+def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
+    """A file of a run by its name without extension or by its epoch; the last one when neither is given.
+
+    Raises:
+        InputError: the run has no such file, or it is gone.
+    """
+    files = run_files(run)
+    if not files:
+        raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
+    wanted = files[-1:]
+    if name:
+        wanted = [file for file in files if file.path.stem == name]
+    elif epoch is not None:
+        wanted = [file for file in files if file.epoch == epoch and file.label.startswith("epoch")]
+    if not wanted:
+        raise InputError(
+            "The run {name} has no file {file}; it has {known}.",
+            field="file",
+            name=run.name,
+            file=name[:100] or f"epoch {epoch}",
+            known=", ".join(file.path.stem for file in files),
+        )
+    if not wanted[-1].path.is_file():
+        raise InputError("{path} does not exist; check the path.", field="file", path=wanted[-1].path)
+    return wanted[-1]
+
+
+def heat_map(name: str, files: Sequence[LoraFile]) -> dict[str, Any]:
+    """‖ΔW‖ of each block of each file, ready for JSON.
+
+    Returns:
+        ``blocks`` are the columns; each of ``rows`` has as many ``norms`` (at weight 1; ``None`` for a block that the
+        file does not have or whose ΔW depends on the checkpoint) and a ``problem`` when the file could not be read.
+    """
+    found: list[tuple[LoraFile, _Strength | None, dict[str, Any] | None]] = []
+    for file in files:
+        try:
+            found.append((file, _strength_of(file.path), None))
+        except LoraTrainError as error:
+            values = {key: str(value) for key, value in error.values.items()}
+            found.append((file, None, {"template": error.template, "values": values}))
+    known = [strength for _, strength, _ in found if strength]
+    blocks = [block for block in ORDER if any(block in strength.blocks for strength in known)]
+    return {
+        "version": 1,
+        "name": name,
+        "architecture": known[0].architecture if known else "",
+        "blocks": blocks,
+        "rows": [
+            {
+                "label": file.label,
+                "file": str(file.path),
+                "name": file.path.stem,
+                "epoch": file.epoch,
+                "step": file.step,
+                "norms": [_norm(strength, block) for block in blocks],
+                "problem": problem,
+            }
+            for file, strength, problem in found
+        ],
+    }
+
+
+def heat_csv(heat: dict[str, Any]) -> str:
+    """The heat map as CSV: one line a file, one column a block."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "epoch", "step", *heat["blocks"]])
+    for row in heat["rows"]:
+        norms = ["" if norm is None else f"{norm:.6g}" for norm in row["norms"]]
+        writer.writerow([row["name"], row["epoch"], row["step"], *norms])
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class _Strength:
+    architecture: str
+    blocks: dict[str, BlockInfo]
+
+
+def _strength_of(path: Path) -> _Strength:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError("{path} does not exist; check the path.", path=path) from error
+    return _read(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=512)
+def _read(path: Path, size: int, modified: int) -> _Strength:
+    """A file's strengths; size and time are there so that a file that was written again is read again."""
+    tensors = read_lora(path)
+    architecture = architecture_of(group(tensors), read_metadata(path)).name
+    return _Strength(architecture, {info.block: info for info in block_infos(tensors)})
+
+
+def _norm(strength: _Strength | None, block: str) -> float | None:
+    info = strength.blocks.get(block) if strength else None
+    return None if info is None or info.unknown == info.modules else info.norm

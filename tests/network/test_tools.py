@@ -1,0 +1,102 @@
+"""File tools from file to file: what goes with a new file; their numerics are in test_bake, test_merge_resize …"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_trainer.errors import InputError
+from lora_trainer.network.derived import RECORD
+from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
+from lora_trainer.network.lora_tag import parse_tag
+from lora_trainer.network.modules import group
+from lora_trainer.network.resize import Rule
+from lora_trainer.network.tools import Baking, Ingredient, bake_file, baked_name, copy_card, merge_files, resize_file
+from tests.network.made import KEYS, delta, some_lora
+
+CARD = {"activation text": "zorp", "preferred weight": 0.8, "notes": "汉服"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A LoRA with a card."""
+    save_lora(tmp_path / "a.safetensors", some_lora(4, 2.0), {"ss_output_name": "a"}, "fp32")
+    (tmp_path / "a.json").write_text(json.dumps(CARD, ensure_ascii=False), encoding="utf-8")
+    return tmp_path / "a.safetensors"
+
+
+def card(path: Path) -> Any:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_baking_takes_the_card_along_with_a_preferred_weight_that_means_the_same(file: Path) -> None:
+    output = baked_name(file)
+    made = bake_file(file, output, Baking(te=1.0, unet=0.8))
+    assert (made.path, output.name) == (output, "a-baked.safetensors")
+    assert card(output) == {**CARD, "preferred weight": 1.0}
+    assert card(file) == CARD
+    assert made.to_dict()["changed"] == sum(key.startswith("lora_unet") for key in KEYS)
+
+
+def test_resizing_takes_the_card_along(file: Path) -> None:
+    output = file.with_name("small.safetensors")
+    made = resize_file(file, output, Rule(2))
+    assert card(output) == CARD
+    assert made.facts["ranks"] == [2]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", None])
+def test_a_card_that_is_none_is_left_behind(file: Path, content: bytes | None) -> None:
+    old = file.with_suffix(".json")
+    old.unlink() if content is None else old.write_bytes(content)
+    output = file.with_name("small.safetensors")
+    resize_file(file, output, Rule(2))
+    assert output.exists()
+    assert not output.with_suffix(".json").exists()
+
+
+def test_a_card_that_is_there_is_not_overwritten(file: Path) -> None:
+    other = file.with_name("other.json")
+    other.write_text("{}", encoding="utf-8")
+    copy_card(file, file.with_name("other.safetensors"))
+    assert other.read_text(encoding="utf-8") == "{}"
+
+
+def test_merging_with_weights_of_text_encoder_and_unet_is_their_sum(file: Path) -> None:
+    other = file.with_name("b.safetensors")
+    save_lora(other, some_lora(3, 3.0, seed=9), {}, "fp32")
+    output = file.with_name("sum.safetensors")
+    tag = parse_tag("<lora:a:0.25:0.5:lbwe=NONE>")
+    ingredients = [Ingredient(file, 0.5, te=0.25), Ingredient(other, -1.0)]
+    made = merge_files(ingredients, output)
+    one, two, both = (group(read_lora(path)) for path in (file, other, output))
+    for key in KEYS:
+        first = 0.25 if key.startswith("lora_te") else 0.5
+        assert np.allclose(delta(both[key]), first * delta(one[key]) - delta(two[key]), atol=1e-5)
+    (entry,) = json.loads(read_metadata(output)[RECORD])
+    assert [source.get("te") for source in entry["sources"]] == [0.25, None]
+    assert str(made.notices[0]).startswith("The weights sum up to 1.5")
+    assert Ingredient.of(tag, file) == Ingredient(file, 0.5, 0.25, "", "NONE")
+
+
+def test_nothing_is_overwritten_and_progress_can_stop(file: Path) -> None:
+    before = file.read_bytes()
+    for write in (
+        lambda: bake_file(file, file, Baking()),
+        lambda: resize_file(file, file, Rule(2)),
+        lambda: merge_files([Ingredient(file)], file),
+    ):
+        with pytest.raises(InputError, match="never overwritten"):
+            write()
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_files([Ingredient(file)], file.with_name("new.safetensors"), progress=stop)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in file.parent.iterdir()) == ["a.json", "a.safetensors"]

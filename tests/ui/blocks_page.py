@@ -1,0 +1,29 @@
+"""The block panel in a page of its own, as the tab holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from lora_trainer.i18n import translator
+from lora_trainer.jobs import Jobs
+from lora_trainer.ui.blocks import BlocksPanel
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+def blocks_page(jobs: Jobs) -> tuple[gr.Blocks, BlocksPanel]:
+    """The page and its panel."""
+    style = (_ROOT / "style.css").read_text(encoding="utf-8")
+    script = (_ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    with gr.Blocks(css=style, analytics_enabled=False) as page:
+        with gr.Row(elem_id="lora_train", equal_height=False):
+            with gr.Column(scale=6, min_width=320):
+                gr.Markdown("Settings stand here.")
+            with gr.Column(scale=5, min_width=320), gr.Accordion("8", open=True):
+                panel = BlocksPanel(jobs, translator(jobs.host.language()))
+        poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
+        panel.connect(poll, page)
+        page.load(None, None, None, _js=f"() => {{ {script} }}")
+    return page, panel
