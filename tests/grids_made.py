@@ -82,6 +82,7 @@ def make_grid(
             {"column": c, "weight": w, "numbers": _numbers(c, w) if measured else {}} for c, w in groups
         ],
         "verdict": _verdict() if measured and len(columns) > BEST[0] and BEST[1] in weights else None,
+        "measured": {"held_out": True},
         "problems": [],
         "sheets": [],
         "csv": None,

@@ -394,7 +394,7 @@ def test_views_hand_over_nothing_that_is_not_collected(tmp_path: Path) -> None:
     views.status_card(MANIFEST | {"waiting": True, "steps_per_second": 2.0}, 0, record)
     views.curves([{"step": 1, "loss": 0.5, "lr": MANIFEST["lr"]}, {"step": 2, "validation": 0.4}], MANIFEST, record)
     views.files_table(MANIFEST, "zorp", record)
-    views.grid_status({"state": "running", "done": 1, "of": 2, "seconds_left": 5}, record)
+    views.grid_status({"state": "running", "done": 1, "of": 2, "phase": "losses", "seconds_left": 5}, record)
     views.grid_status({"state": "queued", "done": 0, "of": 2}, record)
     views.advice_list([Advice("network.rank", "There is no preset named {name}.", {"name": 1})], None, record)
     views.advice_list([], Calculation(1, 1, 1, 1, 1, 1), record)

@@ -82,7 +82,7 @@ def grid_view(
         "groups": [_group(group, document) for group in document["groups"]],
         "best": {key: verdict[key] for key in ("column", "weight") if verdict.get(key) is not None},
         "votes": dict(votes),
-        "numbers": _number_names(t),
+        "numbers": _number_names(_is_held_out(document), t),
         "texts": _texts(t),
     }
 
@@ -122,26 +122,31 @@ def _column(column: Mapping[str, Any], t: Translate) -> str:
     return t("epoch {epoch}", epoch=column["epoch"])
 
 
-def _number_names(t: Translate) -> list[dict[str, Any]]:
+def _is_held_out(document: Mapping[str, Any]) -> bool:
+    """Whether losses were measured on pictures that were not trained on."""
+    return bool(document.get("measured", {}).get("held_out"))
+
+
+def _number_names(held_out: bool, t: Translate) -> list[dict[str, Any]]:
     """The numbers in the order they are shown: key, short name, what it tells, name of its spread, decimals.
 
     ``better`` says which end of a ranking comes first.
     """
+    loss = t("Error on training pictures, since none were kept aside: it cannot show overfitting.")
+    if held_out:
+        loss = t("Error on pictures that were not trained on; lower is better.")
+    copy = t("Distance to the nearest training picture; near 0 it is a copy.")
+    leak = t("Change of pictures without the trigger word; lower is better.")
+    effect = t("Change of pictures with the trigger word.")
+    clip = t("How well CLIP finds the prompt in the picture; higher is better.")
     return [
-        {"key": key, "name": t(name), "tells": t(tells), "better": better, "spread": spread, "digits": digits}
+        {"key": key, "name": name, "tells": tells, "better": better, "spread": spread, "digits": digits}
         for key, name, tells, better, spread, digits in (
-            ("loss", "loss", "Error on pictures that were not trained on; lower is better.", "low", "loss_se", 4),
-            ("copy", "novelty", "Distance to the nearest training picture; near 0 it is a copy.", "high", "copy_sd", 3),
-            ("leak", "leak", "Change of pictures without the trigger word; lower is better.", "low", "leak_sd", 3),
-            ("effect", "effect", "Change of pictures with the trigger word.", "high", "effect_sd", 3),
-            (
-                "clip",
-                "CLIP match",
-                "How well CLIP finds the prompt in the picture; higher is better.",
-                "high",
-                "clip_sd",
-                3,
-            ),
+            ("loss", t("loss"), loss, "low", "loss_se", 4),
+            ("copy", t("novelty"), copy, "high", "copy_sd", 3),
+            ("leak", t("leak"), leak, "low", "leak_sd", 3),
+            ("effect", t("effect"), effect, "high", "effect_sd", 3),
+            ("clip", t("CLIP match"), clip, "high", "clip_sd", 3),
         )
     ]
 
@@ -194,15 +199,22 @@ def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> 
     found = document["verdict"]
     parts = []
     if found:
-        sentences = "".join(f"<li>{html.escape(t(s['template'], **s['values']))}</li>" for s in found["sentences"])
+        sentences = "".join(f"<li>{html.escape(_sentence(s, t))}</li>" for s in found["sentences"])
         title = html.escape(_verdict_title(found["state"], t))
         kind = KINDS.get(found["state"], "info")
         parts.append(
             f'<div class="lt-notice lt-verdict lt-{kind}" role="status"><b>{title}</b><ul>{sentences}</ul></div>'
         )
     problems = document.get("problems", [])
-    parts += [views.notice(t(problem["template"], **problem["values"]), "error") for problem in problems]
+    parts += [views.notice(_sentence(problem, t), "error") for problem in problems]
     return "".join(parts) + _links(document, folder, t)
+
+
+def _sentence(said: Mapping[str, Any], t: Translate) -> str:
+    try:
+        return t(said["template"], **said["values"])
+    except (ValueError, LookupError):  # kept as texts, numbers do not fit into {alpha:g}
+        return str(said["template"])
 
 
 def _verdict_title(state: str, t: Translate) -> str:
@@ -234,7 +246,7 @@ def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> str:
 
 
 def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:
-    """Validation loss over the epochs, a line a weight; empty when it was not measured."""
+    """The loss over the epochs, a line a weight; empty when it was not measured."""
     t = translate
     columns = document["columns"]
     epochs = [column["epoch"] for column in columns if column["file"]]
@@ -252,4 +264,5 @@ def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:
         curves.append(Curve(f"lt-line-{place}", name, sorted(found), marked=True))
     if not any(curve.points for curve in curves[1:]):
         return ""
-    return chart(t("Validation loss"), curves, t("epoch") if unit == "epoch" else t("step"), last)
+    title = t("Validation loss") if _is_held_out(document) else t("Loss on training pictures")
+    return chart(title, curves, t("epoch") if unit == "epoch" else t("step"), last)

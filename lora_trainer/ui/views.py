@@ -37,6 +37,11 @@ PHASES = {
     "captions": "Encoding captions",
     "training": "Training",
 }
+GRID_PHASES = {
+    "pictures": "Drawing the grid: {done} of {of} pictures.",
+    "losses": "Measuring losses: {done} of {of} files and weights.",
+    "numbers": "Comparing the pictures: {done} of {of}.",
+}
 RATES = {"unet": "UNet learning rate", "text": "Text encoder learning rate"}
 
 
@@ -314,7 +319,7 @@ def grid_status(grid: dict[str, Any], translate: Translate) -> str:
 def _grid_progress(grid: dict[str, Any], t: Translate) -> str:
     share = grid["done"] / grid["of"] if grid["of"] else 0.0
     left = grid.get("seconds_left")
-    says = t("Drawing the grid: {done} of {of} pictures.", done=grid["done"], of=grid["of"])
+    says = t(GRID_PHASES.get(grid.get("phase", ""), GRID_PHASES["pictures"]), done=grid["done"], of=grid["of"])
     if grid["state"] == "queued":
         says = t("The grid waits for its turn.")
     time_left = f"<span><b>{html.escape(duration(left))}</b> {html.escape(t('time left'))}</span>" if left else ""

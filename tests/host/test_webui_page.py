@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, expect, sync_playwright
 
+from lora_trainer.config import TrainConfig
+from lora_trainer.runs import Runs
+from tests.grids_made import make_files, make_grid
 from tests.host.webui import WebUI
-from tests.ui.browser import NO_BROWSER, chromium, fill, open_page, part
+from tests.runs_helpers import document
+from tests.ui.browser import ARGUMENTS, NO_BROWSER, chromium, fill, open_page, part
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 expect.set_options(timeout=60_000)
@@ -63,6 +68,69 @@ def test_the_lora_has_a_card_that_fills_in_weight_and_trigger(webui: WebUI, pict
         card.click()
         # the space is the WebUI's own, extraNetworks.js
         expect(page.locator("#txt2img_prompt textarea")).to_have_value(" <lora:pagerun:0.8> zorp")
+
+
+def test_a_grid_on_the_page_and_its_cell_into_txt2img(webui: WebUI, pictures: Path) -> None:
+    """With the pictures under the WebUI's own routes, and the cell's weight and picture on its card."""
+    with open_page(webui.url) as page:
+        open_tab(page)
+        fill(page, name="pagegrid", **settings(pictures))
+        page.locator("#lora_train_start").click()
+        expect(part(page, "#lora_train_status")).to_contain_text("pagegrid")
+        expect(part(page, "#lora_train_status")).to_contain_text("Done")
+        for name, value in (("weights", "0.5"), ("grid_seeds", "3")):
+            page.locator(f"#lora_train_{name}").locator("input, textarea").fill(value)
+        page.locator("#lora_train_draw").click()
+        pictures_shown = page.locator("#lora_train_grid td.lt-cell img")
+        expect(part(page, "#lora_train_grid_verdict")).to_contain_text("Sheet")
+        expect(pictures_shown).to_have_count(3)
+        for picture in pictures_shown.all():
+            picture.scroll_into_view_if_needed()
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        page.locator("#lora_train_grid td.lt-cell").nth(1).click()
+        for act, name in (("card", "pagegrid-000001.json"), ("preview", "pagegrid-000001.png")):
+            page.locator(f"[data-act={act}]").click()
+            expect(page.locator(".lt-v-said")).to_contain_text(name)
+        page.locator("[data-act=use]").click()
+        prompt = page.locator("#txt2img_prompt textarea")
+        expect(prompt).to_be_visible()
+        expect(prompt).to_have_value(re.compile(r"^zorp.* <lora:pagegrid-000001:0\.5>$"))
+        page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
+        page.locator("#txt2img_lora_extra_refresh:visible").first.click()
+        card = page.locator("#txt2img_lora_cards .card[data-name='pagegrid-000001']")
+        expect(card.locator("img.preview")).to_have_count(1)
+        page.wait_for_function("opts.extra_networks_add_text_separator !== undefined")
+        prompt.fill("")
+        card.click()
+        expect(prompt).to_have_value(" <lora:pagegrid-000001:0.5> zorp")
+
+
+def test_under_the_webuis_login_the_grids_pictures_are_served(tmp_path: Path) -> None:
+    """And to nobody without it."""
+    running = WebUI(tmp_path, "--gradio-auth", "me:secret", auth="me:secret")
+    try:
+        running.wait()
+        runs = Runs(tmp_path / "lora-train" / "runs")
+        run = runs.create(TrainConfig.from_dict(document(tmp_path, "made")), checkpoint={})
+        run.update(state="done", now=True)
+        make_files(run, tmp_path / "models" / "Lora" / "made", 2)
+        make_grid(run)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(60_000)
+            page.context.request.post(f"{running.url}/login", form={"username": "me", "password": "secret"})
+            page.goto(running.url, wait_until="domcontentloaded")
+            open_tab(page)
+            picture = page.locator("#lora_train_grid td.lt-cell img").first
+            picture.scroll_into_view_if_needed()
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+            url = f"{running.url}/{picture.get_attribute('src')}"
+            assert page.context.request.get(url).status == 200
+            assert playwright.request.new_context().get(url).status == 401
+            browser.close()
+    finally:
+        running.close()
 
 
 def test_a_reloaded_page_finds_the_run_that_goes_on(webui: WebUI, pictures: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
 from lora_trainer.config import TrainConfig
@@ -365,6 +369,25 @@ def test_the_viewer_fits_into_the_window(served: tuple[Jobs, str], page: Page, t
             assert box["x"] + box["width"] <= width
     finally:
         page.set_viewport_size({"width": 1400, "height": 1000})
+
+
+def test_pictures_are_found_where_the_page_is_under_a_path_of_its_own(served: tuple[Jobs, str], page: Page) -> None:
+    app = gr.mount_gradio_app(FastAPI(), standalone.page(served[0]), path="/sd")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        page.goto(f"http://127.0.0.1:{port}/sd/", wait_until="domcontentloaded")
+        choose_run(page, "zorp")
+        picture = page.locator(".lt-v-detail img")
+        assert picture.evaluate("image => image.src").startswith(f"http://127.0.0.1:{port}/sd/file=/")
+        assert is_loaded(picture)
+        page.goto(served[1], wait_until="domcontentloaded")
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_two_thousand_cells_stay_quick(page: Page, served: tuple[Jobs, str], tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_the_verdict_is_said_in_words(run: Run, state: str, title: str, kind: st
     assert "正在" in Page(grid_view.verdict(made, folder(run), translator("zh"))).text
 
 
+def test_a_problem_is_shown_even_where_its_values_do_not_fit(run: Run) -> None:
+    made = make_grid(run)
+    made["problems"] = [
+        {"template": "Rank {rank:g} is high.", "values": {"rank": "64"}},
+        {"template": "{a}", "values": {}},
+    ]
+    errors = Page(grid_view.verdict(made, folder(run), T)).all("div", "lt-error")
+    assert [error.text for error in errors] == ["Rank {rank:g} is high.", "{a}"]
+
+
 def test_sheets_and_tables_can_be_downloaded(run: Run) -> None:
     links = Page(grid_view.verdict(make_grid(run), folder(run), T)).all("a")
     assert [link.text for link in links] == ["Sheet (PNG)", "Numbers (CSV)", "Numbers of each picture (CSV)"]
@@ -205,6 +215,14 @@ def test_the_losses_are_a_line_for_each_weight(run: Run) -> None:
     found = grid_view.grid_losses(made, T)
     assert lines(found) == {"lt-faint": 2, "lt-line-0": 4, "lt-line-1": 3, "lt-line-2": 4, "lt-line-3": 4}
     assert "weight 0.8" in Page(found).text
+
+
+def test_a_loss_on_training_pictures_is_not_called_validation(run: Run) -> None:
+    made = make_grid(run)
+    assert Page(grid_view.grid_losses(made, T)).one("b").text == "Validation loss"
+    made["measured"] = {"held_out": False}
+    assert Page(grid_view.grid_losses(made, T)).one("b").text == "Loss on training pictures"
+    assert "cannot show overfitting" in view(run, made)["numbers"][0]["tells"]
 
 
 def test_of_many_weights_some_lines_are_shown(run: Run) -> None:

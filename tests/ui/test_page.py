@@ -146,7 +146,7 @@ def test_a_grid_is_drawn_and_shown(page: Page, root: Path, served: tuple[Jobs, s
     choose(page, "run", "gridded")
     page.locator("#lora_train_weights").locator("input, textarea").fill("0.5, 1")
     page.locator("#lora_train_draw").click()
-    expect(page.locator("#lora_train_grid td.lt-cell img")).to_have_count(6)
+    expect(page.locator("#lora_train_grid td.lt-cell img")).to_have_count(4)
     expect(part(page, "#lora_train_grid_verdict")).to_contain_text("Sheet (PNG)")
 
 

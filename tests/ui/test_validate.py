@@ -175,6 +175,9 @@ def test_progress_has_the_time_that_is_left(panel: ValidatePanel, run: Run) -> N
     assert "2 of 7 pictures" in Page(parts["grid_status"]).text
     assert "1:15 time left" in Page(parts["grid_status"]).text
     assert parts["stop_draw"]["visible"]
+    for phase, said in (("losses", "Measuring losses: 3 of 9"), ("numbers", "Comparing the pictures: 3 of 9")):
+        run.update(grid={"state": "running", "phase": phase, "done": 3, "of": 9, "message": ""})
+        assert said in Page(shown(panel, run)["grid_status"]).text
     run.update(grid={"state": "queued", "done": 0, "of": 7, "message": ""})
     assert "waits for its turn" in Page(shown(panel, run)["grid_status"]).text
 
