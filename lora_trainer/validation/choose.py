@@ -232,20 +232,14 @@ def bake_cell(choice: Choice) -> Path:
         InputError: no file, a damaged card, or a network that cannot be baked at this weight.
         RunError: the disk is full.
     """
-    from lora_trainer.network import bake, derived
     from lora_trainer.network.block_weights import number_text
-    from lora_trainer.network.lora_file import read_lora, read_metadata
-    from lora_trainer.network.modules import group
+    from lora_trainer.network.derived import free_name
+    from lora_trainer.network.tools import Baking, bake_file
 
     lora = choice.used()
-    tensors, metadata = read_lora(lora.path), read_metadata(lora.path)
-    baked = bake.bake(tensors, dict.fromkeys(group(tensors), lora.weight))
-    name = f"{lora.path.stem}-weight{number_text(lora.weight)}.safetensors"
-    output = derived.free_name(lora.path.with_name(name))
+    output = free_name(lora.path.with_name(f"{lora.path.stem}-weight{number_text(lora.weight)}.safetensors"))
     card = {**_read_card(lora.path), **_read_card(output)}  # one may be left of a file that was deleted
-    sources = [derived.source_record(lora.path, metadata)]
-    entry = bake.record("", "", lora.weight, lora.weight, baked, sources=sources)
-    derived.write_derived(output, baked.modules, derived.derived_metadata(metadata, output, entry))
+    bake_file(lora.path, output, Baking(lora.weight, lora.weight))
     text = str(card.get("activation text") or choice.trigger)
     _write_card(output, {**card, "activation text": text, "preferred weight": 1.0})
     if choice.picture.is_file():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, LoraTrainError, NotFound
+from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
 from lora_trainer.files import save_picture, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.runs import Run
@@ -300,14 +300,10 @@ def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
             for column, weight in dict.fromkeys(place[:2] for place in plan.places())
         ],
         "verdict": None,
-        "problems": [_problem(error) for error in drawn.problems.values()],
+        "problems": [explain(error)["error"] for error in drawn.problems.values()],
         "sheets": [],
         "csv": None,
     }
-
-
-def _problem(error: LoraTrainError) -> dict[str, Any]:
-    return {"template": error.template, "values": {k: str(v) for k, v in error.values.items()}}
 
 
 def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
+from lora_trainer.errors import InputError, explain
 from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.validation.metrics import add_picture_numbers, training_pictures
@@ -64,9 +64,7 @@ def measure_grid(
         add_losses(document, losses)
         document["problems"] += document["measured"]["problems"]
     except InputError as error:  # the data set is gone; the pictures can still be compared
-        document["problems"].append(
-            {"template": error.template, "values": {k: str(v) for k, v in error.values.items()}}
-        )
+        document["problems"].append(explain(error)["error"])
     add_picture_numbers(
         document,
         _pictures(config),

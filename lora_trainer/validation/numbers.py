@@ -23,7 +23,7 @@ from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Dataset, Item, file_hash, scan
-from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.errors import InputError, LoraTrainError, explain
 from lora_trainer.hosts.base import Host, LoadedModel, Session
 from lora_trainer.network.adapters import Adapters, adapters_for, file_shapes, remove_adapters
 from lora_trainer.network.lora_file import read_lora
@@ -164,10 +164,7 @@ def add_losses(document: dict[str, Any], losses: Losses) -> None:
         "pictures": losses.pictures,
         "of": losses.of,
         "timesteps": losses.timesteps,
-        "problems": [
-            {"file": file, "template": e.template, "values": {name: str(value) for name, value in e.values.items()}}
-            for file, e in losses.problems
-        ],
+        "problems": [{"file": file, **explain(error)["error"]} for file, error in losses.problems],
     }
 
 
