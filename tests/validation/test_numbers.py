@@ -468,7 +468,7 @@ def test_losses_are_put_beside_their_cells() -> None:
         "of": 9,
         "timesteps": LEVELS,
         "problems": [
-            {"file": "b", "template": "{path} does not exist; check the path.", "values": {"path": "b"}},
+            {"file": "b", "template": "{path} does not exist; check the path.", "field": "", "values": {"path": "b"}},
         ],
     }
 
