@@ -90,7 +90,7 @@ class Preparation:
         precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
         self._note(phase="pictures", phase_done=0, phase_total=0, now=True)
         dataset = scan(config.data)
-        latents = LatentCache(self._host.folders.cache / "latents", model.vae_key)
+        latents = LatentCache(self._host.folders.cache / "latents", self._vae())
         dataset = self._encode_pictures(dataset, latents)
         items, kept = held_out(dataset.items, config.validation.share, config.training.seed)
         plan = Plan(items, config)
@@ -115,8 +115,23 @@ class Preparation:
                 "The run belongs to the checkpoint {name}; it goes on when that is loaded.", name=known.get("name")
             )
 
+    def _vae(self) -> str:
+        """The VAE that the run began with: a resumed run goes on with its cached latents, whatever is chosen."""
+        model = self._session.model
+        known = self._run.manifest.get("vae") or {"key": model.vae_key, "name": model.info.vae}
+        self._note(vae=known)
+        return str(known["key"])
+
     def _encode_pictures(self, dataset: Dataset, latents: LatentCache) -> Dataset:
         wanted = latents.missing(dataset.items, self._config.data.flip)
+        began_with = self._run.manifest["vae"]
+        if wanted and began_with["key"] != self._session.model.vae_key:
+            raise InputError(
+                "The run began with another VAE ({name}), and {count} of its pictures are no longer in the cache; "
+                "choose that VAE to resume it.",
+                name=began_with["name"] or self._session.model.info.name,
+                count=len(wanted),
+            )
         broken: dict[Path, PictureError] = {}
         for count, entry in enumerate(wanted, start=1):
             self._go_on()

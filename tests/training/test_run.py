@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from lora_trainer.config import SCHEDULERS, TrainConfig
 from lora_trainer.files import replace_atomically
-from lora_trainer.hosts.standalone import StandaloneSession
+from lora_trainer.hosts.standalone import Checkpoint, StandaloneSession
 from lora_trainer.network.lora_file import describe
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
@@ -92,6 +93,29 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path: Path, at: 
     assert run.state == "done"
     assert weights(run) == weights(whole)
     assert [e["loss"] for e in run.entries()] == [e["loss"] for e in whole.entries()]
+
+
+def test_another_vae_does_not_matter_to_a_run_that_has_its_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_to_end(tmp_path / "whole", training__steps=4)
+    jobs = make_jobs(tmp_path / "parts")
+    jobs._on_change = lambda run: run.manifest["step"] == 2 and jobs.training.current().control.ask("pause")
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts", training__steps=4)))
+    jobs.wait(run)
+    own = Checkpoint.view
+    monkeypatch.setattr(Checkpoint, "view", lambda self, *known: replace(own(self, *known), vae_key="another"))
+    cached = sorted((tmp_path / "parts" / "cache" / "latents").rglob("*.safetensors"))
+    kept = cached[0].read_bytes()
+    cached[0].unlink()
+    again = make_jobs(tmp_path / "parts")
+    again.wait(run := again.resume("zorp"))
+    assert run.state == "failed"
+    assert "another VAE" in run.manifest["message"]
+    cached[0].write_bytes(kept)
+    again.wait(run := again.resume("zorp"))
+    assert run.state == "done", run.manifest["message"]
+    assert weights(run) == weights(whole)
 
 
 def test_stop_keeps_what_was_learned_and_discard_does_not(tmp_path: Path) -> None:
