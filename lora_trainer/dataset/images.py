@@ -66,6 +66,14 @@ def read_picture(path: Path) -> Image.Image:
             ) from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether there is a picture that can be read to its end."""
+    try:
+        return path.is_file() and read_picture(path) is not None
+    except PictureError:
+        return False
+
+
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():

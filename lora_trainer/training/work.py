@@ -12,7 +12,7 @@ import torch
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.dataset.images import PictureError
+from lora_trainer.dataset.images import PictureError, is_whole
 from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.plan import Plan, held_out
 from lora_trainer.dataset.scan import Dataset, Item, scan
@@ -125,7 +125,7 @@ class Preparation:
     def _encode_pictures(self, dataset: Dataset, latents: LatentCache) -> Dataset:
         wanted = latents.missing(dataset.items, self._config.data.flip)
         began_with = self._run.manifest["vae"]
-        if wanted and began_with["key"] != self._session.model.vae_key:
+        if began_with["key"] != self._session.model.vae_key and any(is_whole(each.item.path) for each in wanted):
             raise InputError(
                 "The run began with another VAE ({name}), and {count} of its pictures are no longer in the cache; "
                 "choose that VAE to resume it.",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.dataset.images import is_whole
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.files import save_picture
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
@@ -62,7 +62,7 @@ class Drawn:
     def find(self, cell: Cell) -> bool:
         """Whether the cell was drawn before; a damaged picture is drawn again."""
         path = self.place(cell)
-        if not is_drawn(path):
+        if not is_whole(path):
             return False
         self.pictures[cell.key()] = path
         return True
@@ -140,11 +140,3 @@ def no_memory(request: DrawRequest) -> RunError:
         width=request.width,
         height=request.height,
     )
-
-
-def is_drawn(path: Path) -> bool:
-    """Whether there is a picture that can be read to its end."""
-    try:
-        return path.is_file() and read_picture(path) is not None
-    except PictureError:
-        return False

@@ -15,7 +15,7 @@ from lora_trainer.files import save_picture, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.network.stacks import MixRule, Stack, mixes
 from lora_trainer.training.memory import free_memory, is_out_of_memory
-from lora_trainer.validation.cells import is_drawn, no_memory
+from lora_trainer.validation.cells import no_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -134,7 +134,7 @@ def draw_mixes(
     made = Mixed(folder, plan.document([]))
     for done, (stack, picture) in enumerate(zip(stacks, pictures, strict=True)):
         progress(done, len(stacks), made)
-        if not is_drawn(picture):
+        if not is_whole(picture):
             save_picture(picture, _draw(plan, stack, session, picture, reads_tags, presets))
         made = Mixed(folder, plan.document(pictures[: done + 1]))
         write_json(folder / DOCUMENT, made.document)
