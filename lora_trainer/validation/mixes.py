@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.dataset.images import is_whole
 from lora_trainer.files import save_picture, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.network.stacks import MixRule, Stack, mixes
