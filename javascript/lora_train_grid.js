@@ -802,8 +802,13 @@
     let viewer = null;
     let revision = null;
     let answer = null;
+    let pressed = false;
+    for (const name of ["pointerdown", "pointerup", "pointercancel"]) {
+        document.addEventListener(name, () => (pressed = name === "pointerdown"), true);
+    }
 
     const look = () => {
+        if (pressed) return; // a button that is exchanged while it is pressed is never clicked
         const element = root().querySelector("#lora_train_grid .lt-viewer");
         if (!element) return;
         if (!viewer || viewer.element !== element) {

@@ -336,6 +336,7 @@ def test_the_ranking_is_sorted_by_any_number(page: Page, run: Run) -> None:
     page.locator("[data-sort=votes]").click()
     expect(rows.first).to_contain_text("epoch 2 · weight 0.6")
     expect(rows.first.locator("td").last).to_have_text("+1")
+    until(lambda: list(votes(run).values()) == [1])
     button(page, "voteUp").click()
     expect(rows.first.locator("td").last).to_have_text("0")
     until(lambda: votes(run) == {})
