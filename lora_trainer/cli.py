@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
-    ui.add_argument("--port", type=int, default=7862)
+    ui.add_argument("--port", type=int, default=7862, help="of the page (default: 7862)")
     ui.add_argument("--root", type=Path)
     ui.add_argument("--language", choices=("en", "zh"), default="en")
     return parser
@@ -224,7 +224,14 @@ def _grid(args: argparse.Namespace) -> int:
     if grid["state"] != "done":
         raise RunError(grid["message"])
     document = jobs.grid_document(args.name)
-    print(json.dumps({"grid": grid["path"], **document}, ensure_ascii=False) if args.json else grid["path"])
+    if args.json:
+        print(json.dumps({"grid": grid["path"], **document}, ensure_ascii=False))
+        return 0
+    for sentence in (document["verdict"] or {}).get("sentences", []):
+        print(sentence["template"].format(**sentence["values"]))
+    for path in (*document["sheets"], document["csv"]):
+        if path:
+            print(path)
     return 0
 
 
@@ -261,7 +268,10 @@ def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
 def _ui(args: argparse.Namespace) -> int:
     from lora_trainer.ui.standalone import serve
 
-    serve(StandaloneHost(args.root, args.checkpoint, args.language), args.port)
+    host = StandaloneHost(args.root, args.checkpoint, args.language)
+    if args.checkpoint:
+        host.check(TrainConfig(name="ui"))
+    serve(host, args.port)
     return 0
 
 

@@ -254,6 +254,8 @@ def _print_tuning(found: Mapping[str, Any]) -> None:
     _print_sentences(found["sentences"])
     print(f"lbw={found['lbw']}")
     if "baked" in found:
+        if found["recommended"] != "tuned":
+            print("note: the learned weights were baked, as asked; they are not what is recommended.")
         print(found["baked"]["path"])
 
 

@@ -250,7 +250,7 @@ def _done(args: argparse.Namespace, made: Made) -> int:
     for key, value in made.facts.items():
         shown = f"{value:.3%}" if key in ("error", "covered") else value
         if value != "":
-            print(f"{key}: {shown}")
+            print(f"{'difference' if key == 'error' else key}: {shown}")
     print(made.path)
     return 0
 

@@ -246,6 +246,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InputError("{path} is larger than 1 MB, so it is not a training configuration.", path=path)
         return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise InputError("{path} does not exist; check the path.", path=path) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The configuration {path} cannot be read: {error}.", path=path, error=error) from error
     except ValueError as error:

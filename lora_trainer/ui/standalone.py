@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from lora_trainer import api
+from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs import Jobs, shared_jobs
 from lora_trainer.ui import tab
@@ -25,13 +26,16 @@ def page(jobs: Jobs) -> gr.Blocks:
 
 
 def serve(host: Host, port: int) -> None:
-    """Serve the page and the REST interface on this machine until Ctrl-C."""
+    """Serve page and REST interface on this machine until Ctrl-C; raises :class:`InputError` for a port in use."""
     jobs = shared_jobs(lambda: host)
     demo = page(jobs)
-    app, _, _ = demo.launch(
-        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, show_api=False, quiet=True,
-        app_kwargs={"docs_url": "/docs"},
-    )  # fmt: skip
+    try:
+        app, _, _ = demo.launch(
+            server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, show_api=False, quiet=True,
+            app_kwargs={"docs_url": "/docs"},
+        )  # fmt: skip
+    except OSError as error:  # gradio's sentence speaks of its own options
+        raise InputError("The port {port} is in use; name another with --port.", field="port", port=port) from error
     api.mount(app, jobs)
     print(f"LoRA Train: http://127.0.0.1:{port} (Ctrl-C ends it)")
     demo.block_thread()

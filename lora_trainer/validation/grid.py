@@ -143,7 +143,7 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
     """
     options, config = options or GridOptions(), config or run.config()
     samples = config.samples
-    prompts = list(options.prompts) or samples.prompts or [config.data.trigger or config.name]
+    prompts = [p for p in options.prompts if p.strip()] or samples.prompts or [config.data.trigger or config.name]
     weights = _numbers("weights", options.weights or DEFAULT_WEIGHTS, -2, 2)
     seeds = [int(s) for s in _numbers("seeds", options.seeds or [samples.seed], 0, 2**32 - 1)]
     _check_count("prompts", prompts)

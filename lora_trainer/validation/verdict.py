@@ -245,6 +245,11 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
             Notice("Under-fitted: the loss was still falling clearly in the last epoch."),
             Notice("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
         ]
+    if len(row) == 1:
+        return "unknown", [
+            Notice("It helps, but with one file there is nothing to compare it with; draw the grid of several epochs."),
+            *few,
+        ]
     return "good", [Notice("Good: later files are no better, and no over-fitting could be measured."), *few]
 
 
