@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_resume_goes_on(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["train", "missing.toml"], "cannot be read"),
+        (["train", "missing.toml"], "does not exist"),
         (["train", "{toml}", "--set", "network.rank"], "key=value"),
         (["train", "{toml}", "--set", "network.rnak=3"], "network.rank"),
         (["train", "{toml}", "--set", "network.rank=0"], "out of range"),
@@ -158,3 +159,17 @@ def test_a_reader_that_closes_early_leaves_no_traceback(tmp_path: Path, argument
     )
     os.close(writer)
     assert (done.returncode, done.stdout or "", done.stderr or "") == (1, "", "")
+
+
+def test_a_page_of_a_checkpoint_that_is_not_there_or_on_a_port_in_use_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_trainer.jobs._shared", [])
+    code, _, err = run(capsys, "ui", "--root", tmp_path, "--checkpoint", tmp_path / "nope.safetensors")
+    assert (code, "nope.safetensors" in err, err.count("\n")) == (2, True, 1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run(capsys, "ui", "--root", tmp_path, "--port", port)
+    assert (code, err) == (2, f"error: The port {port} is in use; name another with --port.\n")

@@ -330,7 +330,7 @@ def test_toml_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "cannot be read"),
+        (None, "does not exist"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"name = ", "is not valid TOML"),
         (b"a = 1\na = 2", "is not valid TOML"),
