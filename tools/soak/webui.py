@@ -37,14 +37,24 @@ result = [psutil.Process().memory_info().rss, sum(tensors.values()), len(tensors
 
 
 def start(folder: Path) -> WebUI:
-    """A WebUI on a scratch folder, with an embedding in it."""
+    """A WebUI on a scratch folder, with an embedding and a hypernetwork in it."""
     webui = WebUI(folder / "webui")
     embeddings = webui.data / "embeddings"
     embeddings.mkdir(exist_ok=True)
     vector = torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
     save_file({"emb_params": vector}, embeddings / "soakword.safetensors")
+    hypernetworks = webui.data / "models" / "hypernetworks"
+    hypernetworks.mkdir(parents=True, exist_ok=True)
+    torch.save({64: (_layer(1), _layer(2)), "name": "soaknet", "step": 1}, hypernetworks / "soaknet.pt")
     webui.wait()
     return webui
+
+
+def _layer(seed: int) -> dict[str, torch.Tensor]:
+    """The weights of one layer of a hypernetwork of structure 1, 2, 1 for the small checkpoint's text states."""
+    drawn = torch.Generator().manual_seed(seed)
+    shapes = {"0.weight": (128, 64), "0.bias": (128,), "1.weight": (64, 128), "1.bias": (64,)}
+    return {f"linear.{name}": 0.2 * torch.randn(shape, generator=drawn) for name, shape in shapes.items()}
 
 
 class Beside:
@@ -121,6 +131,7 @@ class Beside:
             "hires fix": ("txt2img", {"prompt": "zorp <lora:second:1>", **hires}),
             "img2img": ("img2img", {"prompt": "blue square", "init_images": [first], "denoising_strength": 0.7}),
             "embedding": ("txt2img", {"prompt": "soakword, red circle"}),
+            "hypernetwork": ("txt2img", {"prompt": "red circle <hypernet:soaknet:1>"}),
         }
 
     def _draw(self, kind: str) -> tuple[str, float]:
