@@ -10,6 +10,7 @@
     const FLICKER = 500; // ms; slower than what can harm people
     const PATIENCE = 60000; // ms until a wish counts as lost
     const BESIDE = 40; // ms that gradio is given to take over what is put into a text box
+    const PRESS = 1500; // ms that a press lasts at most
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
 
@@ -802,13 +803,13 @@
     let viewer = null;
     let revision = null;
     let answer = null;
-    let pressed = false;
+    let pressed = 0; // when; a list that opens over the page may keep the release to itself, so it counts for a while
     for (const name of ["pointerdown", "pointerup", "pointercancel"]) {
-        document.addEventListener(name, () => (pressed = name === "pointerdown"), true);
+        document.addEventListener(name, () => (pressed = name === "pointerdown" ? Date.now() : 0), true);
     }
 
     const look = () => {
-        if (pressed) return; // a button that is exchanged while it is pressed is never clicked
+        if (Date.now() - pressed < PRESS) return; // a button that is exchanged while it is pressed is never clicked
         const element = root().querySelector("#lora_train_grid .lt-viewer");
         if (!element) return;
         if (!viewer || viewer.element !== element) {

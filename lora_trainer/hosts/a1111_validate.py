@@ -59,7 +59,6 @@ def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> 
     folder = grid_folder(run)
     shared.state.job_count = len(plan.places())
     shared.total_tqdm.updateTotal(len(plan.places()) * request.steps // max(1, options.together))
-    document = None
     try:
         with jobs.host.session_of_script(config) as session:  # type: ignore[attr-defined]  # only in this host
             plan = plan.on(jobs.host.check(config), session.draw_settings())
