@@ -9,6 +9,7 @@
     const TABS = 6; // so many values of an axis are shown as buttons, more as a list
     const FLICKER = 500; // ms; slower than what can harm people
     const PATIENCE = 60000; // ms until a wish counts as lost
+    const AGAIN = 1500; // ms until it is sent once more
     const BESIDE = 40; // ms that gradio is given to take over what is put into a text box
     const PRESS = 1500; // ms that a press lasts at most
 
@@ -34,23 +35,40 @@
     const numberOf = (answer) => (answer ? answer.dataset.number : "");
 
     let line = Promise.resolve();
+    let wishes = 0;
 
-    /** Ask the server for something. One wish after the other: gradio drops a click while it waits for an answer. */
+    /** Put a wish into the hidden text box and press the hidden button. */
+    const send = (button, wish) => {
+        const field = root().querySelector("#lora_train_grid_wish :is(textarea, input)");
+        field.value = JSON.stringify(wish);
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => root().querySelector(button).click(), BESIDE);
+    };
+
+    /**
+     * Ask the server for something; whether it answered. One wish after the other: gradio drops a click while it waits
+     * for an answer, and on a busy machine it may take a click before the text. So a wish is numbered and sent until
+     * its own answer comes; the server grants it once (ui/validate.py).
+     */
     const ask = (button, wish) => {
-        const write = (done) => {
-            const field = root().querySelector("#lora_train_grid_wish :is(textarea, input)");
-            const before = numberOf(answered());
+        const number = `${Date.now()}-${(wishes += 1)}-${Math.random().toString(36).slice(2)}`;
+        const grant = async () => {
             const until = Date.now() + PATIENCE;
-            field.value = JSON.stringify(wish);
-            field.dispatchEvent(new Event("input", { bubbles: true }));
-            setTimeout(() => root().querySelector(button).click(), BESIDE);
-            const waiting = setInterval(() => {
-                if (numberOf(answered()) === before && Date.now() < until) return;
-                clearInterval(waiting);
-                setTimeout(done, BESIDE);
-            }, BESIDE);
+            let sent = 0;
+            let before = "";
+            while (Date.now() < until) {
+                const found = numberOf(answered());
+                if (found === number) return true;
+                if (found !== before || Date.now() - sent > AGAIN) {
+                    before = found;
+                    sent = Date.now();
+                    send(button, { ...wish, number });
+                }
+                await new Promise((done) => setTimeout(done, BESIDE));
+            }
+            return false;
         };
-        line = line.then(() => new Promise(write));
+        line = line.then(grant);
         return line;
     };
 
@@ -576,8 +594,8 @@
             );
         }
 
-        say(name) {
-            this.said.replaceChildren(make("div", { className: "lt-notice lt-good" }, this.text(name)));
+        say(name, kind = "good") {
+            this.said.replaceChildren(make("div", { className: `lt-notice lt-${kind}` }, this.text(name)));
         }
 
         /** Show what the server has answered beside the buttons. */
@@ -589,7 +607,8 @@
             const weight = this.weightOf(this.place) < 0 ? 0 : this.view.weights[this.place.weight].value;
             const { key } = this.cell(this.place);
             const wish = { action, run: this.view.run, key, column: this.place.column, weight, ...more };
-            return ask(action === "continue" ? "#lora_train_grid_continue" : "#lora_train_grid_act", wish);
+            const button = action === "continue" ? "#lora_train_grid_continue" : "#lora_train_grid_act";
+            return ask(button, wish).then((granted) => granted || this.say("lost", "error"));
         }
 
         // ---------------------------------------------------------- comparing two

@@ -169,6 +169,7 @@ def _texts(t: Translate) -> dict[str, str]:
         "use": t("Use this cell"),
         "used": t("The prompt is in txt2img."),
         "copied": t("The prompt is copied."),
+        "lost": t("The server does not answer; reload the page."),
         "card": t("Write into the card"),
         "preview": t("As preview"),
         "bake": t("Bake into a new file"),

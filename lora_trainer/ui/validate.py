@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import html
 import json
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lora_trainer.validation import choose
 Part = tuple[Any, Callable[[], Any]]
 _WEIGHTS = "0.3, 0.6, 0.8, 1.0"
 _SEEDS = "1, 2"
+_KEPT_ANSWERS = 100
 
 
 class ValidatePanel:
@@ -35,7 +36,8 @@ class ValidatePanel:
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
         self._t = translate
-        self._answers = itertools.count(time.time_ns())
+        self._granted: dict[str, Any] = {}
+        self._granting = threading.Lock()
         self._build_wishes()
         self._build_viewer()
 
@@ -130,12 +132,15 @@ class ValidatePanel:
         wishes = [run, self.epochs, self.weights, self.prompts, self.seeds, self.together, self.numbers, self.clip]
         self.draw.click(self._draw, wishes, [self.status], **hidden)
         self.stop.click(self._stop, [run], [self.status], **hidden)
-        self.act.click(lambda wish: self._answered(self._act(wish)), [self.wish], [self.feedback], **hidden)
+
+        def act(wish: str) -> str:
+            return _answer_to(wish, self._once(wish, self._act))
 
         def go_on(wish: str) -> list[Any]:
-            values, said = self._continue(wish)
-            return [*fill(values), self._answered(said, "form" if values else "")]
+            values, said = self._once(wish, self._continue)
+            return [*fill(values), _answer_to(wish, said, "form" if values else "")]
 
+        self.act.click(act, [self.wish], [self.feedback], **hidden)
         self.go_on.click(go_on, [self.wish], [*form, self.feedback], **hidden)
 
     # -------------------------------------------------------------- drawing
@@ -212,9 +217,17 @@ class ValidatePanel:
         return grid_view.grid_losses(document, self._t)
 
     # -------------------------------------------------------------- the chosen cell
-    def _answered(self, said: str, then: str = "") -> str:
-        """An answer for the viewer, which shows each once; ``then`` is ``"form"`` to go to the form."""
-        return f'<div class="lt-answer" data-number="{next(self._answers)}" data-then="{then}">{said}</div>'
+    def _once(self, wish: str, grant: Callable[[str], Any]) -> Any:
+        """Grant a wish; of one that the page sends again, since no answer came, only the answer of the first time.
+
+        Each wish has a number, so that two with the same text are the same.
+        """
+        with self._granting:
+            if wish not in self._granted:
+                self._granted[wish] = grant(wish)
+                for old in list(self._granted)[:-_KEPT_ANSWERS]:
+                    del self._granted[old]
+            return self._granted[wish]
 
     def _act(self, wish: str) -> str:
         """Do what the viewer asks for: an object with ``action``, ``run``, ``key``, ``column`` and ``weight``."""
@@ -291,6 +304,15 @@ def _modified(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _answer_to(wish: str, said: str, then: str = "") -> str:
+    """An answer for the viewer, which knows it by the wish's number; ``then`` is ``"form"`` to go to the form."""
+    try:
+        number = html.escape(str(_asked(wish).get("number", "")))
+    except InputError:
+        number = ""
+    return f'<div class="lt-answer" data-number="{number}" data-then="{then}">{said}</div>'
 
 
 def _asked(wish: str) -> dict[str, Any]:

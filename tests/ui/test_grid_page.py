@@ -220,7 +220,34 @@ def test_votes_are_kept_by_the_server(page: Page, run: Run) -> None:
     for _ in range(3):  # quickly, while the first is on its way
         button(page, "voteUp").click()
     expect(page.locator("#lora_train_grid .lt-vote")).to_have_count(0)
+    expect(page.locator("#lora_train_grid_feedback .lt-answer[data-number*='-3-']")).to_be_attached()  # the third one's
+    assert votes(run) == {}
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(page: Page, run: Run) -> None:
+    page.evaluate(
+        """() => { // a click that gradio drops, and one that it takes before the text
+            const [button, text] = ["act", "wish"].map((name) => document.querySelector(`#lora_train_grid_${name}`));
+            const field = text.querySelector("textarea, input");
+            let dropped = 0;
+            button.addEventListener("click", (event) => {
+                if (dropped++ === 0) event.stopImmediatePropagation();
+                if (dropped === 2) {
+                    field.value = "{}";
+                    field.dispatchEvent(new Event("input", { bubbles: true }));
+                }
+            }, true);
+        }"""
+    )
+    button(page, "bake").click()
+    expect(page.locator(".lt-v-said .lt-good")).to_contain_text("Baked")
+    folder = Path(run.manifest["files"][0]["path"]).parent
+    button(page, "voteUp").click()
+    until(lambda: list(votes(run).values()) == [1])
+    button(page, "voteUp").click()
     until(lambda: votes(run) == {})
+    (baked,) = folder.glob("zorp-000003-weight0.8*.safetensors")
+    baked.unlink()
 
 
 def test_card_preview_and_baked_file_are_written_and_said(page: Page, run: Run) -> None:

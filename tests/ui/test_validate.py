@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +307,27 @@ def test_any_wish_is_answered(panel: ValidatePanel, run: Run, wish: dict[str, An
     Page(panel._act(json.dumps({**wish, **more}))).one("div", "lt-error")
 
 
-def test_each_answer_is_numbered_so_that_it_is_shown_once(panel: ValidatePanel) -> None:
-    numbers = [re.findall(r'data-number="(\d+)" data-then="(\w*)"', panel._answered("x", "form")) for _ in range(2)]
-    assert numbers[0] != numbers[1]
-    assert numbers[0][0][1] == "form"
+def test_a_wish_that_is_sent_twice_is_granted_once(panel: ValidatePanel, run: Run, tmp_path: Path) -> None:
+    with gr.Blocks() as page:
+        wired = ValidatePanel(panel._jobs, translator("en"))
+        wired.connect(gr.Textbox(), [], lambda values: [])
+    act, go_on = (
+        next(fn.fn for fn, wires in zip(page.fns, page.dependencies, strict=True) if widget._id in wires["targets"])
+        for widget in (wired.act, wired.go_on)
+    )
+    first, again, other = (act(wish(run, "bake", number=number)) for number in ("1", "1", "2"))
+    assert first == again
+    assert [Page(said).one("div", "lt-answer").attributes["data-number"] for said in (first, other)] == ["1", "2"]
+    names = sorted(path.name for path in (tmp_path / "loras").glob("*weight0.5*.safetensors"))
+    assert len(names) == 2  # one a number, and none overwritten
+    assert [Page(go_on(wish(run, "continue", number=n))[0]).one("div", "lt-answer").attributes["data-then"]
+            for n in "33"] == ["form", "form"]  # fmt: skip
+    assert 'data-number="&lt;b&gt;"' in act(wish(run, "vote", number="<b>"))
+    assert 'data-number=""' in act("no wish")
+
+
+def test_only_the_last_answers_are_kept(panel: ValidatePanel) -> None:
+    granted = []
+    for number in [*range(150), 149, 0]:
+        panel._once(str(number), granted.append)
+    assert granted == [str(number) for number in [*range(150), 0]]
