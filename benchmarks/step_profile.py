@@ -6,7 +6,6 @@ import argparse
 import os
 import statistics
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,8 +44,6 @@ def trainer_on(material: Material, resolution: int, precision: str) -> tuple[Any
     states = torch.randn(1, 77, 768)
     conditioning = FrozenConditioning(lambda captions: states.expand(len(captions), -1, -1), model.device, states.dtype)
     captions = Captions(items, config.data, 1, 1)
-    for _ in conditioning.prepare(captions.every(), nullcontext):
-        pass
     plan = Plan(items, config)
     return Trainer(config, model, items, plan, latents, captions, conditioning, precision), plan
 

@@ -93,7 +93,7 @@ class DataConfig:
     caption_variants: int = option(
         8,
         "Caption orders kept",
-        "Shuffled orders of a caption that are encoded in advance while the text encoder is not trained.",
+        "Shuffled orders of a caption while the text encoder is not trained; each is encoded once and kept.",
         min=1,
         max=100,
         advanced=True,

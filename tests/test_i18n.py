@@ -300,7 +300,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "steps in all",  # a pair that a loop translates
         "validation loss",  # a head of a table
         "Waiting",  # a state
-        "Encoding captions",  # a phase
+        "Encoding pictures",  # a phase
         "Paused for a picture",
         "These settings look sound.",
         "There is no trigger word: the LoRA changes every picture. Right for a style only.",

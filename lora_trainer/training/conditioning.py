@@ -1,8 +1,8 @@
-"""Caption conditioning of a batch: encoded once in advance while the text encoder is frozen, else each step."""
+"""Caption conditioning of a batch: encoded once while the text encoder is frozen, else each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -12,6 +12,9 @@ from lora_trainer.dataset.plan import Step, Use
 from lora_trainer.dataset.scan import Item
 from lora_trainer.model.text import TextEncoder
 from lora_trainer.randomness import python_rng
+
+KEPT_IN = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Types that states are kept in, by precision; others in fp32."""
 
 
 class Captions:
@@ -35,12 +38,6 @@ class Captions:
         rng = python_rng(self._seed, "caption dropout", step.number)
         return [[self._caption(step, use, rng.random()) for use in batch] for batch in step.batches]
 
-    def every(self) -> set[str]:
-        """All captions that :meth:`of_step` can give, when their number is limited."""
-        orders = range(self._variants or 1) if self._data.shuffle else range(1)
-        captions = {self._order(index, v) for index in range(len(self._items)) for v in orders}
-        return captions | ({""} if self._data.caption_dropout else set())
-
     def _caption(self, step: Step, use: Use, chance: float) -> str:
         if chance < self._data.caption_dropout:
             return ""
@@ -52,7 +49,10 @@ class Captions:
 
 
 class FrozenConditioning:
-    """Encoded captions kept on the CPU in the precision that they are used in.
+    """Captions encoded by a text encoder that is not trained: each alone and once, when it is first needed.
+
+    So a run with many shuffled captions begins at once, and a resumed one encodes no caption that it does not use. The
+    states are kept on the CPU in the precision that they are used in.
 
     Args:
         encode: the frozen text encoder.
@@ -66,18 +66,21 @@ class FrozenConditioning:
         self._dtype = dtype
         self._states: dict[str, torch.Tensor] = {}
 
-    def prepare(self, captions: set[str], turn: Callable[[], object]) -> Iterator[int]:
-        """Encode what is not yet known, each in a turn of its own; yields how many are done."""
-        for count, caption in enumerate(sorted(captions | {""}), start=1):
-            if caption not in self._states:
-                with turn(), torch.no_grad():  # type: ignore[attr-defined]
-                    self._states[caption] = self._encode([caption])[0].to("cpu", self._dtype)
-            yield count
-
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         """(B, 77·n, C); shorter captions are filled up with the empty one, as the encoder does."""
-        states = [self._states[c] for c in captions]
+        states = [self._state(caption) for caption in captions]
         length = max(s.shape[0] for s in states)
-        empty = self._states[""]
+        empty = self._state("")
         filled = [torch.cat([s, *[empty] * ((length - s.shape[0]) // empty.shape[0])]) for s in states]
         return torch.stack(filled).to(self._device)
+
+    def _state(self, caption: str) -> torch.Tensor:
+        if caption not in self._states:
+            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # as in the WebUI's own pictures
+                self._states[caption] = self._encode([caption])[0].to("cpu", self._dtype)
+        return self._states[caption]
+
+
+def frozen_conditioning(text: TextEncoder, device: torch.device, precision: str) -> FrozenConditioning:
+    """Of a text encoder that is not trained, for a run in ``precision`` (fp16, bf16 or fp32)."""
+    return FrozenConditioning(text, device, KEPT_IN.get(precision, torch.float32))

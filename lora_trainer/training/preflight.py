@@ -18,7 +18,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.hosts.base import Host, LoadedModel, Session
-from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.memory import free_memory
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.trainer import StepOutOfMemory, Trainer
@@ -127,9 +127,7 @@ def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, s
     captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
     conditioning: Any = model.text
     if not config.training.text_lr:
-        conditioning = FrozenConditioning(model.text, model.device, torch.float32)
-        for _ in conditioning.prepare(set(chain.from_iterable(captions.of_step(step))), session.turn):
-            pass
+        conditioning = frozen_conditioning(model.text, model.device, precision)
     with session.turn():
         size = items[step.batches[0][0].item].fit.bucket
         model.encode(torch.zeros(1, 3, size[1], size[0]))

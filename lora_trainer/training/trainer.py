@@ -98,7 +98,7 @@ class Trainer:
             StepOutOfMemory: there was not enough memory; nothing was learned, and the step can be tried again.
         """
         self._model.unet.train()
-        self._model.text.model.train()
+        self._model.text.model.train(bool(self._config.training.text_lr))
         try:
             with global_rng(self._model.device, self._config.training.seed, "dropout", step.number):
                 loss = self._gradients(step)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.dataset.images import PictureError, is_whole
@@ -21,7 +19,7 @@ from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.runs import Run
-from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.state import load_newest
@@ -99,7 +97,7 @@ class Preparation:
         captions = Captions(items, config.data, config.training.seed, variants)
         conditioning: Conditioning = model.text
         if not trains_text:
-            conditioning = self._encode_captions(captions, kept, precision)
+            conditioning = frozen_conditioning(model.text, model.device, precision)
         with self._session.turn():
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
             if config.network.continue_from:
@@ -146,15 +144,6 @@ class Preparation:
                 first=next(iter(broken.values())),
             )
         return dataset
-
-    def _encode_captions(self, captions: Captions, kept: Sequence[Item], precision: str) -> FrozenConditioning:
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-        conditioning = FrozenConditioning(self._session.model.text, self._session.model.device, dtype)
-        every = captions.every() | {item.caption for item in kept}
-        for count in conditioning.prepare(every, self._session.turn):
-            self._note(phase="captions", phase_done=count, phase_total=len(every))
-            self._go_on()
-        return conditioning
 
     def _go_on(self) -> None:
         if self._control.wants_end_now:

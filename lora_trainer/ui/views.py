@@ -34,7 +34,6 @@ STATE_NAMES = {
 PHASES = {
     "pictures": "Looking at the pictures",
     "latents": "Encoding pictures",
-    "captions": "Encoding captions",
     "training": "Training",
 }
 GRID_PHASES = {
@@ -206,7 +205,7 @@ def _phase(manifest: dict[str, Any], t: Translate) -> str:
 
 
 def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
-    if manifest["state"] == "running" and manifest.get("phase") in ("pictures", "latents", "captions"):
+    if manifest["state"] == "running" and manifest.get("phase") in ("pictures", "latents"):
         return manifest.get("phase_done", 0), manifest.get("phase_total", 0)
     return manifest["step"], manifest["steps"]
 

@@ -32,7 +32,7 @@ from lora_trainer.network.adapters import adapters_for, remove_adapters
 from lora_trainer.network.info import ORDER, OTHER, place_of
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.randomness import python_rng
-from lora_trainer.training.conditioning import FrozenConditioning
+from lora_trainer.training.conditioning import frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning, Denoiser
 from lora_trainer.training.losses import keyed_noise
 from lora_trainer.training.memory import free_memory, is_out_of_memory
@@ -365,11 +365,7 @@ class Tuner:
         model = self._session.model
         if any(block.startswith("TE") for block in self.blocks):
             return model.text
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-        frozen = FrozenConditioning(model.text, model.device, dtype)
-        for _ in frozen.prepare({item.caption for item in self._pictures.items}, self._session.turn):
-            pass
-        return frozen
+        return frozen_conditioning(model.text, model.device, precision)
 
     def _count(self) -> None:
         self._done += 1

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.captions import split_tags
 from lora_trainer.dataset.plan import Plan, Step
 from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.training.conditioning import Captions, FrozenConditioning
+from lora_trainer.training.conditioning import Captions, FrozenConditioning, frozen_conditioning
 from tests.helpers import config, item
 
 ITEMS = [item(f"{n}.png", caption=f"sks_, a{n}, b{n}, c{n}, d{n}") for n in range(4)]
@@ -54,11 +52,10 @@ def test_captions_of_a_step_are_the_same_each_time_and_in_any_order(variants: in
 
 
 @pytest.mark.parametrize(("variants", "dropout"), [(1, 0), (3, 0), (3, 0.5)])
-def test_every_caption_that_can_come_is_known_in_advance(variants: int, dropout: float) -> None:
+def test_a_caption_has_no_more_orders_than_are_kept(variants: int, dropout: float) -> None:
     made, of = captions(variants, data__caption_dropout=dropout)
-    assert set(flat(made, of)) <= made.every()
-    assert len(made.every()) <= variants * len(ITEMS) + (dropout > 0)
-    assert set(flat(made, of)) == made.every()
+    found = set(flat(made, of))
+    assert len(found) == variants * len(ITEMS) + (dropout > 0)
 
 
 def test_without_a_limit_orders_go_on_changing() -> None:
@@ -68,7 +65,7 @@ def test_without_a_limit_orders_go_on_changing() -> None:
 
 def test_without_shuffling_captions_are_as_written() -> None:
     made, of = captions(3, data__shuffle=False)
-    assert set(flat(made, of)) == made.every() == {one.caption for one in ITEMS}
+    assert set(flat(made, of)) == {one.caption for one in ITEMS}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -85,57 +82,46 @@ def test_dropping_does_not_change_the_other_captions() -> None:
     assert all(b in ("", a) for a, b in pairs)
 
 
-# ------------------------------------------------------------------ encoded in advance
-@pytest.fixture
-def turns() -> list[str]:
-    return []
-
-
-def turn_into(turns: list[str]) -> Any:
-    @contextmanager
-    def turn() -> Iterator[None]:
-        turns.append("in")
-        yield
-        turns.append("out")
-
-    return turn
-
-
-def prepared(
-    model: LoadedModel, texts: set[str], turns: list[str], dtype: torch.dtype = torch.float32
-) -> FrozenConditioning:
-    made = FrozenConditioning(model.text, torch.device("cpu"), dtype)
-    assert list(made.prepare(texts, turn_into(turns))) == list(range(1, len(texts | {""}) + 1))
-    return made
+# ------------------------------------------------------------------ encoded once
+def frozen(model: LoadedModel, precision: str = "fp32") -> FrozenConditioning:
+    return frozen_conditioning(model.text, torch.device("cpu"), precision)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [["red circle"], ["red circle", ""], ["red circle", LONG, "a"], [LONG, LONG]])
-def test_kept_states_are_those_of_the_encoder(model: LoadedModel, turns: list[str], batch: list[str]) -> None:
-    made = prepared(model, set(batch), turns)
-    states = made(batch)
+def test_kept_states_are_those_of_the_encoder(model: LoadedModel, batch: list[str]) -> None:
+    states = frozen(model)(batch)
     assert states.shape == (len(batch), 77 * len(model.text.chunks(max(batch, key=len))), 64)
     torch.testing.assert_close(states, model.text(batch), rtol=1e-5, atol=1e-5)
-    assert not states.requires_grad
 
 
-def test_each_caption_is_encoded_once_in_a_turn_of_its_own(model: LoadedModel, turns: list[str]) -> None:
-    made = prepared(model, {"red", "blue"}, turns)
-    assert turns == ["in", "out"] * 3
-    list(made.prepare({"red", "green"}, turn_into(turns)))
-    assert turns == ["in", "out"] * 4
+def test_each_caption_is_encoded_alone_and_once(model: LoadedModel) -> None:
+    asked: list[list[str]] = []
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        asked.append(texts)
+        return model.text(texts)
+
+    made = FrozenConditioning(encode, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+    for batch in (["red", "blue"], ["blue", "red", "red"], ["green", ""]):
+        assert not made(batch).requires_grad
+    assert asked == [["red"], ["blue"], [""], ["green"]]
 
 
-def test_states_are_kept_in_the_runs_precision(model: LoadedModel, turns: list[str]) -> None:
-    made = prepared(model, {"red"}, turns, torch.bfloat16)
-    assert made(["red"]).dtype == torch.bfloat16
-    torch.testing.assert_close(made(["red"]).float(), model.text(["red"]), rtol=1e-2, atol=1e-2)
+def test_what_a_caption_is_encoded_beside_does_not_change_it(model: LoadedModel) -> None:
+    assert torch.equal(frozen(model)(["red", LONG])[0, :77], frozen(model)(["red"])[0])
 
 
-def test_stopping_between_captions_keeps_those_done(model: LoadedModel, turns: list[str]) -> None:
-    made = FrozenConditioning(model.text, torch.device("cpu"), torch.float32)
-    work = made.prepare({"red", "blue"}, turn_into(turns))
-    next(work)
-    work.close()
-    list(made.prepare({"red", "blue"}, turn_into(turns)))
-    assert turns.count("in") == 3
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_states_are_kept_in_the_runs_precision(model: LoadedModel, precision: str, dtype: torch.dtype) -> None:
+    states = frozen(model, precision)(["red"])
+    assert states.dtype == dtype
+    torch.testing.assert_close(states.float(), model.text(["red"]), rtol=1e-2, atol=1e-2)
+
+
+def test_they_are_encoded_in_the_encoders_own_precision(model: LoadedModel) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = frozen(model)(["red"])
+    assert torch.equal(within, frozen(model)(["red"]))

@@ -95,6 +95,14 @@ def test_only_the_adapters_have_gradients(bench: Bench) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in others)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-4])
+def test_only_what_is_trained_is_in_training_mode(standalone: StandaloneHost, tmp_path: Path, rate: float) -> None:
+    bench = Bench(standalone, tmp_path, training__text_lr=rate)
+    bench.gradient(2)
+    assert bench.model.unet.training
+    assert bench.model.text.model.training == bool(rate)
+
+
 def test_gradients_are_clipped_to_the_length_asked_for(standalone: StandaloneHost, tmp_path: Path) -> None:
     bench = Bench(standalone, tmp_path, training__max_grad_norm=1e-3)
     seen: list[float] = []
