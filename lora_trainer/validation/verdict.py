@@ -194,12 +194,13 @@ def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: dict[str, A
     if turn is None and chosen.weight != full:
         turn, weight = _turn(_column(measured, full), 0), full
     state, more = _without_turn(chosen, base, measured)
+    edge = _at_the_edge(chosen, measured) if state != "useless" else []
     if turn is None:
-        return Finding(chosen, state, None, [*notices, *more, *_too_strong(chosen, measured, full)])
+        return Finding(chosen, state, None, [*notices, *more, *_too_strong(chosen, measured, full), *edge])
     over = _over(turn, weight, document)
     if state == "useless":
         return Finding(chosen, state, turn.column, [*notices, *over, *more])
-    return Finding(chosen, "over", turn.column, [*notices, *over])
+    return Finding(chosen, "over", turn.column, [*notices, *over, *edge])
 
 
 def _gain(chosen: Cell, base: Cell) -> Notice:
@@ -207,6 +208,23 @@ def _gain(chosen: Cell, base: Cell) -> Notice:
         "On {count} pictures that were not trained on, the loss is {loss:.4f}; without the LoRA it is {base:.4f}.",
         {"count": len(chosen.losses), "loss": _mean(chosen.losses), "base": _mean(base.losses)},
     )
+
+
+def _at_the_edge(chosen: Cell, measured: Sequence[Cell]) -> list[Notice]:
+    """Whether a weight beyond those tried may be better still."""
+    row = sorted((cell for cell in measured if cell.column == chosen.column), key=lambda cell: cell.weight)
+    values = {"weight": chosen.weight}
+    highest = Notice(
+        "At weight {weight:g}, the highest that was tried, the loss was still falling; try higher ones too.", values
+    )
+    lowest = Notice(
+        "At weight {weight:g}, the lowest that was tried, the loss was still falling; try lower ones too.", values
+    )
+    return [
+        notice
+        for notice, (edge, *others) in ((highest, row[::-1]), (lowest, row))
+        if edge is chosen and others and (rise := _loss_rise(edge, others[0])) is not None and rise.is_higher
+    ]
 
 
 def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Notice]:

@@ -111,6 +111,23 @@ def test_a_file_that_is_too_strong_is_recommended_at_a_lower_weight() -> None:
     assert "At weight 1 the same file is clearly worse" in sentences(verdict)
 
 
+@pytest.mark.parametrize(
+    ("loss", "weight", "edge"),
+    [
+        (lambda w: -0.08 * w, 1.0, "highest"),
+        (lambda w: -0.08 + 0.03 * w, 0.3, "lowest"),
+        (lambda w: -0.08 + abs(w - 0.6), 0.6, ""),
+        (lambda w: -0.08, 1.0, ""),
+        (lambda w: 0.02 * w, 0.3, ""),  # it never helps, so no weight will
+    ],
+)
+def test_a_best_weight_at_the_edge_of_those_tried_is_told(loss: Any, weight: float, edge: str) -> None:
+    verdict = judge(with_losses(lambda c, w: BASE + (loss(w) if c >= 2 else 0.01)))
+    assert verdict["weight"] == weight
+    assert ("that was tried" in sentences(verdict)) == bool(edge)
+    assert f"At weight {weight:g}, the {edge} that was tried" in sentences(verdict) or not edge
+
+
 def test_over_fitting_at_full_weight_is_told_though_a_lower_weight_hides_it() -> None:
     harm = {0.3: 0.0, 0.6: 0.0, 1.0: 0.05}
     verdict = judge(with_losses(lambda c, w: BASE - 0.02 * c * w + harm[w] * max(0, c - 2)))
