@@ -764,7 +764,15 @@
                         make("tbody", {}, ...body),
                     ),
                 ),
+                this.legend(),
             );
+        }
+
+        /** What each number tells, for those who have no mouse to rest on its name. */
+        legend() {
+            if (!this.measured.length) return "";
+            const entries = this.measured.map(({ name, tells }) => make("div", {}, make("b", {}, name), ` ${tells}`));
+            return make("div", { className: "lt-v-legend" }, ...entries);
         }
 
         voteSums() {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lora_trainer.access import require_readable
 from lora_trainer.control import Control
 from lora_trainer.errors import InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import concerning, read
+from lora_trainer.files import read_json
 from lora_trainer.hosts.base import Host, draw_request
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import UNFINISHED, Run
@@ -272,7 +272,7 @@ def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
     """The document of a file, :data:`ANALYSIS` or :data:`TUNING`; ``None`` when it is about other bytes, or none."""
     path = blocks_folder(run) / file.stem / f"{kind}.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
         return document if document["sha256"] == known.get(str(file)) else None
     except (OSError, ValueError, TypeError, KeyError):

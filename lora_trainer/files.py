@@ -7,16 +7,20 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_trainer.errors import RunError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+T = TypeVar("T")
 _UNFINISHED = ".lora-train-tmp"
+_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0) if os.name == "nt" else ()
+"""Seconds before each further try, see :func:`patiently`."""
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -42,7 +46,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
         if durable:
             _flush(temporary)
         temporary.chmod(0o666 & ~_UMASK)
-        os.replace(temporary, path)
+        patiently(lambda: os.replace(temporary, path))
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
@@ -67,11 +71,35 @@ def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         try:
             fill(unborn)
             unborn.chmod(0o777 & ~_UMASK)
-            unborn.rename(folder)
+            patiently(lambda: unborn.rename(folder))
         finally:
             shutil.rmtree(unborn, ignore_errors=True)
     except OSError as error:
         raise write_error(folder, error) from error
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do something with a file, on Windows a few times if need be.
+
+    There a file that somebody has open, be it this program's own page or a virus scanner, cannot be replaced, and one
+    that is being replaced cannot be opened.
+    """
+    for seconds in _WAITS:
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(seconds)
+    return action()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    return json.loads(patiently(lambda: path.read_text(encoding="utf-8")))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -122,6 +122,12 @@ class Jobs:
             InputError: no such run, it is not stopped, or another checkpoint is loaded.
         """
         run = self.settled(name)
+        if run.state == "done":
+            raise InputError(
+                "The run {name} is done; to train on, start a new run that continues from its last file "
+                "(network.continue_from).",
+                name=name,
+            )
         if run.state not in RESUMABLE:
             raise InputError(
                 "The run {name} is {state}; only a stopped one can be resumed.", name=name, state=run.state

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, name_problem
 from lora_trainer.errors import InputError, NotFound
-from lora_trainer.files import make_folder, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -92,7 +92,7 @@ class Run:
             try:
                 changed = self._path.stat().st_mtime_ns
                 if changed != self._seen:
-                    manifest = json.loads(self._path.read_text(encoding="utf-8"))
+                    manifest = read_json(self._path)
                     if manifest["state"] not in STATES:
                         raise ValueError(manifest["state"])
                     self.manifest = {"files": [], "samples": [], "validation": {}, **manifest}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from lora_trainer import files
 from lora_trainer.errors import RunError
 from lora_trainer.files import (
     make_folder,
@@ -71,6 +72,36 @@ def test_bytes_are_on_the_disk_before_the_name_changes(old: Path, monkeypatch: p
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("replace"), replace(*names)))
     write_text(old, "new")
     assert events[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_on_windows_a_file_that_is_open_for_a_moment_is_tried_again(
+    old: Path, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    replace, left = os.replace, [PermissionError(errno.EACCES, "in use")] * tries
+
+    def busy(source: Path, target: Path) -> None:
+        if left:
+            raise left.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(files, "_WAITS", (0.001,) * 3)
+    monkeypatch.setattr(os, "replace", busy)
+    write_json(old, {"new": 1})
+    assert files.read_json(old) == {"new": 1}
+    assert not left
+
+
+def test_a_file_that_stays_open_is_said(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "in use")
+
+    monkeypatch.setattr(files, "_WAITS", (0.001,) * 3)
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(RunError, match=r"file\.json could not be written: in use"):
+        write_text(old, "new")
+    assert old.read_text() == "old"
+    assert temporary_files(old.parent) == []
 
 
 @pytest.mark.parametrize(

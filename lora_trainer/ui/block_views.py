@@ -22,6 +22,8 @@ _SHOWN = 80
 _RAMP = ((0.0, (68, 1, 84)), (0.25, (59, 82, 139)), (0.5, (33, 145, 140)), (0.75, (94, 201, 98)), (1.0, (253, 231, 37)))
 """Viridis (van der Walt & Smith, 2015), which grows evenly in lightness: also for the colour-blind, and in print."""
 _HIGHEST = 1.5
+_WEAK = 0.1
+"""Below this largest norm the others would be all zeros in two decimals."""
 _MANY = 20
 """Columns; with more there is seldom room for numbers."""
 
@@ -32,35 +34,40 @@ def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> st
     if not heat["rows"]:
         return notice(t("This run has no LoRA files yet."))
     largest = max((norm for row in heat["rows"] for norm in row["norms"] if norm is not None), default=0.0)
+    times = 1000 if largest < _WEAK else 1
+    title = t("‖ΔW‖ of each block at weight 1") if times == 1 else t("‖ΔW‖ × 1000 of each block at weight 1")
+    tells = t("How strongly a file changes each block, from the file alone; what that does, the pictures below show.")
     heads = "".join(f"<th scope='col'>{html.escape(block)}</th>" for block in heat["blocks"])
-    rows = "".join(_heat_row(row, heat["blocks"], largest, row["name"] == chosen, t) for row in heat["rows"])
+    rows = "".join(_heat_row(row, heat["blocks"], (largest, times), row["name"] == chosen, t) for row in heat["rows"])
     many = ' class="lt-many"' if len(heat["blocks"]) > _MANY else ""
     scale = "".join(f'<i style="background:{_colour(share / 20)[0]}"></i>' for share in range(21))
     return (
-        f'<div class="lt-heat"><div class="lt-steps"><span>{html.escape(t("‖ΔW‖ of each block at weight 1"))}</span>'
-        f'<span class="lt-scale">0 {scale} {largest:.3g}</span></div>'
+        f'<div class="lt-heat"><div class="lt-steps"><span>{html.escape(title)}</span>'
+        f'<span class="lt-scale">0 {scale} {times * largest:.3g}</span></div>'
         f'<div class="lt-scroll"><table{many}><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></div>"
+        f"<tbody>{rows}</tbody></table></div><small>{html.escape(tells)}</small></div>"
     )
 
 
-def _heat_row(row: Mapping[str, Any], blocks: Sequence[str], largest: float, chosen: bool, t: Translate) -> str:
+def _heat_row(
+    row: Mapping[str, Any], blocks: Sequence[str], scale: tuple[float, int], chosen: bool, t: Translate
+) -> str:
     label = html.escape(_label(row, t))
     marked = ' class="lt-chosen"' if chosen else ""
     if row["problem"]:
         sentence = html.escape(t(row["problem"]["template"], **row["problem"]["values"]))
         return f'<tr{marked}><th scope="row">{label}</th><td colspan="{max(1, len(blocks))}">{sentence}</td></tr>'
-    cells = "".join(_heat_cell(label, block, norm, largest) for block, norm in zip(blocks, row["norms"], strict=True))
+    cells = "".join(_heat_cell(label, block, norm, *scale) for block, norm in zip(blocks, row["norms"], strict=True))
     return f'<tr{marked}><th scope="row">{label}</th>{cells}</tr>'
 
 
-def _heat_cell(label: str, block: str, norm: float | None, largest: float) -> str:
+def _heat_cell(label: str, block: str, norm: float | None, largest: float, times: int) -> str:
     if norm is None:
         return f'<td title="{label} · {html.escape(block)}: –">–</td>'
     back, front = _colour(norm / largest if largest else 0.0)
     return (
         f'<td style="background:{back};color:{front}" title="{label} · {html.escape(block)}: {norm:.4g}">'
-        f"<span>{_short(norm)}</span></td>"
+        f"<span>{_short(times * norm)}</span></td>"
     )
 
 

@@ -146,7 +146,7 @@ class BlocksPanel:
             ),
             "status": (progress, lambda: block_views.blocks_status(progress, t)),
             "tuning": (tuning, tuned),
-            "bake": ((tuning, busy), lambda: gr.update(visible=result(TUNING) is not None)),
+            "bake": ((tuning, busy), lambda: gr.update(visible=_changes_something(result(TUNING)))),
             "request": (analysis, lambda: self._request_choice(result(ANALYSIS))),
             "analysis": ((analysis, request), analysed),
             "analyze": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
@@ -254,6 +254,11 @@ class BlocksPanel:
 def _requests(document: dict[str, Any]) -> list[str]:
     """What tells the pictures of one prompt and seed from those of others."""
     return [f"{each['prompt']} · {each['seed']}" for each in document["requests"]]
+
+
+def _changes_something(document: dict[str, Any] | None) -> bool:
+    """Whether baking the learned weights would make another file."""
+    return document is not None and any(weight != 1 for weight in (document["weight"], *document["weights"].values()))
 
 
 def _baked(document: dict[str, Any]) -> dict[str, Any]:

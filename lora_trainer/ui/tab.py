@@ -111,9 +111,7 @@ class Tab:
             with gr.Row():
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
                 self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
-            self.run = gr.Dropdown(
-                choices=self._run_names(), label=t("Training run"), allow_custom_value=True, elem_id="lora_train_run"
-            )
+            self.run = gr.Dropdown(choices=self._run_names(), label=t("Training run"), elem_id="lora_train_run")
             self.status = gr.HTML(elem_id="lora_train_status")
             with gr.Row(elem_id="lora_train_buttons"):
                 self.stop = gr.Button(t("Stop and keep"), interactive=False, elem_id="lora_train_stop")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_trainer.files import write_json
+from lora_trainer.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 _VERSION = 1
@@ -59,7 +58,7 @@ def cache_key(*parts: object) -> str:
 
 def _read(path: Path) -> dict[str, list[float]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if document["version"] != _VERSION:
             return {}
         entries = document["numbers"].items()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import InputError
-from lora_trainer.files import replace_atomically, write_error, write_json
+from lora_trainer.files import read_json, replace_atomically, write_error, write_json
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.runs import Run
 
@@ -87,7 +87,7 @@ def votes(run: Run) -> dict[str, int]:
     """Votes by the cells' keys, 1 or -1; none when the file is damaged."""
     path = _votes_path(run)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -6,17 +6,19 @@ The grid's document, ``grid.json``, is what page, command line and REST read; DE
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
-from lora_trainer.files import save_picture, write_json
+from lora_trainer.files import patiently, read_json, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.runs import Run
 from lora_trainer.validation.axes import RunFiles, epoch_values
@@ -32,6 +34,8 @@ MAX_VALUES = 200
 MAX_TOGETHER = 64
 _WRITE_EVERY = 2.0
 VERSION = 2
+_SETTINGS = ("weights", "prompts", "seeds", "size", "negative", "sampler", "steps", "cfg")
+"""Entries of a grid's document that make another grid of it; more files are only more columns."""
 
 
 @dataclass(frozen=True)
@@ -223,12 +227,46 @@ def read_document(run: Run) -> dict[str, Any]:
         NotFound: none was begun, or it was made by an older version.
     """
     try:
-        document = json.loads((grid_folder(run) / "grid.json").read_text(encoding="utf-8"))
+        document = read_json(grid_folder(run) / "grid.json")
         if document["version"] == VERSION:
             return document
     except (OSError, ValueError, TypeError, KeyError):
         pass
     raise NotFound("No grid of {name} has been drawn yet.", field="name", name=run.name)
+
+
+def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
+    """Move what another grid has left, its sheets, numbers and document, into a folder of their own.
+
+    The pictures stay where they are, since grids share them.
+
+    Args:
+        folder: of the run's grid.
+        document: of the grid that is begun now; the same one with more files goes on in place.
+
+    Returns:
+        ``earlier-1``, ``earlier-2`` … within ``folder``; ``None`` when there was nothing to keep.
+
+    Raises:
+        RunError: a file cannot be moved.
+    """
+    try:
+        before = read_json(folder / "grid.json")
+        files = [{column["name"] for column in each["columns"]} for each in (before, document)]
+        goes_on = files[0] <= files[1] and all(before[key] == document[key] for key in _SETTINGS)
+        if goes_on or not before["sheets"]:
+            return None
+    except (OSError, ValueError, TypeError, KeyError):  # there is none, or one of an older version
+        return None
+    place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
+    path = place
+    try:
+        place.mkdir()
+        for path in [*folder.glob("grid*.png"), *folder.glob("grid*.csv"), folder / "grid.json"]:
+            patiently(lambda path=path: os.replace(path, place / path.name))  # type: ignore[misc]
+    except OSError as error:
+        raise write_error(path, error) from error
+    return place
 
 
 # ------------------------------------------------------------------ drawing
@@ -257,6 +295,7 @@ def draw_grid(
     cells = [plan.cell(*place) for place in places]
     path = folder / "grid.json"
     drawn = Drawn(folder / "cells")
+    set_aside(folder, describe(plan, drawn))
     written = -math.inf
     try:
         for _ in draw_cells(cells, session, drawn, together, on_cells):

@@ -176,6 +176,17 @@ def test_documents_are_shown_when_they_are_there(panel: BlocksPanel, jobs: Jobs,
     assert chosen.keys() == {"marks", "analysis"}
 
 
+@pytest.mark.parametrize(
+    ("weight", "blocks", "offered"), [(1, [1, 1], False), (0.8, [1, 1], True), (1, [1, 0.5], True)]
+)
+def test_baking_is_offered_where_it_would_change_the_file(
+    panel: BlocksPanel, jobs: Jobs, weight: float, blocks: list[float], offered: bool
+) -> None:
+    document = tuning(weight=weight, weights=dict(zip(("TE1", "IN01"), blocks, strict=True)))
+    write(jobs.runs.get("zorp"), "tuning", document)
+    assert poll(panel, "zorp", "zorp")["bake"]["visible"] == offered
+
+
 def test_while_something_goes_on_it_can_only_be_stopped(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
     progress = {"state": "running", "kind": "tuning", "file": "zorp", "done": 3, "of": 9}
     monkeypatch.setattr(jobs.blocks, "progress", lambda run: progress)
@@ -255,6 +266,13 @@ def test_the_heat_map_has_a_colour_that_grows_and_can_be_read() -> None:
     ]
     assert light == sorted(light)
     assert "step 40" in Page(heat_table(heat(label="step 40", step=40), "", EN)).text
+
+
+def test_the_numbers_of_a_weak_file_are_shown_in_thousandths() -> None:
+    page = Page(heat_table(heat(norms=[0.0, 0.0123, None]), "a", EN))
+    assert [cell.text for cell in page.all("td")] == ["0.00", "12.3", "–"]
+    assert "‖ΔW‖ × 1000" in page.text
+    assert page.all("td")[1].attributes["title"] == "epoch 1 · IN01: 0.0123"
 
 
 def test_a_file_that_cannot_be_read_says_so_in_its_row() -> None:

@@ -350,6 +350,7 @@ def test_the_wipe_divides_the_pictures_where_its_slider_is(page: Page) -> None:
 def test_the_ranking_is_sorted_by_any_number(page: Page, run: Run) -> None:
     rows = page.locator(".lt-v-ranking tbody tr")
     expect(rows).to_have_count(1 + 4 * 4)
+    expect(page.locator(".lt-v-legend")).to_contain_text("leak Change of pictures without the trigger word")
     expect(rows.first).to_contain_text("epoch 3 · weight 0.8 ★")
     page.locator("[data-sort=effect]").click()
     expect(rows.first).to_contain_text("epoch 4 · weight 1")

@@ -389,6 +389,47 @@ def test_a_new_epoch_fills_only_what_is_missing(run: Run, tmp_path: Path) -> Non
     assert [c["epoch"] for c in document["columns"]] == [0, 1, 2, 3]
 
 
+def test_another_grid_puts_the_sheets_and_numbers_of_the_last_one_aside(run: Run, tmp_path: Path) -> None:
+    draw_grid(options(run, weights=[1]), Painter(), tmp_path)
+    sheet = (tmp_path / "grid.png").read_bytes()
+    (tmp_path / "grid.csv").write_text("numbers")
+    pictures = {path.name for path in (tmp_path / "cells").iterdir()}
+    for wishes in ({"weights": [0.5]}, {"weights": [0.5], "epochs": "last"}):
+        draw_grid(options(run, **wishes), Painter(), tmp_path)
+    kept = tmp_path / "earlier-1"
+    assert sorted(path.name for path in kept.iterdir()) == ["grid.csv", "grid.json", "grid.png"]
+    assert (kept / "grid.png").read_bytes() == sheet
+    assert (kept / "grid.csv").read_text() == "numbers"
+    assert (tmp_path / "earlier-2" / "grid.png").is_file()
+    assert not (tmp_path / "grid.csv").exists()  # its numbers are those of another grid
+    assert pictures < {path.name for path in (tmp_path / "cells").iterdir()}
+
+
+def test_the_same_grid_with_another_file_goes_on_in_place(run: Run, tmp_path: Path) -> None:
+    last = run.manifest["files"][-1]
+    run.manifest["files"] = run.manifest["files"][:-1]
+    draw_grid(options(run, weights=[1]), Painter(), tmp_path)
+    run.manifest["files"] = [*run.manifest["files"], last]
+    for _ in range(2):
+        draw_grid(options(run, weights=[1]), Painter(), tmp_path)
+    assert not list(tmp_path.glob("earlier-*"))
+
+
+def test_a_sheet_that_cannot_be_put_aside_is_one_sentence_and_stays(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_grid(options(run, weights=[1]), Painter(), tmp_path)
+    sheet = (tmp_path / "grid.png").read_bytes()
+
+    def locked(source: Path, target: Path) -> None:
+        raise PermissionError(13, "in use", str(source))
+
+    monkeypatch.setattr(grid.os, "replace", locked)
+    with pytest.raises(RunError, match=r"grid\.png could not be written: in use"):
+        draw_grid(options(run, weights=[0.5]), Painter(), tmp_path)
+    assert (tmp_path / "grid.png").read_bytes() == sheet
+
+
 def test_a_grid_that_was_broken_off_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
     plan = options(run, weights=[0.5, 1])
 
@@ -478,8 +519,9 @@ def test_a_sheet_that_cannot_be_written_leaves_the_old_one(
     sheet = draw(options(run, weights=[1]), Painter(), tmp_path / "grid")
     before = sheet.read_bytes()
     monkeypatch.setattr(grid, "sheets", lambda layout: iter([Image.new("HSV", (1, 1))]))
+    add_file(run, tmp_path / "test-000003.safetensors", b"3", 3)
     with pytest.raises(RunError, match="could not be written"):
-        draw_grid(options(run, weights=[0.5]), Painter(), tmp_path / "grid")
+        draw_grid(options(run, weights=[1]), Painter(), tmp_path / "grid")
     assert sheet.read_bytes() == before
     assert temporary_files(tmp_path) == []
 
