@@ -27,6 +27,9 @@ ARGUMENTS = [
     *("--skip-python-version-check", "--no-download-sd-model"),
 ]
 
+STARTED = "Startup time"
+"""What the WebUI prints when its page and API are there, after each start and each "Reload UI"."""
+
 
 def missing() -> str:
     """Why there is no WebUI to test in, or an empty text."""
@@ -91,7 +94,7 @@ class WebUI:
                 break
             try:
                 # A request that comes before the WebUI has added its API makes it fail ("Cannot add middleware").
-                if "Startup time" in self.log() and self.get("/lora-train/v1/health")["checkpoint"]:
+                if STARTED in self.log() and self.get("/lora-train/v1/health")["checkpoint"]:
                     return
             except (OSError, KeyError):
                 pass
@@ -99,9 +102,12 @@ class WebUI:
         raise RuntimeError(f"the WebUI did not start:\n{self.log()[-3000:]}")
 
     def until_reloaded(self, starts: int = 1) -> None:
-        """Wait until the page that "Reload UI" takes away is there again; it had been started so often."""
+        """Wait until the page that "Reload UI" takes away is there again; it had been started so often.
+
+        Nothing is requested before, see :meth:`wait`.
+        """
         until = time.monotonic() + 60
-        while self.log().count("Running on local URL") <= starts:
+        while self.log().count(STARTED) <= starts:
             assert time.monotonic() < until, self.log()[-2000:]
             time.sleep(0.1)
         self.wait()

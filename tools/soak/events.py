@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.host.webui import WebUI
+from tests.host.webui import STARTED, WebUI
 from tools.soak.small import digests, document, draw_pictures
 from tools.soak.webui import start
 
@@ -110,9 +110,9 @@ class Events:
         self._webui.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{checkpoint}.safetensors"})
 
     def _reload(self) -> None:
-        lines = self._webui.log().count("Running on local URL")
+        starts = self._webui.log().count(STARTED)
         self._webui.probe("from modules import shared; shared.state.server_command = 'restart'")
-        self._webui.until_reloaded(lines)
+        self._webui.until_reloaded(starts)
 
     def _kill(self) -> None:
         self._webui.kill_and_start()
