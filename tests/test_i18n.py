@@ -129,7 +129,7 @@ TRANSLATING = {
     "_translate": 0,
     "_step": 1,
     "_panel": 0,
-    "_answer": 1,
+    "answered": 1,
     "Advice": 1,
     "Notice": 0,
 }

@@ -6,7 +6,6 @@ Its pictures are those of the tab's grid, on disk under the same names, so what 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from modules import shared
 from modules.processing import Processed, fix_seed
 from PIL import Image
 
+from lora_trainer import lists
 from lora_trainer.errors import InputError, Interrupted, LoraTrainError
 from lora_trainer.hosts import a1111_lora as host
 from lora_trainer.hosts.a1111_axes import AxisError
@@ -46,7 +46,7 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
         if jobs.drawing.find(run):
             raise InputError("A grid of {name} is being drawn already.", name=name)
         request, seeds = _request(p, run)
-        options = GridOptions(_numbers(weights), [request.prompt], epochs, seeds, int(together), numbers)
+        options = GridOptions(lists.weights(weights), [request.prompt], epochs, seeds, int(together), numbers)
         return _shown(p, _drawn(jobs, run, options, request))
     except LoraTrainError as error:
         raise AxisError(host.sentence(error)) from error
@@ -104,12 +104,3 @@ def _request(p: Any, run: Run) -> tuple[DrawRequest, list[int]]:
     sampler = f"{p.sampler_name} {scheduler}" if scheduler not in (None, "", "Automatic") else p.sampler_name
     request = DrawRequest(prompt, negative, p.width, p.height, p.steps, p.cfg_scale, sampler)
     return request, [int(p.seed) + i for i in range(p.n_iter * p.batch_size)]
-
-
-def _numbers(text: str) -> Sequence[float]:
-    try:
-        return [float(part) for part in text.replace("，", ",").split(",") if part.strip()]
-    except ValueError:
-        raise InputError(
-            "weights: “{text}” is not a number; write 0.3, 0.6, 0.8.", field="weights", text=text[:100]
-        ) from None

@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
+from lora_trainer import lists
 from lora_trainer.block_jobs import ANALYSIS, TUNING, BlockJobs, blocks_folder, read_result
 from lora_trainer.errors import InputError, LoraTrainError
-from lora_trainer.i18n import Translate, error_sentence
+from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import block_views, views
@@ -197,18 +198,18 @@ class BlocksPanel:
             body = {
                 **self._subject(file, weight),
                 "prompts": [line.strip() for line in prompts.splitlines() if line.strip()],
-                "seeds": [_seed(text) for text in seeds.replace("，", ",").split(",") if text.strip()],
+                "seeds": lists.seeds(seeds),
             }
             self._blocks.analyze(run or "", body)
 
-        return self._answer(start, "The pictures are being drawn.")
+        return views.answered(start, "The pictures are being drawn.", self._t)
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
-        return self._answer(lambda: self._blocks.tune(run or "", body), "The weights are being learned.")
+        return views.answered(lambda: self._blocks.tune(run or "", body), "The weights are being learned.", self._t)
 
     def _stop(self, run: str | None) -> str:
-        return self._answer(lambda: self._blocks.stop(run or ""), "It stops after this picture.")
+        return views.answered(lambda: self._blocks.stop(run or ""), "It stops after this picture.", self._t)
 
     def _bake(self, run: str | None, file: str | None) -> str:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""
@@ -243,13 +244,6 @@ class BlocksPanel:
     def _subject(file: str | None, weight: float | None) -> dict[str, Any]:
         return {"file": file or "", "weight": weight}
 
-    def _answer(self, action: Callable[[], object], done: str) -> str:
-        try:
-            action()
-        except LoraTrainError as error:
-            return views.notice(error_sentence(error, self._t), "error")
-        return views.notice(self._t(done))
-
 
 def _requests(document: dict[str, Any]) -> list[str]:
     """What tells the pictures of one prompt and seed from those of others."""
@@ -263,12 +257,3 @@ def _changes_something(document: dict[str, Any] | None) -> bool:
 
 def _baked(document: dict[str, Any]) -> dict[str, Any]:
     return {"weight": document["weight"], "lbw": document["lbw"]}
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(
-            "seeds: “{text}” is not a whole number; write 1, 2, 3.", field="seeds", text=text.strip()[:40]
-        ) from None

@@ -225,13 +225,13 @@ class Tab:
     def _asking(self, wish: str) -> Callable[[str], str]:
         def ask(name: str) -> str:
             if wish == AFTER_EPOCH:
-                return self._answer(lambda: self._jobs.stop(name or "", wish), "It stops after this epoch.")
-            return self._answer(lambda: self._jobs.stop(name or "", wish), "It stops after this step.")
+                return views.answered(lambda: self._jobs.stop(name or "", wish), "It stops after this epoch.", self._t)
+            return views.answered(lambda: self._jobs.stop(name or "", wish), "It stops after this step.", self._t)
 
         return ask
 
     def _resume(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.resume(name or ""), "It is in line again.")
+        return views.answered(lambda: self._jobs.resume(name or ""), "It is in line again.", self._t)
 
     def _moving(self, places: int | None) -> Callable[[str], str]:
         """What moves a waiting run by some places, or to the front."""
@@ -239,19 +239,12 @@ class Tab:
         def move(name: str) -> str:
             names = [task.run.name for task in self._jobs.training.waiting()]
             place = names.index(name) + 1 + places if places and name in names else 1
-            return self._answer(lambda: self._jobs.move(name or "", place), "It has another place in line.")
+            return views.answered(lambda: self._jobs.move(name or "", place), "It has another place in line.", self._t)
 
         return move
 
     def _bring(self, name: str) -> str:
-        return self._answer(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.")
-
-    def _answer(self, action: Callable[[], object], done: str) -> str:
-        try:
-            action()
-        except LoraTrainError as error:
-            return views.error_notice(error, self._t)
-        return views.notice(self._t(done))
+        return views.answered(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.", self._t)
 
     def _load_preset(self, name: str) -> list[Any]:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_trainer import lists
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
@@ -158,26 +159,19 @@ class ValidatePanel:
         def start() -> Run:
             return self._jobs.grid(
                 name or "",
-                weights=[_weight(text) for text in _values(weights)],
+                weights=lists.weights(weights),
                 prompts=[line.strip() for line in prompts.splitlines() if line.strip()],
                 epochs=epochs.strip() or "all",
-                seeds=[_seed(text) for text in _values(seeds)],
+                seeds=lists.seeds(seeds),
                 together=int(together or 1),
                 numbers=numbers,
                 clip=clip.strip(),
             )
 
-        return self._answer(start, "The grid is being drawn.")
+        return views.answered(start, "The grid is being drawn.", self._t)
 
     def _stop(self, name: str | None) -> str:
-        return self._answer(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.")
-
-    def _answer(self, action: Callable[[], object], done: str) -> str:
-        try:
-            action()
-        except LoraTrainError as error:
-            return views.error_notice(error, self._t)
-        return views.notice(self._t(done))
+        return views.answered(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.", self._t)
 
     # -------------------------------------------------------------- what is shown
     def parts(self, run: Run | None) -> dict[str, Part]:
@@ -327,26 +321,3 @@ def _asked(wish: str) -> dict[str, Any]:
 
 def _unreadable() -> InputError:
     return InputError("The page asked for something unknown; reload it.", field="wish")
-
-
-def _values(text: str) -> list[str]:
-    """The parts of a list with commas, Chinese ones too."""
-    for comma in "，、":
-        text = text.replace(comma, ",")
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _weight(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(
-            "weights: “{text}” is not a number; write 0.3, 0.6, 0.8.", field="weights", text=text
-        ) from None
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError("seeds: “{text}” is not a whole number; write 1, 2, 3.", field="seeds", text=text) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,15 @@ def notice(text: str, kind: str = "info") -> str:
 def error_notice(error: LoraTrainError, translate: Translate) -> str:
     """An error's sentence, framed."""
     return notice(error_sentence(error, translate), "error")
+
+
+def answered(action: Callable[[], object], done: str, translate: Translate) -> str:
+    """Do something; the sentence ``done``, or what was wrong."""
+    try:
+        action()
+    except LoraTrainError as error:
+        return error_notice(error, translate)
+    return notice(translate(done))
 
 
 def base_model(health: dict[str, Any], translate: Translate) -> str:

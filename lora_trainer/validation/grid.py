@@ -20,6 +20,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
 from lora_trainer.files import patiently, read_json, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
+from lora_trainer.lists import parts
 from lora_trainer.runs import Run
 from lora_trainer.validation.axes import RunFiles, epoch_values
 from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
@@ -175,8 +176,7 @@ def _columns(run: Run, epochs: str) -> list[Column]:
     entries = run.manifest["files"]
     if not any(Path(entry["path"]).is_file() for entry in entries):
         raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
-    wanted = [part.strip() for part in epochs.replace("，", ",").split(",") if part.strip()]
-    chosen = {value.file for value in epoch_values(wanted or ["all"], [RunFiles.of(run.name, entries)])}
+    chosen = {value.file for value in epoch_values(parts(epochs) or ["all"], [RunFiles.of(run.name, entries)])}
     last = {Path(entry["path"]): entry for entry in entries}
     return [_column(path, entry) for path, entry in last.items() if path in chosen]
 
