@@ -150,7 +150,7 @@ class BlockJobs:
                         session,
                         config,
                         wanted.pictures,
-                        fingerprint=str(run.manifest.get("dataset", {}).get("fingerprint", "")),
+                        fingerprint=run.fingerprint,
                         seed=wanted.seed,
                     )
                 tune(

@@ -185,7 +185,7 @@ def _tune(args: argparse.Namespace) -> int:
                 session,
                 config,
                 str(args.pictures or ""),
-                fingerprint=str(subject.run.manifest.get("dataset", {}).get("fingerprint", "")) if subject.run else "",
+                fingerprint=subject.run.fingerprint if subject.run else "",
                 seed=args.seed,
             ),
             precision=config.training.precision,

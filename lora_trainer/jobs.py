@@ -374,9 +374,10 @@ class _Drawing:
             plan = plan.on(self._host.check(config), session.draw_settings())
             document = draw_grid(plan, session, folder, pace(self._pictures), together=options.together)
             if options.numbers:
-                fingerprint = self._run.manifest.get("dataset", {}).get("fingerprint", "")
-                more = {"clip": options.clip, "fingerprint": fingerprint, "on_phase": self._phase}
-                measure_grid(document, self._host, session, config, folder, **more)
+                measure_grid(
+                    document, self._host, session, config, folder,
+                    clip=options.clip, fingerprint=self._run.fingerprint, on_phase=self._phase,
+                )  # fmt: skip
         return document
 
     def _pictures(self, done: int, of: int, seconds_left: float | None) -> None:

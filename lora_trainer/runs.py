@@ -43,6 +43,11 @@ class Run:
         return str(self.manifest["state"])
 
     @property
+    def fingerprint(self) -> str:
+        """Of the data set it was trained on; empty before its pictures were looked at."""
+        return str(self.manifest.get("dataset", {}).get("fingerprint", ""))
+
+    @property
     def samples(self) -> Path:
         """Folder of the sample pictures."""
         return self.folder / "samples"

@@ -64,8 +64,7 @@ def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> 
             plan = plan.on(jobs.host.check(config), session.draw_settings())
             document = draw_grid(plan, session, folder, together=options.together)
             if options.numbers:
-                fingerprint = run.manifest.get("dataset", {}).get("fingerprint", "")
-                measure_grid(document, jobs.host, session, config, folder, fingerprint=fingerprint)
+                measure_grid(document, jobs.host, session, config, folder, fingerprint=run.fingerprint)
     except Interrupted:
         return read_document(run)
     done = {"state": "done", "done": len(plan.places()), "of": len(plan.places()), "message": ""}

@@ -151,7 +151,7 @@ class Preparation:
 
     def _note_dataset(self, dataset: Dataset, kept: Sequence[Item], plan: Plan, precision: str, done: int) -> None:
         fingerprint = dataset_fingerprint(dataset)
-        before = self._run.manifest.get("dataset", {}).get("fingerprint")
+        before = self._run.fingerprint
         if done and before and before != fingerprint:
             raise InputError(
                 "data.folder: the pictures or captions in {folder} have changed since the run began, so it cannot go "
