@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -275,9 +277,42 @@ def _inject(part: nn.Module, shapes: dict[str, Shape], dropout: float) -> None:
     with torch.random.fork_rng(devices=[]):  # PEFT draws initial weights, which are not used
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
     for _, layer in _lora_layers(part):
+        layer.__class__ = _LIGHT.get(type(layer), type(layer))
         for weight in _weights(layer):
             weight.data = weight.data.float()  # PEFT takes the base's type; adapters are trained in fp32
             weight.requires_grad_(True)
+
+
+def _autocast_type(device: str) -> torch.dtype | None:
+    """The type that autocast computes in on this kind of device now; ``None`` outside of it."""
+    try:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except (AttributeError, TypeError):  # before torch 2.4
+        if device == "cpu":
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+class _Light:
+    """PEFT's layer with less to do: W x + B(s A x).
+
+    The scaling s is on the few inner values instead of all outputs. Under autocast the input is cast once, for the
+    layer and its adapter; PEFT casts it to the adapter's fp32, from which autocast casts it back.
+    """
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """(…, in) → (…, out), or (B, in, H, W) → (B, out, H', W')."""
+        cast = _autocast_type(x.device.type)
+        x = x.to(cast) if cast else x
+        result = self.base_layer(x)
+        if self._disable_adapters:
+            return result
+        down, up = self.lora_A[ADAPTER], self.lora_B[ADAPTER]
+        inner = down(self.lora_dropout[ADAPTER](x if cast else x.to(down.weight.dtype)))
+        return (result + up(inner * self.scaling[ADAPTER])).to(result.dtype)
+
+
+_LIGHT = {kind: type(f"Light{kind.__name__}", (_Light, kind), {}) for kind in (lora.Linear, lora.Conv2d)}
 
 
 def _lora_layers(part: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

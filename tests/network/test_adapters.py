@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.network.adapters import (
+    ADAPTER,
     TEXT_PREFIX,
     UNET_PREFIX,
     Adapters,
     Shape,
+    _inject,
     adapters_for,
     add_adapters,
     file_shapes,
@@ -213,6 +217,61 @@ def test_each_kind_of_layer_alone(
     with torch.no_grad():
         assert relative_error(layer(x), plain(x)) <= 1e-5
         assert relative_error(base.get_submodule(name)(x), plain(x)) > 1e-2
+
+
+def gradients(layer: Any, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradients of input, down and up."""
+    leaf = x.clone().requires_grad_()
+    output = forward(leaf)
+    output.float().square().sum().backward()
+    found = [
+        output.detach(),
+        *(t.grad.clone() for t in (leaf, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)),
+    ]
+    layer.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("name", ["attn1.to_q", "ff.net.0.proj", "proj_in"])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half: bool) -> None:
+    randomise(both(model, alpha=3.0))
+    block = model.unet.get_submodule("down_blocks.0.attentions.0")
+    layer = block.get_submodule(name if name == "proj_in" else f"transformer_blocks.0.{name}")
+    theirs = type(layer).__mro__[2].forward
+    features = layer.get_base_layer().weight.shape[1]
+    x = torch.randn((2, features, 4, 4) if name == "proj_in" else (2, 5, features))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        ours = gradients(layer, layer, x)
+        wanted = gradients(layer, lambda value: theirs(layer, value), x)
+    error = 2e-2 if half else 1e-5
+    for found, other in zip(ours, wanted, strict=True):
+        assert found.dtype == other.dtype
+        assert relative_error(found.float(), other.float()) <= error
+
+
+def in_half_precision() -> Any:
+    """An adapted layer, 8 → 12, whose own weights are bf16."""
+    part = nn.ModuleDict({"to_q": nn.Linear(8, 12).to(torch.bfloat16)})
+    _inject(part, {"to_q": Shape(2, 1.0)}, 0.0)
+    return part["to_q"]
+
+
+@torch.no_grad()
+def test_under_autocast_the_input_is_cast_once() -> None:
+    layer, x = in_half_precision(), torch.randn(2, 5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+        assert layer(x).dtype == torch.bfloat16
+    copies = [e for e in profile.events() if e.name == "aten::_to_copy" and e.input_shapes[0] == [2, 5, 8]]
+    assert len(copies) == 1
+
+
+@torch.no_grad()
+def test_half_precision_weights_without_autocast_keep_their_type() -> None:
+    layer, x = in_half_precision(), torch.randn(2, 5, 8, dtype=torch.bfloat16)
+    layer.lora_B[ADAPTER].weight.normal_()
+    assert layer(x).dtype == torch.bfloat16
+    assert relative_error(layer(x).float(), type(layer).__mro__[2].forward(layer, x).float()) <= 1e-2
 
 
 def test_disabled_is_the_base_model_exactly_and_only_inside(
