@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli_files import Add, bar, print_json
+from lora_trainer.cli_files import ROOT_HELP, Add, bar, print_json
+from lora_trainer.cli_parser import numbers
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
 
@@ -25,13 +26,13 @@ def add_analysis_commands(add: Add, blocks: Any) -> None:
     analyze.add_argument(
         "--prompt", action="append", default=[], help="draw pictures with each block alone and without each; repeatable"
     )
-    analyze.add_argument("--seed", type=int, action="append", default=[], help="of the pictures; repeatable")
+    analyze.add_list("--seed", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
     analyze.add_argument("--trigger", help="the word that asks for the LoRA's subject (default: the run's)")
     analyze.add_argument("--negative", help="negative prompt")
     analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
     analyze.add_argument("--steps", type=int, help="sampling steps")
     analyze.add_argument("--cfg", type=float, help="CFG scale")
-    analyze.add_argument("--sampler")
+    analyze.add_argument("--sampler", help="as in txt2img, e.g. Euler a")
     analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     analyze.add_argument("--output", type=Path, help="folder for pictures, numbers and CSV")
 
@@ -55,7 +56,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch", type=int, help="which file of the run (default: the last)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA (default: 1)")
     parser.add_argument("--checkpoint", help="checkpoint to draw and measure with (default: the run's)")
-    parser.add_argument("--root", type=Path, help="folder of runs, models and cache (default: here)")
+    parser.add_argument("--root", type=Path, help=ROOT_HELP)
 
 
 @dataclass(frozen=True)
