@@ -279,6 +279,12 @@ def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+def say(args: argparse.Namespace, text: str) -> None:
+    """Tell what is going to be done, on standard error; nothing with ``--json``."""
+    if not args.json:
+        print(text, file=sys.stderr)
+
+
 def bar(unit: str, quiet: bool) -> Callable[[int, int], None]:
     """A progress bar on standard error for work that takes long."""
     from tqdm import tqdm

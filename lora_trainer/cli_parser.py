@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def _joined(self, arguments: Sequence[str]) -> list[str]:
         """Each list as one argument, so that it takes its values and leaves the name of a run behind them alone."""
-        rest, joined = list(arguments), []
+        rest, joined = list(arguments), list[str]()
         while rest:
             argument = rest.pop(0)
             if argument == "--":

@@ -6,14 +6,14 @@ the same number gives the same file size; but ΔW is never built (1280 × 1280 a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from lora_trainer.errors import InputError
 from lora_trainer.network import lowrank
-from lora_trainer.network.derived import in_precision, widest_precision
+from lora_trainer.network.derived import Notice, in_precision, widest_precision
 from lora_trainer.network.merge import ErrorSum, Merged, Progress
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
 
@@ -104,14 +104,26 @@ def resize(
     modules = {key: parts for key, parts in group(tensors).items() if key != EMBEDDING}
     made: dict[str, dict[str, torch.Tensor]] = {}
     errors = ErrorSum()
+    ranks: list[int] = []
     for done, (key, parts) in enumerate(modules.items(), 1):
         exact, row = lora_factors(key, parts)
+        ranks.append(exact[1].shape[0])
         made[key] = in_precision(_resized(parts, exact, row, rule), stored)
         errors.add(key, exact, made[key])
         progress(done, len(modules))
     if not made:
         raise InputError("There are no LoRA modules in this file to resize; use a LoRA file.")
-    return Merged(made, errors.relative, embeddings=embeddings(tensors))
+    resized = Merged(made, errors.relative, embeddings=embeddings(tensors))
+    return replace(resized, notices=_not_smaller(ranks) if resized.ranks == ranks else ())
+
+
+def _not_smaller(ranks: Sequence[int]) -> tuple[Notice, ...]:
+    return (
+        Notice(
+            "The LoRA has rank {rank} already: no module became smaller, and its effect stays the same.",
+            {"rank": max(ranks)},
+        ),
+    )
 
 
 def _resized(
