@@ -261,6 +261,13 @@ def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
         print(f"skipped: {sentence}")
     for path in report["without_caption"]:
         print(f"no caption: {path}")
+    if report["enlarged"]:
+        most = next(item for item in report["items"] if item["path"] == report["enlarged"][0])
+        print(
+            f"warning: {len(report['enlarged'])} pictures are smaller than their bucket and are enlarged, "
+            f"{most['path']} most ({most['scale']:.2f}×); use larger ones, lower the resolution, or set "
+            "data.upscale = false"
+        )
     for path in report["outside_numbered_folders"]:
         print(f"outside the numbered folders, not used: {path}")
 

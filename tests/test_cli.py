@@ -138,6 +138,16 @@ def test_dataset_check_reports_every_picture(capsys: pytest.CaptureFixture[str],
     assert out.count(".png") == 5
 
 
+def test_dataset_check_warns_of_pictures_that_are_enlarged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    document(tmp_path)
+    _, out, _ = run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "128")
+    (warning,) = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith("warning: 5 pictures are smaller than their bucket and are enlarged, ")
+    assert "(2.00×)" in warning
+    assert "data.upscale = false" in warning
+    assert "warning" not in run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "64")[1]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells of a closed pipe in another way")
 @pytest.mark.parametrize(
     ("arguments", "closed"),
