@@ -96,7 +96,7 @@ def test_resize_says_that_the_rank_was_no_higher(capsys: pytest.CaptureFixture[s
     out = files / "same.safetensors"
     code, text, err = run(capsys, "lora", "resize", files / "a.safetensors", "--rank", 8, "--output", out)
     assert (code, text.splitlines()[-1]) == (0, str(out))
-    assert err == "note: The LoRA has rank 4 already: no module became smaller, and its effect stays the same.\n"
+    assert err == "note: The LoRA has rank 4 already: nothing was left out, and its effect stays the same.\n"
 
 
 def test_extract(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ the same number gives the same file size; but ΔW is never built (1280 × 1280 a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,24 +104,23 @@ def resize(
     modules = {key: parts for key, parts in group(tensors).items() if key != EMBEDDING}
     made: dict[str, dict[str, torch.Tensor]] = {}
     errors = ErrorSum()
-    ranks: list[int] = []
+    smaller = False
     for done, (key, parts) in enumerate(modules.items(), 1):
         exact, row = lora_factors(key, parts)
-        ranks.append(exact[1].shape[0])
         made[key] = in_precision(_resized(parts, exact, row, rule), stored)
+        smaller |= len(made[key]["lora_down.weight"]) < exact[1].shape[0] and lowrank.norm(*exact) > _ZERO
         errors.add(key, exact, made[key])
         progress(done, len(modules))
     if not made:
         raise InputError("There are no LoRA modules in this file to resize; use a LoRA file.")
     resized = Merged(made, errors.relative, embeddings=embeddings(tensors))
-    return replace(resized, notices=_not_smaller(ranks) if resized.ranks == ranks else ())
+    return resized if smaller else replace(resized, notices=_nothing_left_out(max(resized.ranks)))
 
 
-def _not_smaller(ranks: Sequence[int]) -> tuple[Notice, ...]:
+def _nothing_left_out(rank: int) -> tuple[Notice, ...]:
     return (
         Notice(
-            "The LoRA has rank {rank} already: no module became smaller, and its effect stays the same.",
-            {"rank": max(ranks)},
+            "The LoRA has rank {rank} already: nothing was left out, and its effect stays the same.", {"rank": rank}
         ),
     )
 
