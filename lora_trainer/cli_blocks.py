@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from lora_trainer.cli_files import ROOT_HELP, Add, bar, print_json, say
 from lora_trainer.cli_parser import numbers
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
+from lora_trainer.hosts.standalone import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.config import TrainConfig
@@ -35,7 +36,7 @@ def add_analysis_commands(add: Add, blocks: Any) -> None:
     analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
     analyze.add_argument("--steps", type=int, help="sampling steps")
     analyze.add_argument("--cfg", type=float, help="CFG scale")
-    analyze.add_argument("--sampler", help="as in txt2img, e.g. Euler a")
+    analyze.add_argument("--sampler", choices=list(SAMPLERS), help="as in txt2img (default: that of the samples)")
     analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     analyze.add_argument("--output", type=Path, help="folder for pictures, numbers and CSV")
 
@@ -149,20 +150,24 @@ def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
 
 
 def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subject) -> dict[str, Any]:
+    from lora_trainer.block_jobs import AnalysisDocument, read_seeds
+    from lora_trainer.file_tools import read
     from lora_trainer.hosts.base import draw_request
     from lora_trainer.validation.block_analysis import analyze, plan_analysis
     from lora_trainer.validation.grid import trigger_of
 
-    config = subject.config
+    wanted = read(AnalysisDocument, {"together": args.together})
+    width, height = args.size or (None, None)
+    given = {
+        "negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler,
+        "width": width, "height": height,
+    }  # fmt: skip
+    config = subject.config.with_values({f"samples.{k}": value for k, value in given.items() if value is not None})
     like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(config))
-    given = {"negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler}
-    like = replace(like, **{key: value for key, value in given.items() if value is not None})
-    if args.size:
-        like = replace(like, width=args.size[0], height=args.size[1])
     plan = plan_analysis(
         subject.file,
         args.prompt,
-        args.seed or [config.samples.seed],
+        read_seeds(args.seed) or [config.samples.seed],
         like,
         weight=args.weight,
         trigger=trigger_of(config, args.prompt) if args.trigger is None else args.trigger,
@@ -178,7 +183,7 @@ def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subje
             plan.on(host.check(config), session.draw_settings()),
             session,
             args.output or subject.folder,
-            together=args.together,
+            together=wanted.together,
             on_cells=bar("pictures", args.json),
         )
 

@@ -177,6 +177,8 @@ def test_a_page_of_a_checkpoint_that_is_not_there_or_on_a_port_in_use_is_one_lin
     monkeypatch.setattr("lora_trainer.jobs._shared", [])
     code, _, err = run(capsys, "ui", "--root", tmp_path, "--checkpoint", tmp_path / "nope.safetensors")
     assert (code, "nope.safetensors" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = run(capsys, "ui", "--root", tmp_path, "--port", 99999)
+    assert (code, err) == (2, "error: There is no port 99999; use one from 1 to 65535, such as 7862.\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
