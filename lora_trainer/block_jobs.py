@@ -97,7 +97,7 @@ class BlockJobs:
         from lora_trainer.validation.grid import trigger_of
 
         wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
-        seeds = _seeds(body.get("seeds"))
+        seeds = read_seeds(body.get("seeds"))
         run = self._settled(name)
         config = run.config()
         file = find_file(run, wanted.file)
@@ -279,8 +279,8 @@ def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
         return None
 
 
-def _seeds(value: Any) -> list[int]:
-    """Raises :class:`InputError` for anything but whole numbers."""
+def read_seeds(value: Any) -> list[int]:
+    """Seeds from plain values; raises :class:`InputError` for anything but whole numbers."""
     values = [] if value is None else value
     whole = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not whole or not all(0 <= v <= MAX_SEED for v in values):

@@ -16,7 +16,8 @@ from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.cli_blocks import add_analysis_commands
-from lora_trainer.cli_files import add_block_commands, add_lora_commands
+from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
+from lora_trainer.cli_parser import Parser, epochs, numbers
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
@@ -41,11 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s")
-    command: Command = args.command
     try:
+        args = build_parser().parse_args(arguments)
+        logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s")
+        command: Command = args.command
         return command(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,15 +69,15 @@ def _throw_output_away() -> None:
     os.close(nowhere)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="lora-trainer", description="Train a LoRA for Stable Diffusion.")
+    parser = Parser(prog="lora-trainer", description="Train a LoRA for Stable Diffusion.")
     parser.add_argument("--version", action="version", version=f"LoRA Train {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Command, help: str, within: Any = commands) -> argparse.ArgumentParser:
-        sub = within.add_parser(name, help=help, description=help)
+    def add(name: str, command: Command, help: str, within: Any = commands) -> Parser:
+        sub: Parser = within.add_parser(name, help=help, description=help)
         sub.set_defaults(command=command)
         sub.add_argument("--json", action="store_true", help="print machine-readable results")
         return sub
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default: demo-output)")
 
     train = add("train", _train, "train a LoRA as a TOML file says")
-    train.add_argument("config", type=Path, metavar="CONFIG.toml")
+    train.add_argument("config", type=Path, metavar="CONFIG.toml", help="settings of the run; see docs/options.md")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. network.rank=8"
     )
@@ -94,30 +94,30 @@ def build_parser() -> argparse.ArgumentParser:
         "--sweep", action="append", default=[], metavar="KEY=A,B", help="a run for each value, e.g. network.rank=8,16"
     )
     train.add_argument("--resume", action="store_true", help="go on with the run of this name from its last state")
-    train.add_argument("--root", type=Path, help="folder for runs, models and cache (default: here)")
+    train.add_argument("--root", type=Path, help=ROOT_HELP)
 
     runs = add("runs", _runs, "list the runs, or show one")
-    runs.add_argument("name", nargs="?")
-    runs.add_argument("--root", type=Path)
+    runs.add_argument("name", nargs="?", metavar="RUN", help="only this one")
+    runs.add_argument("--root", type=Path, help=ROOT_HELP)
 
     grid = add("grid", _grid, "draw the epoch × weight grid of a run")
-    grid.add_argument("name", metavar="RUN")
-    grid.add_argument("--weights", type=float, nargs="+", default=[])
-    grid.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    grid.add_argument("--epochs", default="all", help="all (default), last, 'every 2', 1-5, or a list: 3,6")
-    grid.add_argument("--seeds", type=int, nargs="+", default=[])
+    grid.add_argument("name", metavar="RUN", help="name of a run, as lora-trainer runs lists it")
+    grid.add_list("--weights", numbers(float), metavar="WEIGHT", help="of the LoRA (default: 0.3 0.6 0.8 1)")
+    grid.add_argument(
+        "--prompt", action="append", default=[], help="may be given several times (default: the run's sample prompts)"
+    )
+    grid.add_list("--epochs", epochs, metavar="EPOCH", help="all (default), last, every 2, 1-5, 3, step 40")
+    grid.add_list("--seeds", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
     grid.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     grid.add_argument("--no-numbers", action="store_true", help="pictures only")
     grid.add_argument("--clip", type=Path, help="folder of a CLIP model to measure the pictures with")
-    grid.add_argument("--root", type=Path)
+    grid.add_argument("--root", type=Path, help=ROOT_HELP)
 
-    dataset = commands.add_parser("dataset", help="work on a folder of pictures").add_subparsers(
-        metavar="WHAT", required=True
-    )
+    dataset = add_group(commands, "dataset", "work on a folder of pictures")
     check = add("check", _dataset_check, "report every picture's bucket and crop, and what is wrong", dataset)
-    check.add_argument("folder")
-    check.add_argument("--resolution", type=int, default=512)
-    check.add_argument("--trigger", default="")
+    check.add_argument("folder", help="folder of pictures with captions")
+    check.add_argument("--resolution", type=int, default=512, help="of the training, in pixels (default: 512)")
+    check.add_argument("--trigger", default="", metavar="WORD", help="trigger word, put before every caption")
 
     add_lora_commands(add, commands)
     add_analysis_commands(add, add_block_commands(add, commands))
@@ -125,8 +125,8 @@ def build_parser() -> argparse.ArgumentParser:
     ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
     ui.add_argument("--port", type=int, default=7862, help="of the page (default: 7862)")
-    ui.add_argument("--root", type=Path)
-    ui.add_argument("--language", choices=("en", "zh"), default="en")
+    ui.add_argument("--root", type=Path, help=ROOT_HELP)
+    ui.add_argument("--language", choices=("en", "zh"), default="en", help="of the page (default: en)")
     return parser
 
 
@@ -211,8 +211,8 @@ def _runs(args: argparse.Namespace) -> int:
 def _grid(args: argparse.Namespace) -> int:
     jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else GridBar())
     wishes = {
-        "weights": args.weights, "prompts": args.prompt, "epochs": args.epochs, "seeds": args.seeds,
-        "together": args.together, "numbers": not args.no_numbers, "clip": str(args.clip or ""),
+        "weights": args.weights, "prompts": args.prompt, "epochs": ",".join(args.epochs) or "all",
+        "seeds": args.seeds, "together": args.together, "numbers": not args.no_numbers, "clip": str(args.clip or ""),
     }  # fmt: skip
     run = jobs.grid(args.name, **wishes)
     try:
@@ -261,6 +261,13 @@ def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
         print(f"skipped: {sentence}")
     for path in report["without_caption"]:
         print(f"no caption: {path}")
+    if report["enlarged"]:
+        most = next(item for item in report["items"] if item["path"] == report["enlarged"][0])
+        print(
+            f"warning: {len(report['enlarged'])} pictures are smaller than their bucket and are enlarged, "
+            f"{most['path']} most ({most['scale']:.2f}×); use larger ones, lower the resolution, or set "
+            "data.upscale = false"
+        )
     for path in report["outside_numbered_folders"]:
         print(f"outside the numbered folders, not used: {path}")
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli_files import Add, bar, print_json
+from lora_trainer.cli_files import ROOT_HELP, Add, bar, print_json, say
+from lora_trainer.cli_parser import numbers
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
+from lora_trainer.hosts.standalone import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.config import TrainConfig
+    from lora_trainer.hosts.base import Session
     from lora_trainer.hosts.standalone import StandaloneHost
-    from lora_trainer.runs import Run
+    from lora_trainer.runs import Run, Runs
+    from lora_trainer.validation.block_norms import LoraFile
+    from lora_trainer.validation.block_tuner import Pictures
 
 
 def add_analysis_commands(add: Add, blocks: Any) -> None:
@@ -25,13 +30,13 @@ def add_analysis_commands(add: Add, blocks: Any) -> None:
     analyze.add_argument(
         "--prompt", action="append", default=[], help="draw pictures with each block alone and without each; repeatable"
     )
-    analyze.add_argument("--seed", type=int, action="append", default=[], help="of the pictures; repeatable")
+    analyze.add_list("--seed", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
     analyze.add_argument("--trigger", help="the word that asks for the LoRA's subject (default: the run's)")
     analyze.add_argument("--negative", help="negative prompt")
     analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
     analyze.add_argument("--steps", type=int, help="sampling steps")
     analyze.add_argument("--cfg", type=float, help="CFG scale")
-    analyze.add_argument("--sampler")
+    analyze.add_argument("--sampler", choices=list(SAMPLERS), help="as in txt2img (default: that of the samples)")
     analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     analyze.add_argument("--output", type=Path, help="folder for pictures, numbers and CSV")
 
@@ -55,7 +60,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch", type=int, help="which file of the run (default: the last)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA (default: 1)")
     parser.add_argument("--checkpoint", help="checkpoint to draw and measure with (default: the run's)")
-    parser.add_argument("--root", type=Path, help="folder of runs, models and cache (default: here)")
+    parser.add_argument("--root", type=Path, help=ROOT_HELP)
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,9 @@ class _Subject:
 
     Attributes:
         name: of run or file.
-        run: if it is one.
+        run: that it is, or that has the file.
         file: the LoRA.
+        files: all that the heat map has.
         config: checkpoint, size, sampler, pictures.
         folder: where results go.
     """
@@ -73,26 +79,44 @@ class _Subject:
     name: str
     run: Run | None
     file: Path
+    files: Sequence[LoraFile]
     config: TrainConfig
     folder: Path
 
 
 def _subject(args: argparse.Namespace, host: StandaloneHost) -> _Subject:
     from lora_trainer.block_jobs import blocks_folder
-    from lora_trainer.config import TrainConfig
     from lora_trainer.runs import Runs
-    from lora_trainer.validation.block_norms import find_file
+    from lora_trainer.validation.block_norms import find_file, run_files
 
-    changes = {"checkpoint": args.checkpoint} if args.checkpoint else {}
+    runs = Runs(host.folders.runs)
     if Path(args.subject).suffix.lower() == ".safetensors":
-        if args.epoch is not None:
-            raise InputError("--epoch is for a run; {file} is a file.", file=args.subject)
-        file = Path(args.subject)
-        config = TrainConfig(name="blocks").with_values(changes)
-        return _Subject(file.stem, None, file, config, host.folders.runs.parent / "blocks")
-    run = Runs(host.folders.runs).get(args.subject)
-    file = find_file(run, epoch=args.epoch).path
-    return _Subject(run.name, run, file, run.config().with_values(changes), blocks_folder(run))
+        return _subject_of_file(args, host, runs)
+    run = runs.get(args.subject)
+    file = find_file(run, epoch=args.epoch)
+    files = run_files(run) if args.epoch is None else [file]
+    return _Subject(run.name, run, file.path, files, run.config().with_values(_changes(args)), blocks_folder(run))
+
+
+def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs) -> _Subject:
+    """A file by its path; when a run has written it, its pictures and settings count."""
+    from lora_trainer.block_jobs import blocks_folder
+    from lora_trainer.config import TrainConfig
+    from lora_trainer.validation.block_norms import LoraFile, run_of
+
+    file = Path(args.subject)
+    if args.epoch is not None:
+        raise InputError("--epoch is for a run; {file} is a file.", file=file)
+    if not file.is_file():
+        raise InputError("{path} does not exist; check the path.", path=file)
+    run = run_of(file, runs.list())
+    config = run.config() if run else TrainConfig(name="blocks")
+    folder = blocks_folder(run) if run else host.folders.runs.parent / "blocks"
+    return _Subject(file.stem, run, file, [LoraFile(file, file.stem)], config.with_values(_changes(args)), folder)
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    return {"checkpoint": args.checkpoint} if args.checkpoint else {}
 
 
 def _analyze(args: argparse.Namespace) -> int:
@@ -112,12 +136,9 @@ def _analyze(args: argparse.Namespace) -> int:
 
 def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
     """The heat map; no checkpoint is needed for it."""
-    from lora_trainer.validation.block_norms import LoraFile, heat_csv, heat_map, run_files
+    from lora_trainer.validation.block_norms import heat_csv, heat_map
 
-    files = (
-        run_files(subject.run) if subject.run and args.epoch is None else [LoraFile(subject.file, subject.file.stem)]
-    )
-    heat = heat_map(subject.name, files)
+    heat = heat_map(subject.name, subject.files)
     problems = [row["problem"] for row in heat["rows"] if row["problem"]]
     if len(problems) == len(heat["rows"]):
         raise InputError(problems[0]["template"], **problems[0]["values"])
@@ -129,30 +150,40 @@ def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
 
 
 def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subject) -> dict[str, Any]:
+    from lora_trainer.block_jobs import AnalysisDocument, read_seeds
+    from lora_trainer.file_tools import read
     from lora_trainer.hosts.base import draw_request
     from lora_trainer.validation.block_analysis import analyze, plan_analysis
     from lora_trainer.validation.grid import trigger_of
 
-    config = subject.config
+    wanted = read(AnalysisDocument, {"together": args.together})
+    width, height = args.size or (None, None)
+    given = {
+        "negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler,
+        "width": width, "height": height,
+    }  # fmt: skip
+    config = subject.config.with_values({f"samples.{k}": value for k, value in given.items() if value is not None})
     like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(config))
-    given = {"negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler}
-    like = replace(like, **{key: value for key, value in given.items() if value is not None})
-    if args.size:
-        like = replace(like, width=args.size[0], height=args.size[1])
     plan = plan_analysis(
         subject.file,
         args.prompt,
-        args.seed or [config.samples.seed],
+        read_seeds(args.seed) or [config.samples.seed],
         like,
         weight=args.weight,
         trigger=trigger_of(config, args.prompt) if args.trigger is None else args.trigger,
     ).on(host.check(config))
+    pictures = len(plan.cells())
+    say(
+        args,
+        f"Drawing {pictures} pictures: {len(plan.requests)} without the LoRA and as many with it, then with each of "
+        f"{len(plan.lists)} blocks alone and left out. Those that are there already are not drawn again.",
+    )
     with host.session(config) as session:
         return analyze(
             plan.on(host.check(config), session.draw_settings()),
             session,
             args.output or subject.folder,
-            together=args.together,
+            together=wanted.together,
             on_cells=bar("pictures", args.json),
         )
 
@@ -161,7 +192,7 @@ def _tune(args: argparse.Namespace) -> int:
     from lora_trainer.hosts.standalone import StandaloneHost
     from lora_trainer.network.block_presets import load_presets
     from lora_trainer.network.derived import check_output
-    from lora_trainer.validation.block_tuner import Effort, find_pictures
+    from lora_trainer.validation.block_tuner import Effort
     from lora_trainer.validation.block_tuning import tune
 
     host = StandaloneHost(args.root)
@@ -170,24 +201,26 @@ def _tune(args: argparse.Namespace) -> int:
     config = subject.config.with_values({key: value for key, value in given.items() if value is not None})
     if subject.run is None and args.pictures is None:
         raise InputError(
-            "{file} belongs to no run here; name pictures to learn from with --pictures.", file=subject.file
+            "{file} is not in the list of any run in {runs}; name pictures to learn from with --pictures, or the "
+            "folder of its run with --root.",
+            file=subject.file,
+            runs=host.folders.runs,
         )
     if args.bake:
         check_output(args.bake, [subject.file])
     effort = Effort(steps=args.steps, seed=args.seed, **({} if args.pull is None else {"pull": args.pull}))
     host.check(config)
     with host.session(config) as session:
+        pictures = _pictures(args, host, session, subject, config)
+        say(
+            args,
+            f"Learning a weight for each block on {len(pictures.items)} pictures ({pictures.kind}): {effort.steps} "
+            "steps on either half and on all, then measuring presets and one weight for all blocks.",
+        )
         found = tune(
             session,
             subject.file,
-            find_pictures(
-                host,
-                session,
-                config,
-                str(args.pictures or ""),
-                fingerprint=subject.run.fingerprint if subject.run else "",
-                seed=args.seed,
-            ),
+            pictures,
             precision=config.training.precision,
             weight=args.weight,
             effort=effort,
@@ -201,6 +234,16 @@ def _tune(args: argparse.Namespace) -> int:
         return print_json(found)
     _print_tuning(found)
     return 0
+
+
+def _pictures(
+    args: argparse.Namespace, host: StandaloneHost, session: Session, subject: _Subject, config: TrainConfig
+) -> Pictures:
+    from lora_trainer.validation.block_tuner import find_pictures
+
+    dataset = subject.run.manifest.get("dataset", {}) if subject.run else {}
+    fingerprint = str(dataset.get("fingerprint", ""))
+    return find_pictures(host, session, config, str(args.pictures or ""), fingerprint=fingerprint, seed=args.seed)
 
 
 def _bake(file: Path, output: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.cli_parser import Parser, numbers
 from lora_trainer.errors import InputError
 from lora_trainer.mixing import Mixing, mix_options
 
@@ -16,25 +17,31 @@ if TYPE_CHECKING:
     from lora_trainer.network.block_presets import Presets
     from lora_trainer.network.tools import Made
 
-Add = Callable[..., argparse.ArgumentParser]
+Add = Callable[..., Parser]
+ROOT_HELP = "folder of runs, models and cache (default: here)"
 PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+def add_group(commands: Any, name: str, help: str) -> Any:
+    """A command that has commands below it; returns where these are added."""
+    return commands.add_parser(name, help=help, description=help).add_subparsers(metavar="WHAT", required=True)
 
 
 def add_lora_commands(add: Add, commands: Any) -> Any:
     """``lora (info|merge|resize|extract|mix)``, below the parser's ``commands``; returns where more can be added."""
-    lora = commands.add_parser("lora", help="work on LoRA files").add_subparsers(metavar="WHAT", required=True)
+    lora = add_group(commands, "lora", "work on LoRA files")
     info = add("info", _info, "show metadata, blocks, ranks and norms of a LoRA file", lora)
-    info.add_argument("file", type=Path)
+    info.add_argument("file", type=Path, metavar="FILE", help="a LoRA file")
 
     merge = add("merge", _merge, "make one LoRA of several: exact, or at a rank", lora)
-    merge.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    merge.add_argument("--weights", type=float, nargs="+", help="one for each file (default: 1)")
+    merge.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the LoRA files")
+    merge.add_list("--weights", numbers(float), metavar="WEIGHT", help="one for each file (default: 1)")
     merge.add_argument("--lbw", nargs="+", metavar="LIST", help="block weights, one list or preset for each file")
     merge.add_argument("--rank", type=int, help="rank of the result; without it the ranks add up and nothing is lost")
     _add_output(merge)
 
     resize = add("resize", _resize, "bring a LoRA to a smaller rank", lora)
-    resize.add_argument("file", type=Path)
+    resize.add_argument("file", type=Path, metavar="FILE", help="the LoRA file, which stays as it is")
     resize.add_argument("--rank", type=int, help="the rank, or with --sv-… the largest one")
     keep = resize.add_mutually_exclusive_group()
     keep.add_argument("--sv-fro", type=float, metavar="SHARE", help="keep this share of the norm, e.g. 0.95")
@@ -49,7 +56,7 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
     extract = add("extract", _extract, "make a LoRA of what distinguishes two SD1 checkpoints", lora)
     extract.add_argument("base", type=Path, help="the checkpoint that was tuned")
     extract.add_argument("tuned", type=Path, help="the tuned checkpoint")
-    extract.add_argument("--rank", type=int, required=True)
+    extract.add_argument("--rank", type=int, required=True, help="of the LoRA")
     extract.add_argument("--clamp-quantile", type=float, default=1.0, help="cut off outliers (sd-scripts: 0.99)")
     extract.add_argument(
         "--text-threshold", type=float, default=0.0, help="smaller changes of the text encoder are none"
@@ -79,13 +86,13 @@ def _add_mix(add: Add, lora: Any) -> None:
 
 def add_block_commands(add: Add, commands: Any) -> Any:
     """``blocks (show|bake)``, below the parser's ``commands``; returns where more can be added."""
-    blocks = commands.add_parser("blocks", help="layer block weights").add_subparsers(metavar="WHAT", required=True)
+    blocks = add_group(commands, "blocks", "layer block weights")
     show = add("show", _show, "show the blocks of a LoRA file and the presets for it", blocks)
-    show.add_argument("file", type=Path)
+    show.add_argument("file", type=Path, metavar="FILE", help="a LoRA file")
     _add_presets(show)
 
     bake = add("bake", _bake, "write block weights into a new file", blocks)
-    bake.add_argument("file", type=Path)
+    bake.add_argument("file", type=Path, metavar="FILE", help="the LoRA file, which stays as it is")
     bake.add_argument("--lbw", default="", metavar="LIST", help="preset, or values; R and U are random, X is --x")
     bake.add_argument("--lbwe", default="", metavar="RULES", help="element preset, or rules like IN05-OUT05:attn:0")
     bake.add_argument("--weight", type=float, default=1.0, help="of everything (default: 1)")
@@ -270,6 +277,12 @@ def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
         print(
             f"{block['block']:6} {block['modules']:4} modules  rank {rank:8} ‖ΔW‖ {block['norm']:9.4f}{unknown} {bar}"
         )
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Tell what is going to be done, on standard error; nothing with ``--json``."""
+    if not args.json:
+        print(text, file=sys.stderr)
 
 
 def bar(unit: str, quiet: bool) -> Callable[[int, int], None]:

@@ -231,6 +231,7 @@ def test_pictures_of_a_file_with_a_checkpoint(capsys: pytest.CaptureFixture[str]
     arguments = ("--prompt", "zorp", "--prompt", "dog", "--trigger", "zorp", "--seed", 3, *options)
     code, out, err = cli(capsys, "blocks", "analyze", file, *arguments)
     assert code == 0, err
+    assert "Drawing 12 pictures: 2 without the LoRA and as many with it, then with each of 2 blocks" in err
     assert out.splitlines()[-1] == str(tmp_path / "blocks" / "alone" / "analysis-1.png")
     assert "leak" in out.splitlines()[0]
     found = json.loads(cli(capsys, "blocks", "analyze", file, *arguments, "--json")[1])
@@ -254,6 +255,36 @@ def test_a_tuning_with_other_pictures_is_baked(capsys: pytest.CaptureFixture[str
     assert "never overwritten" in err
 
 
+@pytest.mark.usefixtures("short")
+def test_a_file_of_a_run_is_tuned_as_the_run_is(
+    capsys: pytest.CaptureFixture[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its path is written, the run's held-out pictures are found, and the page finds the result."""
+    monkeypatch.chdir(root)
+    arguments = (
+        "blocks",
+        "tune",
+        "models/../models/Lora/zorp/zorp.safetensors",
+        "--checkpoint",
+        CHECKPOINT,
+        "--root",
+        root,
+    )
+    code, out, err = cli(capsys, *arguments)
+    assert code == 0, err
+    assert "pictures: 2 (held out)" in out
+    assert "on 2 pictures (held out): 1 steps" in err
+    run = make_jobs(root).runs.get("zorp")
+    assert read_result(run, Path(run.manifest["files"][-1]["path"]), "tuning") is not None
+    assert cli(capsys, *arguments, "--json")[2] == ""
+
+
+def test_the_heat_map_of_a_runs_file_has_this_file_alone(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    file = root / "models" / "Lora" / "zorp" / "zorp.safetensors"
+    heat = json.loads(cli(capsys, "blocks", "analyze", file, "--root", root, "--json")[1])
+    assert (heat["name"], [row["label"] for row in heat["rows"]]) == ("zorp", ["zorp"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -263,8 +294,16 @@ def test_a_tuning_with_other_pictures_is_baked(capsys: pytest.CaptureFixture[str
         (("blocks", "analyze", "FILE", "--epoch", 1), "--epoch is for a run"),
         (("blocks", "analyze", "FILE", "--prompt", "a"), "name the checkpoint"),
         (("blocks", "analyze", "zorp", "--prompt", "a", "--weight", 0), "weight: use a number"),
-        (("blocks", "tune", "FILE", "--checkpoint", CHECKPOINT), "name pictures to learn from"),
+        (("blocks", "analyze", "zorp", "--prompt", "a", "--steps", 0), "samples.steps: 0 is out of range"),
+        (("blocks", "analyze", "zorp", "--prompt", "a", "--size", 63, 64), "63 px is not a multiple of 8"),
+        (("blocks", "analyze", "zorp", "--prompt", "a", "--seed", "1,-4"), "seeds: give whole numbers from 0"),
+        (("blocks", "analyze", "zorp", "--prompt", "a", "--together", 0), "together: 0 is out of range"),
+        (("blocks", "analyze", "zorp", "--prompt", "a", "--sampler", "x"), "invalid choice: 'x'"),
+        (("blocks", "tune", "FILE", "--checkpoint", CHECKPOINT), "not in the list of any run in"),
+        (("blocks", "tune", "gone.safetensors"), "does not exist"),
         (("blocks", "tune", "zorp", "--pictures", "gone", "--checkpoint", CHECKPOINT), "does not exist"),
+        (("blocks", "tune", "zorp", "--steps", 0), "steps: weights are learned in at least 1 step, not 0"),
+        (("blocks", "tune", "zorp", "--checkpoint", "FILE"), "alone.safetensors is a LoRA, not a checkpoint"),
     ],
 )
 def test_bad_input_is_one_line(

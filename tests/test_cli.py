@@ -138,6 +138,16 @@ def test_dataset_check_reports_every_picture(capsys: pytest.CaptureFixture[str],
     assert out.count(".png") == 5
 
 
+def test_dataset_check_warns_of_pictures_that_are_enlarged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    document(tmp_path)
+    _, out, _ = run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "128")
+    (warning,) = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith("warning: 5 pictures are smaller than their bucket and are enlarged, ")
+    assert "(2.00×)" in warning
+    assert "data.upscale = false" in warning
+    assert "warning" not in run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "64")[1]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells of a closed pipe in another way")
 @pytest.mark.parametrize(
     ("arguments", "closed"),
@@ -167,6 +177,8 @@ def test_a_page_of_a_checkpoint_that_is_not_there_or_on_a_port_in_use_is_one_lin
     monkeypatch.setattr("lora_trainer.jobs._shared", [])
     code, _, err = run(capsys, "ui", "--root", tmp_path, "--checkpoint", tmp_path / "nope.safetensors")
     assert (code, "nope.safetensors" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = run(capsys, "ui", "--root", tmp_path, "--port", 99999)
+    assert (code, err) == (2, "error: There is no port 99999; use one from 1 to 65535, such as 7862.\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -92,6 +92,13 @@ def test_resize(capsys: pytest.CaptureFixture[str], files: Path, arguments: list
     assert json.loads(read_metadata(out)[RECORD])[0]["error"] == found["error"]
 
 
+def test_resize_says_that_the_rank_was_no_higher(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    out = files / "same.safetensors"
+    code, text, err = run(capsys, "lora", "resize", files / "a.safetensors", "--rank", 8, "--output", out)
+    assert (code, text.splitlines()[-1]) == (0, str(out))
+    assert err == "note: The LoRA has rank 4 already: nothing was left out, and its effect stays the same.\n"
+
+
 def test_extract(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     state = load_file(CHECKPOINT)
     state[Q] = state[Q].float() + 0.1 * randn(*state[Q].shape)
@@ -179,7 +186,10 @@ def test_short_list_on_a_lora_with_convolutions_is_said(capsys: pytest.CaptureFi
         (["lora", "merge", "a.safetensors", "--output", "c.ckpt"], "must be named .safetensors"),
         (["lora", "resize", "a.safetensors", "--output", "c.safetensors"], "Say how far to resize"),
         (["lora", "resize", "a.safetensors", "--sv-fro", "2", "--output", "c.safetensors"], "at most 1"),
-        (["lora", "extract", "a.safetensors", "b.safetensors", "--rank", "2", "--output", "c.safetensors"], "Unknown"),
+        (
+            ["lora", "extract", "a.safetensors", "b.safetensors", "--rank", "2", "--output", "c.safetensors"],
+            "a.safetensors is a LoRA, not a checkpoint",
+        ),
         (["blocks", "show", "none.safetensors"], "does not exist"),
         (["blocks", "bake", "xl.safetensors", "--lbw", ",".join(["1"] * 17)], "this LoRA is for SDXL; give 12 or 20"),
         (["blocks", "bake", "a.safetensors", "--lbw", "NOPE"], "no block preset NOPE"),

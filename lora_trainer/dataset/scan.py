@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from lora_trainer.errors import InputError
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
 MAX_REPEATS = 1000
+_ENLARGED = 1.01
+"""A picture that is scaled by more counts as enlarged; less is not seen."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ class Dataset:
         problems = [*self.problems, *broken.values()]
         return Dataset(self.folder, kept, problems, self.uncaptioned, self.ignored)
 
+    def only(self, items: Iterable[Item]) -> Dataset:
+        """The data set with these of its items."""
+        kept = set(items)
+        return replace(self, items=[item for item in self.items if item in kept])
+
+    def enlarged(self) -> list[Item]:
+        """Items that are smaller than their bucket, those that are enlarged most first."""
+        small = [item for item in self.items if item.fit.scale > _ENLARGED]
+        return sorted(small, key=lambda item: -item.fit.scale)
+
     def concepts(self) -> dict[str, list[Item]]:
         """Items by folder name, in order."""
         groups: dict[str, list[Item]] = {}
@@ -92,6 +104,7 @@ class Dataset:
             "skipped": [str(problem) for problem in self.problems],
             "without_caption": [str(path) for path in self.uncaptioned],
             "outside_numbered_folders": [str(path) for path in self.ignored],
+            "enlarged": [str(item.path) for item in self.enlarged()],
             "concepts": {
                 name: {"pictures": len(group), "repeats": group[0].repeats} for name, group in self.concepts().items()
             },

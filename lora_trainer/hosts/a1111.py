@@ -342,8 +342,8 @@ def checkpoint_info(sd_model: Any) -> CheckpointInfo:
     keys = [UNET_PREFIX + name for name, _ in sd_model.model.diffusion_model.named_parameters()]
     keys += [_text_marker(sd_model)]
     channels = getattr(sd_model.model.diffusion_model, "in_channels", None)
-    family = family_of(keys, channels)
     info = sd_model.sd_checkpoint_info
+    family = family_of(keys, channels, name=Path(info.filename).name)
     prediction = "v_prediction" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
     return CheckpointInfo(
         Path(info.filename).name,

@@ -73,7 +73,7 @@ class StandaloneHost:
         path = self._path(config)
         keys, shapes = _header(path)
         channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", [0, None])[1]
-        family = family_of(keys, channels)
+        family = family_of(keys, channels, name=path)
         if not any(key.startswith(VAE_PREFIX) for key in keys):
             raise InputError(
                 "checkpoint: {path} has no VAE in it, which pictures are encoded with; choose one that has.",

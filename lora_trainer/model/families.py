@@ -10,6 +10,7 @@ from lora_trainer.errors import InputError
 
 UNET_PREFIX = "model.diffusion_model."
 SD1_TEXT_PREFIX = "cond_stage_model.transformer."
+_LORA_PREFIXES = ("lora_", "oft_", "lycoris_")
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,20 @@ class CheckpointInfo:
 SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", 512)
 
 
-def family_of(keys: Collection[str], unet_channels: int | None = None) -> Family:
+def family_of(keys: Collection[str], unet_channels: int | None = None, *, name: object) -> Family:
     """The family of a checkpoint with these LDM keys.
 
     Args:
         keys: names of its tensors.
         unet_channels: input channels of the UNet; 9 means inpainting, 8 instruct-pix2pix.
+        name: of its file, for sentences.
 
     Raises:
-        InputError: a family that cannot be trained here, said by name.
+        InputError: no checkpoint, or a family that cannot be trained here, said by name.
     """
     kind = _unsupported(keys, unet_channels)
+    if not kind:
+        _require_parts(keys, name)
     if kind:
         raise InputError(
             "{kind} checkpoints cannot be trained yet, only SD1 ones; load an SD1 checkpoint.",
@@ -71,6 +75,28 @@ def family_of(keys: Collection[str], unet_channels: int | None = None) -> Family
             kind=kind,
         )
     return SD1
+
+
+def _require_parts(keys: Collection[str], name: object) -> None:
+    """Raises :class:`InputError` for files that are something else than a whole checkpoint, such as a LoRA."""
+    if any(key.startswith(_LORA_PREFIXES) or ".lora_" in key for key in keys):
+        raise InputError(
+            "{name} is a LoRA, not a checkpoint; choose the SD1 checkpoint that it is for.",
+            field="checkpoint",
+            name=name,
+        )
+    if not any(key.startswith(UNET_PREFIX) for key in keys):
+        raise InputError(
+            "{name} is not a checkpoint: it has no Stable Diffusion UNet in it; choose an SD1 checkpoint.",
+            field="checkpoint",
+            name=name,
+        )
+    if not any(key.startswith(SD1_TEXT_PREFIX + "text_model") for key in keys):
+        raise InputError(
+            "{name} is not a whole checkpoint: it has no CLIP text encoder in it; choose an SD1 checkpoint.",
+            field="checkpoint",
+            name=name,
+        )
 
 
 def _unsupported(keys: Collection[str], unet_channels: int | None) -> str:
@@ -87,12 +113,8 @@ def _unsupported(keys: Collection[str], unet_channels: int | None) -> str:
         return "SDXL refiner"
     if has("cond_stage_model.model."):
         return "SD2"
-    if not has(UNET_PREFIX):
-        return "Unknown (no Stable Diffusion UNet)"
     if unet_channels not in (None, 4):
         return {9: "Inpainting", 8: "Instruct-pix2pix"}.get(unet_channels or 0, f"{unet_channels}-channel")
-    if not has(SD1_TEXT_PREFIX + "text_model"):
-        return "Unknown (no CLIP text encoder)"
     return ""
 
 

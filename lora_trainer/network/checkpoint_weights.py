@@ -34,7 +34,7 @@ class CheckpointWeights:
         self.path = path
         self._file = file
         names = list(file.keys())
-        if family_of(names) != SD1:
+        if family_of(names, name=path) != SD1:
             raise InputError("{path} is not an SD1 checkpoint; only these can be compared here.", path=path)
         self.keys: dict[str, str] = {}
         for name in sorted(names):

@@ -7,13 +7,13 @@ the same number gives the same file size; but ΔW is never built (1280 × 1280 a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lora_trainer.errors import InputError
 from lora_trainer.network import lowrank
-from lora_trainer.network.derived import in_precision, widest_precision
+from lora_trainer.network.derived import Notice, in_precision, widest_precision
 from lora_trainer.network.merge import ErrorSum, Merged, Progress
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
 
@@ -104,14 +104,25 @@ def resize(
     modules = {key: parts for key, parts in group(tensors).items() if key != EMBEDDING}
     made: dict[str, dict[str, torch.Tensor]] = {}
     errors = ErrorSum()
+    smaller = False
     for done, (key, parts) in enumerate(modules.items(), 1):
         exact, row = lora_factors(key, parts)
         made[key] = in_precision(_resized(parts, exact, row, rule), stored)
+        smaller |= len(made[key]["lora_down.weight"]) < exact[1].shape[0] and lowrank.norm(*exact) > _ZERO
         errors.add(key, exact, made[key])
         progress(done, len(modules))
     if not made:
         raise InputError("There are no LoRA modules in this file to resize; use a LoRA file.")
-    return Merged(made, errors.relative, embeddings=embeddings(tensors))
+    resized = Merged(made, errors.relative, embeddings=embeddings(tensors))
+    return resized if smaller else replace(resized, notices=_nothing_left_out(max(resized.ranks)))
+
+
+def _nothing_left_out(rank: int) -> tuple[Notice, ...]:
+    return (
+        Notice(
+            "The LoRA has rank {rank} already: nothing was left out, and its effect stays the same.", {"rank": rank}
+        ),
+    )
 
 
 def _resized(

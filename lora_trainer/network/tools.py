@@ -256,7 +256,7 @@ def resize_file(
     made |= derived.network_entries(resized.ranks, resized.alphas)
     digest = derived.write_derived(output, resized.stored, made)
     copy_card(file, output)
-    return Made(output, digest, {"ranks": sorted(set(resized.ranks)), "error": resized.error})
+    return Made(output, digest, {"ranks": sorted(set(resized.ranks)), "error": resized.error}, resized.notices)
 
 
 def extract_file(

@@ -36,7 +36,11 @@ def training_metadata(
     precision: str,
     clip_skip: int,
 ) -> dict[str, str]:
-    """All entries of a file's header except the hashes; every value is a string, as the format demands."""
+    """All entries of a file's header except the hashes; every value is a string, as the format demands.
+
+    As in sd-scripts, ``dataset`` has the pictures that are learned from, repeats counted, and held-out ones, each
+    counted once, are told by their number alone (train_util.py:2045, train_network.py:1010).
+    """
     values: dict[str, Any] = {
         **_session(config, progress),
         **_checkpoint(checkpoint, clip_skip),

@@ -89,11 +89,11 @@ class Outputs:
         model, config = work.session.model, self._config
         progress = Progress(step.epoch, step.number, self._began, time.time())
         metadata = training_metadata(
-            config, model.info, work.dataset, len(work.held_out), work.plan, progress, work.precision, model.clip_skip
+            config, model.info, work.learned, len(work.held_out), work.plan, progress, work.precision, model.clip_skip
         )
         digest = save_lora(path, work.trainer.adapters.state_dict(), metadata, config.save.precision)
         verify(path, work.trainer.adapters)
-        write_json(path.with_suffix(".json"), sidecar(config, work.dataset, model.info))
+        write_json(path.with_suffix(".json"), sidecar(config, work.learned, model.info))
         entry: dict[str, Any] = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
         self._run.add_file({**entry, "metrics": metrics})
         self._host.announce(path)

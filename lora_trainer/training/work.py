@@ -57,6 +57,12 @@ class Work:
     precision: str
     done: int
 
+    @property
+    def learned(self) -> Dataset:
+        """The data set without the pictures that are held out: what files and cards tell of."""
+        held_out = set(self.held_out)
+        return self.dataset.only(item for item in self.dataset.items if item not in held_out)
+
 
 class Stopped(Exception):
     """The person stopped the run before its first step."""

@@ -27,6 +27,8 @@ def page(jobs: Jobs) -> gr.Blocks:
 
 def serve(host: Host, port: int) -> None:
     """Serve page and REST interface on this machine until Ctrl-C; raises :class:`InputError` for a port in use."""
+    if not 0 < port < 1 << 16:
+        raise InputError("There is no port {port}; use one from 1 to 65535, such as 7862.", field="port", port=port)
     jobs = shared_jobs(lambda: host)
     demo = page(jobs)
     try:

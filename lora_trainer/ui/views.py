@@ -133,6 +133,17 @@ def _problems(dataset: Dataset, t: Translate) -> str:
         sentences.append(t("{count} pictures lie outside the numbered folders and are not used.", count=count))
     if dataset.uncaptioned:
         sentences.append(t("{count} pictures have no caption.", count=len(dataset.uncaptioned)))
+    if enlarged := dataset.enlarged():
+        sentences.append(
+            t(
+                "{count} pictures are smaller than their bucket and are enlarged, {name} most ({scale:.2f}×); use "
+                "larger ones, lower the resolution, or switch “{option}” off.",
+                count=len(enlarged),
+                name=enlarged[0].path.name,
+                scale=enlarged[0].fit.scale,
+                option=t("Enlarge small pictures"),
+            )
+        )
     lines = "".join(f"<li>{html.escape(s)}</li>" for s in sentences[:20])
     return f'<ul class="lt-notice lt-warning">{lines}</ul>' if lines else ""
 

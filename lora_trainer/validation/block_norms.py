@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +66,12 @@ def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
     if not wanted[-1].path.is_file():
         raise InputError("{path} does not exist; check the path.", field="file", path=wanted[-1].path)
     return wanted[-1]
+
+
+def run_of(file: Path, runs: Iterable[Run]) -> Run | None:
+    """The run that has a file in its manifest, however the path is written; ``None`` when none has."""
+    wanted = file.resolve()
+    return next((run for run in runs if any(each.path.resolve() == wanted for each in run_files(run))), None)
 
 
 def heat_map(name: str, files: Sequence[LoraFile]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Effort:
         levels: noise levels at which losses are measured, from the middle of equal strata.
         draws: noises for each of them.
         seed: of everything random.
+
+    Raises:
+        InputError: no steps, or a pull away from 1.
     """
 
     steps: int = 48
@@ -76,6 +79,16 @@ class Effort:
     levels: int = 8
     draws: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(
+                "steps: weights are learned in at least 1 step, not {steps}; 48 is usual.",
+                field="steps",
+                steps=self.steps,
+            )
+        if not self.pull >= 0:
+            raise InputError("pull: use a number from 0 up, not {pull}; 0.01 is usual.", field="pull", pull=self.pull)
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,14 @@ def test_report_counts_everything(tmp_path: Path) -> None:
     assert wide["cropped_away"] == pytest.approx(1 - 2 / 2.2, abs=1e-4)
 
 
+def test_enlarged_pictures_are_counted_the_smallest_first(tmp_path: Path) -> None:
+    for name, side in (("a", 508), ("b", 400), ("c", 256), ("d", 512)):
+        draw_pictures(tmp_path / name, 1, (side, side))
+    report = scan(data(folder=str(tmp_path))).report()
+    assert [Path(path).parent.name for path in report["enlarged"]] == ["c", "b"]
+    assert scan(data(folder=str(tmp_path), upscale=False)).report()["enlarged"] == []
+
+
 def test_same_pictures_under_two_names_are_found(picture_folder: Path) -> None:
     shutil.copy(picture_folder / "01.png", picture_folder / "copy.png")
     items = scan(data(folder=str(picture_folder), trigger="x")).items

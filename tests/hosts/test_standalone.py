@@ -109,7 +109,8 @@ def test_what_is_no_checkpoint_is_one_sentence(
         ([UNET_INPUT, "cond_stage_model.model.x"], 4, "SD2"),
         ([UNET_INPUT, "cond_stage_model.transformer.text_model.x"], 9, "Inpainting"),
         ([UNET_INPUT, "first_stage_model.x"], 4, "no CLIP text encoder"),
-        (["lora_unet_down.weight"], 4, "no Stable Diffusion UNet"),
+        (["first_stage_model.x"], None, r"model\.safetensors is not a checkpoint: it has no Stable Diffusion UNet"),
+        (["lora_unet_down.weight"], None, r"model\.safetensors is a LoRA, not a checkpoint"),
     ],
 )
 def test_other_kinds_of_checkpoint_are_refused_by_name(

@@ -15,12 +15,12 @@ CLIP = ["cond_stage_model.transformer.text_model.embeddings.position_embedding.w
 
 def test_small_checkpoint_is_sd1() -> None:
     with safe_open(CHECKPOINT, framework="pt") as file:
-        assert family_of(list(file.keys()), 4) is SD1
+        assert family_of(list(file.keys()), 4, name="m") is SD1
 
 
 @pytest.mark.parametrize("channels", [None, 4])
 def test_unet_with_clip_is_sd1(channels: int | None) -> None:
-    assert family_of([*UNET, *CLIP], channels) is SD1
+    assert family_of([*UNET, *CLIP], channels, name="m") is SD1
 
 
 @pytest.mark.parametrize(
@@ -37,16 +37,30 @@ def test_unet_with_clip_is_sd1(channels: int | None) -> None:
         ([*UNET, *CLIP], 9, "Inpainting"),
         ([*UNET, *CLIP], 8, "Instruct-pix2pix"),
         ([*UNET, *CLIP], 5, "5-channel"),
-        ([*CLIP], None, "Unknown (no Stable Diffusion UNet)"),
-        ([], None, "Unknown (no Stable Diffusion UNet)"),
-        (["lora_unet_down_blocks_0.lora_up.weight"], None, "Unknown (no Stable Diffusion UNet)"),
-        ([*UNET], 4, "Unknown (no CLIP text encoder)"),
     ],
 )
 def test_kinds_that_cannot_be_trained_are_said_by_name(keys: list[str], channels: int | None, kind: str) -> None:
     with pytest.raises(InputError) as caught:
-        family_of(keys, channels)
+        family_of(keys, channels, name="m")
     assert str(caught.value).startswith(f"{kind} checkpoints cannot be trained yet")
+    assert caught.value.field == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (["lora_unet_down_blocks_0.lora_up.weight"], "a.safetensors is a LoRA, not a checkpoint; choose the SD1"),
+        (["lora_te_text_model_x.hada_w1_a"], "a.safetensors is a LoRA, not a checkpoint; choose the SD1"),
+        (["unet.down_blocks.0.to_q.lora_A.weight"], "a.safetensors is a LoRA, not a checkpoint; choose the SD1"),
+        ([*CLIP], "a.safetensors is not a checkpoint: it has no Stable Diffusion UNet in it; choose"),
+        ([], "a.safetensors is not a checkpoint: it has no Stable Diffusion UNet in it; choose"),
+        ([*UNET], "a.safetensors is not a whole checkpoint: it has no CLIP text encoder in it; choose"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_by_its_name(keys: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        family_of(keys, 4, name="a.safetensors")
+    assert str(caught.value).startswith(sentence)
     assert caught.value.field == "checkpoint"
 
 

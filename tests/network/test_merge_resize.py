@@ -203,6 +203,25 @@ def test_same_rank_keeps_every_bit() -> None:
         assert torch.equal(resized.modules[key][part], tensor.float() if part == "alpha" else tensor), name
 
 
+@pytest.mark.parametrize(
+    ("rule", "noted"),
+    [(Rule(4), True), (Rule(9), True), (Rule(3), False), (Rule(9, method="sv_fro", value=0.3), False)],
+)
+def test_a_rank_that_is_not_smaller_is_noted(rule: Rule, noted: bool) -> None:
+    notices = [str(notice) for notice in resize(some_lora(4, 2.0), rule).notices]
+    assert notices == (
+        ["The LoRA has rank 4 already: nothing was left out, and its effect stays the same."] if noted else []
+    )
+
+
+def test_modules_that_say_nothing_are_not_missed() -> None:
+    """As in the files of runs that leave the text encoder alone: they get rank 1, and the others stay as they are."""
+    zero = lora(6, 6, 4, 2.0)
+    zero["lora_up.weight"].zero_()
+    resized = resize(tensors({KEYS[0]: zero, KEYS[1]: lora(6, 6, 4, 2.0)}), Rule(4))
+    assert (resized.ranks, len(resized.notices)) == ([1, 4], 1)
+
+
 def test_small_singular_values_survive_fp16() -> None:
     """U·S and Vh apart, the small ones would fall below fp16's resolution of 6e-8."""
     file = {n: t * (1e-4 if "up" in n else 1.0) for n, t in some_lora(8, 8.0).items()}

@@ -268,6 +268,18 @@ def test_validation_measures_base_and_lora_on_pictures_kept_aside(tmp_path: Path
     assert run.manifest["steps_per_epoch"] == 2  # three pictures left
 
 
+def test_the_file_tells_of_the_pictures_that_were_learned_from(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, data__repeats=3, training__steps=1, validation__share=0.4, validation__timesteps=1)
+    path = Path(run.manifest["files"][-1]["path"])
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_num_train_images"], metadata["ss_num_validation_images"]) == ("9", "2")
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"pictures": {"n_repeats": 3, "img_count": 3}}
+    assert json.loads(metadata["ss_tag_frequency"])["pictures"]["zorp"] == 3
+    assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"]["count"] == 9
+    assert "with 3 pictures" in json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["description"]
+
+
 def test_memory_that_runs_out_halves_the_pictures_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake card that holds one picture: the step is done in parts, and nothing but rounding changes."""
     whole = run_to_end(tmp_path / "whole", training__batch_size=4, save__precision="fp32")

@@ -146,6 +146,7 @@ def test_tag_counts_of_any_form_are_read(frequency: Any) -> None:
         ("bake", {"file": "a", "te": "0", "output": "mine"}, "mine", "modules left out"),
         ("resize", {"file": "a", "rank": 2}, "a-resized", "relative error"),
         ("resize", {"file": "sub/b", "method": "sv_fro", "keep": 0.5}, "b-resized", "relative error"),
+        ("resize", {"file": "a", "rank": 8}, "a-resized", "has rank 4 already: nothing was left out"),
         ("merge", {"files": "a: 0.7\nsub/b: 0.7"}, "a-b-merged", "sum up to 1.4"),
         ("merge", {"files": "a: 0.5\nb: 0.5", "rank": 2}, "a-b-merged", "relative error"),
     ],

@@ -107,7 +107,7 @@ def test_captions_and_file_names_are_text(tmp_path: Path, name: str, text: str) 
 def test_what_is_left_out_is_said_with_its_name(tmp_path: Path, name: str) -> None:
     draw_pictures(tmp_path, count=1, size=(64, 64))
     (tmp_path / f"{name}.png").write_bytes(b"not a picture")
-    page = Page(views.dataset_report(scan(data(folder=str(tmp_path))), T))
+    page = Page(views.dataset_report(scan(data(folder=str(tmp_path), resolution=64, bucket_step=32)), T))
     (problem,) = page.all("li")
     assert f"{name}.png is not a readable picture" in problem.text
 
@@ -124,6 +124,13 @@ def test_the_report_counts_pictures_repeats_buckets_and_what_is_skipped(tmp_path
     lines = [e.text for e in page.all("li")]
     assert len(lines) == 3  # damaged, outside, without a caption
     assert len(page.all("figure")) == 3
+
+
+def test_pictures_that_are_enlarged_are_counted(tmp_path: Path) -> None:
+    draw_pictures(tmp_path, count=2, size=(64, 64))
+    (line,) = Page(views.dataset_report(scan(data(folder=str(tmp_path), resolution=96, bucket_step=32)), T)).all("li")
+    assert line.text.startswith("2 pictures are smaller than their bucket and are enlarged, 00.png most (1.50×);")
+    assert line.text.endswith("or switch “Enlarge small pictures” off.")
 
 
 def test_a_thumbnail_is_small_and_shows_the_part_that_is_trained_on(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def tuner(standalone: StandaloneHost, session: Session, config: TrainConfig, fil
     made.close()
 
 
+# ------------------------------------------------------------------ what is asked for
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"steps": 0}, "steps"), ({"steps": -3}, "steps"), ({"pull": -0.1}, "pull"), ({"pull": math.nan}, "pull")],
+)
+def test_an_effort_that_cannot_be_made_is_one_sentence(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"^{field}: .* not {values[field]}; ") as caught:
+        Effort(**values)
+    assert caught.value.field == field
+
+
 # ------------------------------------------------------------------ the loss and its gradient, without PEFT
 def with_deltas(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str, factor: Any) -> nn.Module:
     """A float64 copy with factor(key) · ΔW added to its weights."""
