@@ -241,8 +241,7 @@ def _pictures(
 ) -> Pictures:
     from lora_trainer.validation.block_tuner import find_pictures
 
-    dataset = subject.run.manifest.get("dataset", {}) if subject.run else {}
-    fingerprint = str(dataset.get("fingerprint", ""))
+    fingerprint = subject.run.fingerprint if subject.run else ""
     return find_pictures(host, session, config, str(args.pictures or ""), fingerprint=fingerprint, seed=args.seed)
 
 
