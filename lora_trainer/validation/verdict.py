@@ -30,6 +30,9 @@ TURNED = 0.01
 """A rise of the loss counts when one as large came up by chance in fewer than this share of cases. The lowest of many
 losses is low by chance too, so this is stricter than :data:`~lora_trainer.validation.paired.SIGNIFICANT`: of simulated
 runs without over-fitting one in 20 is called over-fitted."""
+LEVEL = 0.01
+"""A fall of the last loss by less than this share of the whole gain is no reason to train longer, however sure it is:
+at the end of a schedule all pictures gain a little."""
 FEW = 4
 """With fewer pictures, no difference found does not mean that there is none."""
 
@@ -258,7 +261,8 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
         return "useless", [no_better, _check_training()]
     row = _column(measured, chosen.weight)
     before = [cell for cell in row if cell.column < chosen.column]
-    if row[-1] is chosen and before and (fall := _loss_rise(before[-1], chosen)) is not None and fall.is_lower:
+    fall = _loss_rise(before[-1], chosen) if before and row[-1] is chosen else None
+    if fall is not None and fall.is_lower and -fall.mean >= LEVEL * _gained(chosen, base):
         return "under", [
             Notice("Under-fitted: the loss was still falling clearly in the last epoch."),
             Notice("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
@@ -268,7 +272,18 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
             Notice("It helps, but with one file there is nothing to compare it with; draw the grid of several epochs."),
             *few,
         ]
+    if row[-1] is chosen:
+        level = Notice(
+            "Good: the loss has levelled out in the last epoch, and no over-fitting could be measured. A longer run "
+            "may still gain a little."
+        )
+        return "good", [level, *few]
     return "good", [Notice("Good: later files are no better, and no over-fitting could be measured."), *few]
+
+
+def _gained(chosen: Cell, base: Cell) -> float:
+    """How much the LoRA lowers the loss."""
+    return _mean(base.losses) - _mean(chosen.losses) if base.losses else 0.0
 
 
 def _few(count: int) -> list[Notice]:

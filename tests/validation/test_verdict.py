@@ -95,6 +95,14 @@ def test_a_run_that_still_learns_is_under_fitted() -> None:
     assert "more epochs or steps, or with a higher learning rate" in sentences(verdict)
 
 
+@pytest.mark.parametrize(("fall", "state"), [(0.02, "under"), (0.0002, "good")])
+def test_a_last_fall_that_is_sure_but_tiny_is_no_reason_to_train_longer(fall: float, state: str) -> None:
+    made = with_losses(lambda c, w: BASE - 0.02 * min(c, 5) * w - fall * (c == 6) * w, spread=1e-5)
+    verdict = judge(made)
+    assert (verdict["state"], verdict["column"]) == (state, 6)
+    assert ("levelled out in the last epoch" in sentences(verdict)) == (state == "good")
+
+
 def test_of_equally_good_files_the_earliest_is_recommended() -> None:
     verdict = judge(with_losses(lambda c, w: BASE - 0.08 * strength(c, w)))
     assert (verdict["state"], verdict["column"], verdict["weight"], verdict["turn"]) == ("good", 3, 1.0, None)
