@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from lora_trainer.errors import CheckpointChanged, InputError
 from lora_trainer.hosts.standalone import StandaloneHost, StandaloneSession
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
+from lora_trainer.training.outputs import Outputs
+from lora_trainer.training.work import Work
 from tests.runs_helpers import document, make_jobs, run_to_end, until, weights
 
 
@@ -107,3 +110,48 @@ def test_a_stop_that_comes_while_the_run_is_put_aside_counts(
     checkpoint.away = False
     time.sleep(0.2)
     assert (run.state, run.manifest["waits"]) == ("stopped", "")
+
+
+@pytest.mark.parametrize("at", [4, 6])
+@pytest.mark.parametrize("part", ["validate", "save", "_draw"])
+def test_what_was_due_when_the_checkpoint_went_is_done_when_it_is_back(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, part: str, at: int
+) -> None:
+    changes = {"training__steps": 6, "validation__share": 0.3, "samples__prompts": ["red circle", "zorp"]}
+    reference = run_to_end(tmp_path / "reference", **changes)
+    do, gone = getattr(Outputs, part), []
+
+    def interrupted(self: Outputs, work: Work, step: Any, *more: Any, **options: Any) -> Any:
+        number = step if isinstance(step, int) else step.number
+        if number == at and not gone:
+            gone.append(number)
+            checkpoint.away = True
+            with work.session.turn():
+                pass
+        return do(self, work, step, *more, **options)
+
+    monkeypatch.setattr(Outputs, part, interrupted)
+    jobs = make_jobs(tmp_path)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **changes)))
+    until(lambda: run.state == "paused")
+    checkpoint.away = False
+    until(lambda: run.state == "done")
+    assert gone == [at]
+    assert [(e["step"], e["epoch"]) for e in run.manifest["files"]] == [
+        (e["step"], e["epoch"]) for e in reference.manifest["files"]
+    ]
+    for index in range(len(reference.manifest["files"])):
+        assert weights(run, index) == weights(reference, index)
+        metrics = (each.manifest["files"][index]["metrics"]["validation"] for each in (run, reference))
+        assert len({*metrics}) == 1
+    assert _drawn(run) == _drawn(reference)
+    assert _measured(run) == _measured(reference)
+    assert Path(run.manifest["files"][-1]["path"]).with_suffix(".png").is_file()
+
+
+def _drawn(run: Run) -> list[tuple[str, bytes]]:
+    return [(Path(s["path"]).name, Path(s["path"]).read_bytes()) for s in run.manifest["samples"]]
+
+
+def _measured(run: Run) -> list[tuple[int, float]]:
+    return [(e["step"], e["validation"]) for e in run.entries() if "validation" in e]

@@ -44,7 +44,7 @@ class Outputs:
         """Whether anything is to be done after a step."""
         return last or any(self._due(step, section) for section in ("save", "samples", "validation"))
 
-    def after(self, work: Work, step: Step, last: bool, loss: float | None) -> bool:
+    def after(self, work: Work, step: Step, last: bool, loss: float | None, *, again: bool = False) -> bool:
         """Do what is due after a step; returns whether a LoRA file was written.
 
         Args:
@@ -52,20 +52,41 @@ class Outputs:
             step: the step that was just learned.
             last: whether it is the run's last.
             loss: mean of the last losses, noted beside the file.
+            again: the run goes on from this step; only what was not finished then is done.
         """
-        validation = None
-        if work.held_out and (last or self._due(step, "validation")):
+        validation = self._validation(step) if again else None
+        if validation is None and work.held_out and (last or self._due(step, "validation")):
             validation = self.validate(work, step.number, step.epoch)
-        path = None
-        if last or self._due(step, "save"):
+        path = self._file(step) if again else None
+        saves = path is None and (last or self._due(step, "save"))
+        if saves:
             label = {} if last else self._label(step)
             path = self.save(work, step, label, {"loss": loss, "validation": validation})
-        prompts = self._config.samples.prompts
-        if prompts and (last or self._due(step, "samples")):
+        prompts = self._prompts(work, step, last)
+        if prompts and not (again and self._samples(step) >= len(prompts)):
             self._sample(work, step, path, prompts)
-        elif last:
-            self._sample(work, step, path, [work.dataset.items[0].caption])
-        return path is not None
+        return saves
+
+    def _prompts(self, work: Work, step: Step, last: bool) -> Sequence[str]:
+        """Of the samples that are due; the last file gets a picture in any case."""
+        prompts = self._config.samples.prompts
+        if prompts:
+            return prompts if last or self._due(step, "samples") else []
+        return [work.dataset.items[0].caption] if last else []
+
+    def _validation(self, step: Step) -> float | None:
+        """The loss that was measured after a step."""
+        found = (e for e in self._run.entries() if e.get("step") == step.number and not e.get("base"))
+        return next((e["validation"] for e in found if "validation" in e), None)
+
+    def _file(self, step: Step) -> Path | None:
+        """The file that was written after a step, and is still there."""
+        paths = (Path(e["path"]) for e in self._run.manifest["files"] if e["step"] == step.number)
+        return next((path for path in paths if path.is_file()), None)
+
+    def _samples(self, step: Step) -> int:
+        """How many pictures were drawn after a step."""
+        return sum(sample["step"] == step.number for sample in self._run.manifest["samples"])
 
     def validate(self, work: Work, step: int, epoch: int, *, base: bool = False) -> float:
         """Measure the held-out loss, of the untouched checkpoint when ``base``."""

@@ -72,6 +72,8 @@ class TrainingRun:
                 if work.held_out and "base" not in self._run.manifest["validation"]:
                     self._outputs.validate(work, work.done, 0, base=True)
                 number = work.done
+                if number:
+                    self._write_what_is_due(work, work.plan.step(number), again=True)
                 while number < work.plan.total_steps:
                     if number and self._should_end(work.plan.step(number)):
                         return self._stop(work, number)
@@ -148,10 +150,10 @@ class TrainingRun:
             seconds_left=(total - last.number) / pace,
         )
 
-    def _write_what_is_due(self, work: Work, step: Step) -> None:
+    def _write_what_is_due(self, work: Work, step: Step, *, again: bool = False) -> None:
         last = step.number == work.plan.total_steps
-        saved = self._outputs.after(work, step, last, self._loss_average())
-        if saved or self._state_is_due(step):
+        saved = self._outputs.after(work, step, last, self._loss_average(), again=again)
+        if saved or (self._state_is_due(step) and not again):
             self._save_state(work, step.number)
 
     def _state_is_due(self, step: Step) -> bool:
