@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.dataset.images import PictureError, read_picture
-from lora_trainer.dataset.scan import Item
-from lora_trainer.errors import RunError
+from lora_trainer.dataset.scan import Dataset, Item
+from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,46 @@ class LatentCache:
         width, height = item.fit.bucket
         fits = latent.shape[-2:] == (height // 8, width // 8) and bool(torch.isfinite(latent).all())
         return latent if fits else None
+
+
+def encode_each(
+    dataset: Dataset,
+    wanted: Sequence[Wanted],
+    latents: LatentCache,
+    encode: Encode,
+    turn: Callable[[], AbstractContextManager[object]],
+    on_each: Callable[[int, int], object] = lambda done, of: None,
+) -> Dataset:
+    """Encode what is missing, each picture in a turn of its own.
+
+    Args:
+        dataset: all pictures.
+        wanted: what :meth:`LatentCache.missing` returned for them.
+        latents: gets them.
+        encode: the model's.
+        turn: makes the model ours for a moment.
+        on_each: called before each picture with how many are done, and of how many; what it raises ends the work.
+
+    Returns:
+        The data set without the pictures that cannot be read.
+
+    Raises:
+        InputError: none can be read.
+        RunError: the VAE gave NaN or Inf, or the disk is full.
+    """
+    broken: dict[Path, PictureError] = {}
+    for done, entry in enumerate(wanted):
+        on_each(done, len(wanted))
+        with turn():
+            broken |= latents.fill([entry], encode)
+    dataset = dataset.without(broken)
+    if not dataset.items:
+        raise InputError(
+            "data.folder: no picture can be read; the first: {first}",
+            field="data.folder",
+            first=next(iter(broken.values())),
+        )
+    return dataset
 
 
 def crop_to_bucket(image: Image.Image, item: Item) -> Image.Image:

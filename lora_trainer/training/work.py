@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.dataset.images import PictureError, is_whole
-from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.images import is_whole
+from lora_trainer.dataset.latents import LatentCache, encode_each
 from lora_trainer.dataset.plan import Plan, held_out
 from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.errors import CheckpointChanged, InputError
@@ -136,20 +136,11 @@ class Preparation:
                 name=began_with["name"] or self._session.model.info.name,
                 count=len(wanted),
             )
-        broken: dict[Path, PictureError] = {}
-        for count, entry in enumerate(wanted, start=1):
-            self._go_on()
-            with self._session.turn():
-                broken |= latents.fill([entry], self._session.model.encode)
-            self._note(phase="latents", phase_done=count, phase_total=len(wanted))
-        dataset = dataset.without(broken)
-        if not dataset.items:
-            raise InputError(
-                "data.folder: no picture can be read; the first: {first}",
-                field="data.folder",
-                first=next(iter(broken.values())),
-            )
-        return dataset
+        return encode_each(dataset, wanted, latents, self._session.model.encode, self._session.turn, self._on_picture)
+
+    def _on_picture(self, done: int, of: int) -> None:
+        self._go_on()
+        self._note(phase="latents", phase_done=done, phase_total=of)
 
     def _go_on(self) -> None:
         if self._control.wants_end_now:

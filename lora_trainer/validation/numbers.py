@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from lora_trainer.config import TrainConfig
-from lora_trainer.dataset.images import PictureError
-from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.latents import LatentCache, encode_each
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Dataset, Item, file_hash, scan
 from lora_trainer.errors import InputError, LoraTrainError, explain
@@ -280,18 +279,8 @@ class _Bench:
 
     def _readable(self, dataset: Dataset) -> Dataset:
         """The data set as the run had it: pictures that cannot be decoded were left out before the split."""
-        broken: dict[Path, PictureError] = {}
-        for entry in self._latents.missing(dataset.items, flip=False):
-            with self._session.turn():
-                broken |= self._latents.fill([entry], self._model.encode)
-        dataset = dataset.without(broken)
-        if not dataset.items:
-            raise InputError(
-                "data.folder: no picture can be read; the first: {first}",
-                field="data.folder",
-                first=next(iter(broken.values())),
-            )
-        return dataset
+        wanted = self._latents.missing(dataset.items, flip=False)
+        return encode_each(dataset, wanted, self._latents, self._model.encode, self._session.turn)
 
     def put(self, file: Path | None, weight: float) -> None:
         """Put a file's weights on the model; raises :class:`_Unusable` when it does not fit."""
