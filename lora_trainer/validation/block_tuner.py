@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from lora_trainer.config import DataConfig, TrainConfig
-from lora_trainer.dataset.images import PictureError
-from lora_trainer.dataset.latents import LatentCache
+from lora_trainer.dataset.latents import LatentCache, encode_each
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Item, scan
 from lora_trainer.errors import InputError
@@ -449,11 +448,8 @@ def find_pictures(
         data = DataConfig(folder=folder, resolution=data.resolution, bucket_step=data.bucket_step, trigger=data.trigger)
     dataset = scan(data)
     latents = LatentCache(host.folders.cache / "latents", session.model.vae_key)
-    broken: dict[Path, PictureError] = {}
-    for wanted in latents.missing(dataset.items, flip=False):
-        with session.turn():
-            broken |= latents.fill([wanted], session.model.encode)
-    dataset = dataset.without(broken)
+    wanted = latents.missing(dataset.items, flip=False)
+    dataset = encode_each(dataset, wanted, latents, session.model.encode, session.turn)
     items, kind = dataset.items, FOLDER
     if not folder:
         trained, kept = held_out(items, config.validation.share, config.training.seed)
