@@ -14,7 +14,7 @@ import torch
 from lora_trainer.control import AFTER_EPOCH, Control
 from lora_trainer.dataset.plan import Step
 from lora_trainer.errors import CheckpointChanged, RunError
-from lora_trainer.hosts.base import Host
+from lora_trainer.hosts.base import Host, Session
 from lora_trainer.runs import Run
 from lora_trainer.training.outputs import Outputs
 from lora_trainer.training.state import save_state
@@ -68,19 +68,24 @@ class TrainingRun:
         with self._host.session(self._config) as session:
             session.on_wait = lambda waits: self._note(waiting=waits, now=True)
             try:
-                work = Preparation(self._run, self._config, self._host, session, self._control, self._note).make()
-                if work.held_out and "base" not in self._run.manifest["validation"]:
-                    self._outputs.validate(work, work.done, 0, base=True)
-                number = work.done
-                if number:
-                    self._write_what_is_due(work, work.plan.step(number), again=True)
-                while number < work.plan.total_steps:
-                    if number and self._should_end(work.plan.step(number)):
-                        return self._stop(work, number)
-                    number = self._slice(work, number + 1)
+                state = self._work(session)
             except Stopped:
-                return self._end(self._wished_state())
-            return self._end("done")
+                state = self._wished_state()
+        return self._end(state)  # not before the session is closed: then the host is as it was
+
+    def _work(self, session: Session) -> str:
+        """Prepare the run and learn; returns the state that it ends in."""
+        work = Preparation(self._run, self._config, self._host, session, self._control, self._note).make()
+        if work.held_out and "base" not in self._run.manifest["validation"]:
+            self._outputs.validate(work, work.done, 0, base=True)
+        number = work.done
+        if number:
+            self._write_what_is_due(work, work.plan.step(number), again=True)
+        while number < work.plan.total_steps:
+            if number and self._should_end(work.plan.step(number)):
+                return self._stop(work, number)
+            number = self._slice(work, number + 1)
+        return "done"
 
     # -------------------------------------------------------------- the steps
     def _slice(self, work: Work, first: int) -> int:
@@ -181,7 +186,7 @@ class TrainingRun:
             if self._control.wish != "pause" and not written:
                 metrics = {"loss": self._loss_average(), "validation": None}
                 self._outputs.save(work, work.plan.step(number), {"step": number}, metrics)
-        return self._end(self._wished_state())
+        return self._wished_state()
 
     def _keep(self, work: Work, number: int) -> None:
         if number > 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from lora_trainer.config import SCHEDULERS, TrainConfig
 from lora_trainer.files import replace_atomically
-from lora_trainer.hosts.standalone import Checkpoint, StandaloneSession
+from lora_trainer.hosts.standalone import Checkpoint, StandaloneHost, StandaloneSession
 from lora_trainer.network.lora_file import describe
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
@@ -54,6 +56,25 @@ def test_a_run_leaves_files_log_and_cards(tmp_path: Path) -> None:
         assert (card["activation text"], card["sd version"], card["preferred weight"]) == ("zorp", "SD1", 0.8)
     with Image.open(path.with_suffix(".png")) as preview:
         assert preview.size == (64, 64)
+
+
+@pytest.mark.parametrize("wish", ["", "pause"])
+def test_a_run_has_ended_when_the_host_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
+    states: list[str] = []
+    jobs = make_jobs(tmp_path)
+    session = StandaloneHost.session
+
+    @contextmanager
+    def watched(self: StandaloneHost, config: TrainConfig) -> Iterator[StandaloneSession]:
+        with session(self, config) as held:
+            yield held
+        states.append(run.state)
+
+    monkeypatch.setattr(StandaloneHost, "session", watched)
+    jobs._on_change = lambda run: wish and run.manifest["step"] == 1 and jobs.training.current().control.ask(wish)
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path)))
+    jobs.wait(run)
+    assert (states, run.state) == (["running"], "paused" if wish else "done")
 
 
 def test_the_file_has_the_metadata_of_the_run(tmp_path: Path) -> None:
