@@ -29,6 +29,7 @@ from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
 from lora_trainer.network.lora_tag import TAG
+from lora_trainer.training.precision import without_autocast
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -430,7 +431,7 @@ def encode_pixels(sd_model: Any, pixels: torch.Tensor) -> torch.Tensor:
     sd_hijack.model_hijack.apply_circular(False)
     try:
         vae.to(torch.float32)
-        with torch.no_grad(), torch.autocast(devices.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(devices.device):
             return sd_model.scale_factor * vae.encode(pixels.to(devices.device, torch.float32)).mode()
     finally:
         vae.to(dtype)

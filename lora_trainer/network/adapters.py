@@ -287,7 +287,7 @@ def _autocast_type(device: str) -> torch.dtype | None:
     """The type that autocast computes in on this kind of device now; ``None`` outside of it."""
     try:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    except (AttributeError, TypeError):  # before torch 2.4
+    except (AttributeError, TypeError, RuntimeError):  # before torch 2.4, and for devices that it does not know
         if device == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None

@@ -12,9 +12,7 @@ from lora_trainer.dataset.plan import Step, Use
 from lora_trainer.dataset.scan import Item
 from lora_trainer.model.text import TextEncoder
 from lora_trainer.randomness import python_rng
-
-KEPT_IN = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""Types that states are kept in, by precision; others in fp32."""
+from lora_trainer.training.precision import TYPES, without_autocast
 
 
 class Captions:
@@ -76,11 +74,11 @@ class FrozenConditioning:
 
     def _state(self, caption: str) -> torch.Tensor:
         if caption not in self._states:
-            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # as in the WebUI's own pictures
+            with torch.no_grad(), without_autocast(self._device):  # as in the WebUI's own pictures
                 self._states[caption] = self._encode([caption])[0].to("cpu", self._dtype)
         return self._states[caption]
 
 
 def frozen_conditioning(text: TextEncoder, device: torch.device, precision: str) -> FrozenConditioning:
     """Of a text encoder that is not trained, for a run in ``precision`` (fp16, bf16 or fp32)."""
-    return FrozenConditioning(text, device, KEPT_IN.get(precision, torch.float32))
+    return FrozenConditioning(text, device, TYPES.get(precision, torch.float32))

@@ -8,7 +8,7 @@ import torch
 
 from lora_trainer.errors import InputError
 
-_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_precision(wanted: str, device: torch.device, weights: torch.dtype) -> str:
@@ -50,7 +50,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """The context in which the model is run; the adapters' own weights stay fp32."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_TYPES[precision])
+    return torch.autocast(device.type, dtype=TYPES[precision])
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """The context in which types are those of weights and inputs, also within :func:`autocast`."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # this torch knows none for such devices (MPS, DirectML)
+        return nullcontext()
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.cuda.amp.GradScaler:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_trainer.errors import InputError
-from lora_trainer.training.precision import autocast, grad_scaler, resolve_precision
+from lora_trainer.training.precision import autocast, grad_scaler, resolve_precision, without_autocast
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NO_CARD = "fp16 needs a graphics card"
@@ -72,3 +72,17 @@ def test_loss_is_scaled_for_fp16_only(precision: str, device: str) -> None:
     loss = torch.tensor(2.0)
     assert scaler.scale(loss) is loss
     assert scaler.state_dict() == {}
+
+
+def test_without_autocast_nothing_is_cast() -> None:
+    with autocast("bf16", torch.device("cpu")), without_autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == FP32
+
+
+def test_a_device_without_autocast_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(device: str, **_: object) -> None:
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    monkeypatch.setattr(torch, "autocast", unknown)
+    with without_autocast(torch.device("mps")):
+        pass
