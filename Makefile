@@ -2,8 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# The core on the newest packages, which newer WebUIs have; the page needs gradio 3.41.2 and does not go with them.
+NEWEST := -c constraints-newest.txt
+NEWEST_BIN := .venv-newest/bin
+NEWEST_READY := .venv-newest/.ready
+CORE := $(addprefix tests/,dataset hosts model network training validation demo test_jobs.py test_cli.py test_cli_files.py test_cli_parser.py)
 
-.PHONY: demo test bench soak lint ui clean
+.PHONY: demo test test-newest bench soak lint ui clean
 
 demo: $(READY)
 	$(BIN)/lora-trainer demo --output demo-output
@@ -13,6 +18,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-newest: $(NEWEST_READY)
+	$(NEWEST_BIN)/python -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),$(CORE))
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -34,11 +42,17 @@ ui: $(READY)
 	$(BIN)/lora-trainer ui $(ARGS)
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv-newest demo-output
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ui,optimizers,test]'
+	@touch $@
+
+$(NEWEST_READY): pyproject.toml constraints-newest.txt
+	test -x $(NEWEST_BIN)/python || $(PYTHON) -m venv .venv-newest
+	$(NEWEST_BIN)/python -m pip install -q $(NEWEST) torch
+	$(NEWEST_BIN)/python -m pip install -q $(NEWEST) -e '.[optimizers]' pytest pytest-xdist hypothesis
 	@touch $@

@@ -5,7 +5,6 @@ Nothing is downloaded. Both programs get the same files, which are kept for the 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import tempfile
@@ -16,7 +15,6 @@ FOLDER = "LORA_TRAIN_BENCH"
 PICTURES = 20
 _VOCABULARY = 49408
 _MORE_TAGS = ("solo", "flat", "simple", "clean")  # people's captions have more than the two or three of a drawing
-_END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,12 @@ def _write_tokenizer(folder: Path) -> None:
 
     A caption of up to 75 letters is then one chunk of 77 tokens, as with the real words.
     """
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+    from lora_trainer.model.clip import byte_letters, write_tokenizer
 
-    letters = list(bytes_to_unicode().values())
+    letters = byte_letters()
     tokens = letters + [c + "</w>" for c in letters]
-    tokens += [f"<|unused{i}|>" for i in range(_VOCABULARY - 2 - len(tokens))] + ["<|startoftext|>", _END]
-    special = {"bos_token": "<|startoftext|>", "eos_token": _END, "unk_token": _END, "pad_token": _END}
-    settings = {**special, "model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
+    tokens += [f"<|unused{i}|>" for i in range(_VOCABULARY - 2 - len(tokens))]
+    write_tokenizer(folder, [*tokens, "<|startoftext|>", "<|endoftext|>"], [])
 
 
 def _write_checkpoint(path: Path) -> None:
@@ -94,6 +86,7 @@ def _write_checkpoint(path: Path) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from lora_trainer.model.clip import name_in_files
     from lora_trainer.model.families import SD1_TEXT_PREFIX, UNET_PREFIX
     from lora_trainer.model.ldm_names import unet_to_ldm, vae_to_ldm
 
@@ -108,7 +101,7 @@ def _write_checkpoint(path: Path) -> None:
             num_attention_heads=12, projection_dim=768,
         )
     )  # fmt: skip
-    tensors |= {SD1_TEXT_PREFIX + name: value.half() for name, value in text.named_parameters()}
+    tensors |= {SD1_TEXT_PREFIX + name_in_files(name): value.half() for name, value in text.named_parameters()}
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,

@@ -174,6 +174,7 @@ def test_a_reader_that_closes_early_leaves_no_traceback(tmp_path: Path, argument
 def test_a_page_of_a_checkpoint_that_is_not_there_or_on_a_port_in_use_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio 3.41.2, which newer packages do not go with")
     monkeypatch.setattr("lora_trainer.jobs._shared", [])
     code, _, err = run(capsys, "ui", "--root", tmp_path, "--checkpoint", tmp_path / "nope.safetensors")
     assert (code, "nope.safetensors" in err, err.count("\n")) == (2, True, 1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import math
 import random
 import time
@@ -27,9 +26,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from lora_trainer.demo import drawings
+from lora_trainer.model.clip import byte_letters, name_in_files, tower, write_tokenizer
 from lora_trainer.model.ldm_names import unet_to_ldm, vae_to_ldm
 
 SCALE = 0.18215  # SD1's factor between VAE output and UNet input
@@ -90,18 +89,10 @@ def build_vocabulary(folder: Path) -> CLIPTokenizer:
         merges.append(pair)
         for word, symbols in splits.items():
             splits[word] = _merge(symbols, pair)
-    letters = list(bytes_to_unicode().values())
+    letters = byte_letters()
     tokens = letters + [c + "</w>" for c in letters] + ["".join(m) for m in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]  # the end token has the highest number, as CLIP expects
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    special["pad_token"] = "<|endoftext|>"
-    settings = {**special, "model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1), encoding="utf-8")
+    # the end token has the highest number, as CLIP expects
+    write_tokenizer(folder, [*tokens, "<|startoftext|>", "<|endoftext|>"], [" ".join(m) for m in merges])
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -146,7 +137,7 @@ def new_models(vocabulary: int, folder: Path) -> tuple[AutoencoderKL, CLIPTextMo
     text = CLIPTextModel(text_config)
     text_config.architectures = ["CLIPTextModel"]
     text_config.save_pretrained(folder)
-    torch.nn.init.constant_(text.text_model.final_layer_norm.bias, 0.1)  # see HOST-A1111: mean 0 gives NaN
+    torch.nn.init.constant_(tower(text).final_layer_norm.bias, 0.1)  # see HOST-A1111: mean 0 gives NaN
     widths = tuple(UNET["model_channels"] * m for m in UNET["channel_mult"])
     unet = UNet2DConditionModel(
         block_out_channels=widths, cross_attention_dim=TEXT_WIDTH, attention_head_dim=UNET["num_heads"]
@@ -293,7 +284,7 @@ def ldm_state_dict(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditio
         tensors["first_stage_model." + name] = (value[:, :, None, None] if is_attention else value).half()
     for key, value in text.state_dict().items():
         if "position_ids" not in key:
-            tensors["cond_stage_model.transformer." + key] = value.half()
+            tensors["cond_stage_model.transformer." + name_in_files(key)] = value.half()
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     tensors["betas"] = betas.float()  # half precision here makes sampling NaN
     tensors["alphas_cumprod"] = (1 - betas).cumprod(0).float()
@@ -304,7 +295,9 @@ def load_diffusion(path: Path, text: CLIPTextModel, unet: UNet2DConditionModel) 
     tensors = load_file(path)
     unet.load_state_dict({k: tensors["model.diffusion_model." + unet_to_ldm(k)].float() for k in unet.state_dict()})
     own = {k: v for k, v in text.state_dict().items() if "position_ids" not in k}
-    text.load_state_dict({k: tensors["cond_stage_model.transformer." + k].float() for k in own}, strict=False)
+    text.load_state_dict(
+        {k: tensors["cond_stage_model.transformer." + name_in_files(k)].float() for k in own}, strict=False
+    )
 
 
 def config_yaml() -> str:

@@ -485,17 +485,15 @@ def _tokenizer_from_words(path: Path) -> Any:
     import tempfile
 
     from transformers import CLIPTokenizer
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    from lora_trainer.model.clip import byte_letters, write_tokenizer
 
     merges = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    letters = list(bytes_to_unicode().values())
+    letters = byte_letters()
     tokens = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary, merged = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocabulary.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
-        merged.write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-        return CLIPTokenizer(str(vocabulary), str(merged), model_max_length=77, pad_token=tokens[-1])
+        write_tokenizer(Path(folder), [*tokens, "<|startoftext|>", "<|endoftext|>"], merges)
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _text_config(folder: Path | None, parameters: Mapping[str, torch.Tensor]) -> Any:

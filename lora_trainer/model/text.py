@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import CLIPTextModel
 
+from lora_trainer.model.clip import layer_output, tower
+
 CHUNK = 75
 COMMA_BACKTRACK = 20
 
@@ -73,8 +75,7 @@ class TextEncoder:
         return torch.hstack([self._encode([c[i] if i < len(c) else empty for c in chunked]) for i in range(count)])
 
     def _encode(self, ids: list[list[int]]) -> torch.Tensor:
-        tokens = torch.tensor(ids, device=self.model.text_model.embeddings.token_embedding.weight.device)
+        tokens = torch.tensor(ids, device=tower(self.model).embeddings.token_embedding.weight.device)
         if self.clip_skip <= 1:
             return self.model(tokens).last_hidden_state
-        states = self.model(tokens, output_hidden_states=True).hidden_states
-        return self.model.text_model.final_layer_norm(states[-self.clip_skip])
+        return tower(self.model).final_layer_norm(layer_output(self.model, tokens, -self.clip_skip))

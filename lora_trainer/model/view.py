@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_trainer.errors import RunError
+from lora_trainer.model.clip import own_names, tower
 from lora_trainer.model.families import UNET_PREFIX
 
 
@@ -45,15 +46,15 @@ def unet_view(parameters: Mapping[str, nn.Parameter], config: Mapping[str, Any])
 
 
 def text_view(parameters: Mapping[str, nn.Parameter], config: CLIPTextConfig) -> CLIPTextModel:
-    """A CLIP text encoder that shares ``parameters`` (names as in :class:`CLIPTextModel`).
+    """A CLIP text encoder that shares ``parameters``, which have the names of a checkpoint (``text_model.…``).
 
     Raises:
         RunError: the parameters are not those of ``config``'s shape.
     """
     with torch.device("meta"):
         view = CLIPTextModel(config)
-    _share(view, parameters, len(parameters))
-    embeddings = view.text_model.embeddings
+    _share(view, own_names(view, parameters), len(parameters))
+    embeddings = tower(view).embeddings
     device = embeddings.token_embedding.weight.device
     embeddings.position_ids = torch.arange(config.max_position_embeddings, device=device).expand(1, -1)
     return view

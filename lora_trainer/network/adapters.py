@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lora_trainer.errors import InputError
+from lora_trainer.model.clip import name_in_files
 from lora_trainer.randomness import torch_rng
 
 ADAPTER = "lora_train"
@@ -257,6 +258,7 @@ def _incomplete(detail: str) -> InputError:
 
 def kohya_key(prefix: str, name: str) -> str:
     """``lora_unet_`` and a module name with dots as underscores, as kohya and the WebUI have it."""
+    name = name_in_files(name) if prefix == TEXT_PREFIX else name
     return prefix + name.replace(".", "_")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from lora_trainer.errors import InputError
+from lora_trainer.model.clip import features
 from lora_trainer.network.lora_tag import TAG
 from lora_trainer.validation.cache import cache_key
 
@@ -58,7 +59,7 @@ class ClipScorer:
         """
         model, _, processor = self._loaded
         pixels = processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"].to(self._device)
-        image = model.get_image_features(pixel_values=pixels)[0].float()
+        image = features(model.get_image_features(pixel_values=pixels))[0].float()
         return float(torch.nn.functional.cosine_similarity(image, self._text(TAG.sub("", prompt)), dim=0))
 
     def _text(self, prompt: str) -> torch.Tensor:
@@ -66,7 +67,7 @@ class ClipScorer:
             model, tokenizer, _ = self._loaded
             longest = model.config.text_config.max_position_embeddings
             tokens = tokenizer([prompt], truncation=True, max_length=longest, return_tensors="pt").to(self._device)
-            self._texts[prompt] = model.get_text_features(**tokens)[0].float()
+            self._texts[prompt] = features(model.get_text_features(**tokens))[0].float()
         return self._texts[prompt]
 
     @cached_property

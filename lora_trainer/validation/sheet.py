@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def load_font(size: int = 12) -> Any:
 
 
 def shorten(text: str, width: float, font: Any, dots: str = "…") -> str:
-    """As much of ``text`` as fits into ``width``, with ``dots`` when that is not all."""
+    """As much of ``text``, in one line, as fits into ``width``, with ``dots`` when that is not all."""
+    text = _one_line(text)
 
     def is_too_long(kept: int) -> bool:
         return font.getlength(text[:kept] + dots) > width
@@ -131,8 +133,14 @@ def shorten(text: str, width: float, font: Any, dots: str = "…") -> str:
         return shorten(_known(text, font), width, font, "...")
 
 
+def _one_line(text: str) -> str:
+    """Line ends and other control characters as blanks: Pillow makes several lines of them, or fails (Pillow 13)."""
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+
+
 def _known(text: str, font: Any) -> str:
-    """``text`` with what the font cannot write as question marks."""
+    """``text`` in one line, with what the font cannot write as question marks."""
+    text = _one_line(text)
     try:
         font.getlength(text)
     except UnicodeEncodeError:

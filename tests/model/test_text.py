@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.model.clip import tower
 from lora_trainer.model.text import TextEncoder
 
 WORDS = st.sampled_from([",", ",", "red", "circle", "a", "ring", "zorp", "(", ")", "[", ":1.2", ".", "汉", "!!"])
@@ -115,8 +116,8 @@ def test_shorter_captions_are_filled_with_empty_chunks(model: LoadedModel) -> No
 @pytest.mark.parametrize("clip_skip", [0, 1, 2, 3, 12])
 def test_clip_skip_leaves_out_the_last_layers_but_not_the_norm(model: LoadedModel, clip_skip: int) -> None:
     shortened = copy.deepcopy(model.text.model)
-    layers = shortened.text_model.encoder.layers
-    shortened.text_model.encoder.layers = layers[: len(layers) - max(0, clip_skip - 1)]
+    encoder = tower(shortened).encoder
+    encoder.layers = encoder.layers[: len(encoder.layers) - max(0, clip_skip - 1)]
     encoder = TextEncoder(model.text.model, model.text.tokenizer, clip_skip)
     ids = torch.tensor(encoder.chunks("red circle"))
     torch.testing.assert_close(encoder(["red circle"]), shortened(ids).last_hidden_state)
@@ -128,5 +129,5 @@ def test_gradients_reach_the_text_encoder(model: LoadedModel) -> None:
     for clip_skip in (1, 2):
         view.zero_grad()
         TextEncoder(view, model.text.tokenizer, clip_skip)(["red circle"]).square().sum().backward()
-        grad = view.text_model.encoder.layers[0].mlp.fc1.weight.grad
+        grad = tower(view).encoder.layers[0].mlp.fc1.weight.grad
         assert grad.abs().sum() > 0

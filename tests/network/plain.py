@@ -30,11 +30,17 @@ def delta(down: torch.Tensor, up: torch.Tensor, alpha: float, like: torch.Tensor
     return (alpha / rank * product).reshape(like.shape)
 
 
+def key_of(prefix: str, name: str) -> str:
+    """A module's key in files; transformers 5 leaves the level ``text_model`` out of its own names."""
+    level = "text_model_" if prefix == "lora_te_" and not name.startswith("text_model") else ""
+    return prefix + level + name.replace(".", "_")
+
+
 def merged(module: nn.Module, tensors: Tensors, prefix: str, multiplier: float = 1.0) -> nn.Module:
     """A copy of a module without adapters, whose weights have ΔW added."""
     made = copy.deepcopy(module)
     for name, part in made.named_modules():
-        key = prefix + name.replace(".", "_")
+        key = key_of(prefix, name)
         if f"{key}.lora_down.weight" in tensors:
             down, up = tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"]
             change = delta(down, up, float(tensors[f"{key}.alpha"]), part.weight)

@@ -40,7 +40,7 @@ from lora_trainer.validation.block_tuner import (
     find_pictures,
 )
 from tests.helpers import draw_pictures
-from tests.network.plain import delta, randomise
+from tests.network.plain import delta, key_of, randomise
 
 EFFORT = Effort(steps=2, batch=2, levels=2, draws=1)
 BLOCKS = ["TE1", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00", *(f"OUT{n:02d}" for n in range(3, 12))]
@@ -98,7 +98,7 @@ def with_deltas(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str
     """A float64 copy with factor(key) · ΔW added to its weights."""
     made = copy.deepcopy(module).double().eval()
     for name, part in made.named_modules():
-        key = prefix + name.replace(".", "_")
+        key = key_of(prefix, name)
         if f"{key}.lora_down.weight" in tensors:
             down, up = tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"]
             change = delta(down, up, float(tensors[f"{key}.alpha"]), part.weight)

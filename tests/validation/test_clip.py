@@ -58,7 +58,8 @@ def plain_score(folder: Path, image: Image.Image, prompt: str) -> float:
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     values = ((np.asarray(image) / 255 - mean) / std).transpose(2, 0, 1)
     pixels = torch.from_numpy(values[None]).float()
-    text, seen = model.get_text_features(**ids)[0].double(), model.get_image_features(pixel_values=pixels)[0].double()
+    text = model.text_projection(model.text_model(**ids).pooler_output)[0].double()
+    seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0].double()
     return float(text @ seen / text.norm() / seen.norm())
 
 
