@@ -13,8 +13,17 @@ import torch
 from benchmarks.material import Material, prepare
 
 
-def trainer_on(material: Material, resolution: int, precision: str) -> tuple[Any, Any]:
-    """Our trainer on the full-size checkpoint with 20 random latents, and its plan."""
+def trainer_on(
+    material: Material, resolution: int, precision: str, weights: torch.dtype | None = None
+) -> tuple[Any, Any]:
+    """Our trainer on the full-size checkpoint with 20 random latents, and its plan.
+
+    Args:
+        material: with checkpoint and pictures.
+        resolution: side of the pictures.
+        precision: of the run.
+        weights: type of the checkpoint's weights; as the host loads them when it is ``None``.
+    """
     from lora_trainer.config import TrainConfig
     from lora_trainer.dataset.latents import LatentCache
     from lora_trainer.dataset.plan import Plan
@@ -35,6 +44,8 @@ def trainer_on(material: Material, resolution: int, precision: str) -> tuple[Any
     host = StandaloneHost(material.folder / "profile")
     with host.session(config) as session:
         model = session.model
+    if weights is not None:
+        model.unet.to(weights)
     items = scan(config.data).items
     torch.manual_seed(0)
     latents = LatentCache(material.folder / "none", "")
