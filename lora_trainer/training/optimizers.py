@@ -128,7 +128,8 @@ def _together(made: Any, parameters: list[dict[str, Any]], **arguments: Any) -> 
     if device not in ("cuda", "cpu"):  # what others have, torch's own choice knows
         return made(parameters, **arguments)
     try:
-        return made(parameters, **arguments, fused=True)
+        # torch fills its defaults into the groups that it is given, also when it then refuses them
+        return made([dict(group) for group in parameters], **arguments, fused=True)
     except (TypeError, RuntimeError):  # on a CPU since torch 2.4
         return made(parameters, **arguments, foreach=True)
 

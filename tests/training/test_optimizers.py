@@ -224,13 +224,15 @@ def test_adamw_takes_all_parameters_together() -> None:
 def test_where_not_all_can_be_taken_in_one_operation_a_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
     class Older(torch.optim.AdamW):  # as torch 2.1 has it on a CPU
         def __init__(self, parameters: object, fused: bool | None = None, **arguments: object) -> None:
+            super().__init__(parameters, fused=fused, **arguments)
             if fused:
                 raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of CUDA")
-            super().__init__(parameters, **arguments)
 
     monkeypatch.setattr(torch.optim, "AdamW", Older)
-    optimizer = build_optimizer(config(), many())
-    assert (optimizer.param_groups[0]["foreach"], optimizer.param_groups[0].get("fused")) == (True, None)
+    made = many()
+    optimizer = build_optimizer(config(), made)
+    assert {(group["foreach"], group["fused"]) for group in optimizer.param_groups} == {(True, None)}
+    assert [group["params"] for group in optimizer.param_groups] == [group.parameters for group in made]
 
 
 @pytest.mark.parametrize("chosen", [{"foreach": True}, {"fused": False}, {"foreach": False, "fused": False}])
