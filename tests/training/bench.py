@@ -12,7 +12,8 @@ from lora_trainer.dataset.plan import Plan, Step, Use
 from lora_trainer.dataset.scan import scan
 from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.training.conditioning import Captions
+from lora_trainer.training.conditioning import Captions, frozen_conditioning
+from lora_trainer.training.denoiser import Conditioning
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document
 
@@ -49,7 +50,9 @@ class Bench:
                 _own_weights(part, weights)
         captions = Captions(self.items, self.config.data, 0, 1)
         plan = Plan(self.items, self.config)
-        text = self.model.text
+        text: Conditioning = self.model.text
+        if not self.config.training.text_lr:
+            text = frozen_conditioning(self.model.text, self.model.device, precision)
         self.trainer = Trainer(self.config, self.model, self.items, plan, self.latents, captions, text, precision)
         with torch.no_grad():  # an adapter of zeros hides half of the gradient
             for index, parameter in enumerate(self.trainer.parameters):
