@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = "LORA_TRAIN_BENCH"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "lora_trainer" / "demo" / "assets" / "small-sd1.safetensors"
 PICTURES = 20
 _VOCABULARY = 49408
 _MORE_TAGS = ("solo", "flat", "simple", "clean")  # people's captions have more than the two or three of a drawing
@@ -34,13 +35,14 @@ class Material:
     pictures: Path
 
 
-def prepare(resolution: int) -> Material:
-    """Make what is missing."""
+def prepare(resolution: int, *, full_size: bool = True) -> Material:
+    """Make what is missing; with the demo's small checkpoint when it is not to be ``full_size``."""
     folder = Path(os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / "lora-train-bench")
     material = Material(
         folder,
-        folder / "full-size-random.safetensors",
-        folder / "tokenizers" / "openai_clip-vit-large-patch14",  # sd-scripts looks for this name
+        folder / "full-size-random.safetensors" if full_size else CHECKPOINT,
+        # sd-scripts looks for this name
+        folder / "tokenizers" / "openai_clip-vit-large-patch14" if full_size else CHECKPOINT.parent / "clip",
         folder / f"pictures-{resolution}",
     )
     if not material.checkpoint.is_file():
@@ -80,7 +82,14 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _write_checkpoint(path: Path) -> None:
-    """SD1.5's shapes with the libraries' own initial weights, seeded, so that nothing is NaN."""
+    """SD1.5's shapes with the libraries' own initial weights, seeded, so that nothing is NaN; drawn on a card if any."""
+    import torch
+
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        _write_random(path)
+
+
+def _write_random(path: Path) -> None:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file

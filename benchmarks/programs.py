@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def peer_installed() -> bool:
     return bool(python) and (Path(folder) / "train_network.py").is_file() and shutil.which(python) is not None
 
 
-def run_peer(work: Work, steps: int) -> dict[str, Any]:
-    """One process of sd-scripts."""
+def run_peer(work: Work, steps: int, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """One process of sd-scripts; ``environment`` has variables of it alone."""
     arguments = {
         "pretrained_model_name_or_path": work.material.checkpoint,
         "train_data_dir": work.material.pictures,
@@ -128,7 +129,7 @@ def run_peer(work: Work, steps: int) -> dict[str, Any]:
     options = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     folder = str(Path(os.environ[SD_SCRIPTS]).resolve())
     command = [os.environ[SD_SCRIPTS_PYTHON], "-m", "benchmarks.peer", folder, *options, *flags]
-    return _run(command, {"HF_HUB_OFFLINE": "1"})
+    return _run(command, {"HF_HUB_OFFLINE": "1", **(environment or {})})
 
 
 def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
