@@ -82,7 +82,10 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _write_checkpoint(path: Path) -> None:
-    """SD1.5's shapes with the libraries' own initial weights, seeded, so that nothing is NaN; drawn on a card if any."""
+    """SD1.5's shapes with the libraries' own initial weights, seeded, so that nothing is NaN; made on a card if any.
+
+    A card draws other numbers than a processor.
+    """
     import torch
 
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

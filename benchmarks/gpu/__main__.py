@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lora-train-gpu-"))
         site = carried.install(args.carried, Path(folder)) if args.carried else None
         setting = Setting(folder, args.cpu, carried.peer(args.carried))
-        sitting = Sitting(setting, carried.environment(site), began, 60 * args.minutes, _document(args))
+        environment = {**carried.environment(site), **({"CUDA_VISIBLE_DEVICES": ""} if args.cpu else {})}
+        sitting = Sitting(setting, environment, began, 60 * args.minutes, _document(args))
         about = sitting.begin(MATERIAL)
         if not args.cpu and about.get("parts", {}).get("machine", {}).get("card") is None:
             print("\n".join(about.get("error", [])) or NO_CARD, file=sys.stderr)
@@ -74,7 +75,11 @@ class Sitting:
         """Carry a check out, or note that there was no time for it."""
         left = self._end - time.monotonic()
         if left < (1 if self._setting.cpu else max(1.0, check.needs)):
-            outcome: dict[str, Any] = {"state": "not reached", "error": [f"{max(0, left):.0f} s were left"], "parts": {}}
+            outcome: dict[str, Any] = {
+                "state": "not reached",
+                "error": [f"{max(0, left):.0f} s were left"],
+                "parts": {},
+            }
         else:
             print(f"{check.name} …", flush=True)
             outcome = run_check(check, self._setting, min(check.limit, left), self._environment)

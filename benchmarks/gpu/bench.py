@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,22 +44,17 @@ class Bench:
         with self.host.session(self.config) as session:
             return session.model
 
-    def trainer(
-        self, precision: str, values: Mapping[str, Any], weights: torch.dtype | None = None
-    ) -> tuple[Trainer, Plan]:
+    def trainer(self, precision: str, values: Mapping[str, Any]) -> tuple[Trainer, Plan]:
         """A trainer on random latents and text states, and its plan.
 
         Args:
             precision: of the run.
             values: what differs from the common work, by dotted key.
-            weights: type that the UNet's weights get, for all views from then on; as they are when it is ``None``.
 
         Raises:
             InputError: the device or the weights cannot do that precision.
         """
         config, model = self.config.with_values({"training.precision": precision, **values}), self.model()
-        if weights is not None:
-            model.unet.to(weights)
         precision = resolve_precision(precision, model.device, model.unet.dtype)
         items = scan(config.data).items
         plan, captions = Plan(items, config), Captions(items, config.data, 1, 1)
@@ -101,7 +97,7 @@ def time_calls(device: torch.device, calls: Iterable[Callable[[], object]]) -> l
         call()
         marks.append(_event())
     torch.cuda.synchronize(device)
-    return [earlier.elapsed_time(later) / 1000 for earlier, later in zip(marks, marks[1:], strict=False)]
+    return [earlier.elapsed_time(later) / 1000 for earlier, later in itertools.pairwise(marks)]
 
 
 def _clocked(call: Callable[[], object]) -> float:

@@ -106,7 +106,7 @@ def check_sd_scripts(setting: Setting, notes: Notes) -> None:
 
 
 def beside_sd_scripts(setting: Setting) -> dict[str, Any]:
-    """Median step, start and peak memory of both; skipped, and said so, where sd-scripts is neither here nor carried."""
+    """Median step, start and peak memory of both; skipped where sd-scripts is neither here nor carried."""
     environment = _peer_environment(setting)
     if not programs.peer_installed():
         return {"skipped": True, "says": "neither carried nor named by SD_SCRIPTS and SD_SCRIPTS_PYTHON"}

@@ -77,9 +77,7 @@ def _state(code: int | None, found: Mapping[str, Any]) -> str:
     return "failed" if code or not found["finished"] or parts_failed else "done"
 
 
-def _run(
-    command: list[str], said: Path, limit: float, variables: Mapping[str, str], *, own_group: bool
-) -> int | None:
+def _run(command: list[str], said: Path, limit: float, variables: Mapping[str, str], *, own_group: bool) -> int | None:
     """The exit code, or ``None`` when the command and everything that it started had to be ended."""
     with said.open("wb") as output:
         process = subprocess.Popen(
