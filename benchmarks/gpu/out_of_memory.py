@@ -16,7 +16,6 @@ from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.setting import NOT_ON_A_CPU, Setting
 from lora_trainer.jobs import Jobs
 
-STEPS = 4
 SAME_LOSS = 0.02
 """Relative difference of the mean loss; noise belongs to each picture's number, so only the kernels differ."""
 
@@ -30,7 +29,7 @@ def check(setting: Setting, notes: Notes) -> None:
     for name, changed in (("half", ("pictures are now computed",)), ("least", ("computed 1 at", "checkpointing"))):
         notes.part(f"limited: {name}", partial(limited, runs, name, changed, free, sizes))
     notes.part("memory given back", given_back, runs)
-    notes.part("one run after another", many, Runs(Bench(Setting(setting.folder, cpu=True))), 3 if setting.cpu else 20)
+    notes.part("one run after another", many, Runs(Bench(Setting(setting.folder, cpu=True))), 2 if setting.cpu else 20)
 
 
 class Runs:
@@ -48,7 +47,8 @@ class Runs:
     def run(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """One run: its steps, their mean loss, pictures a step and what it said of its memory."""
         self._said = []
-        settings = {"name": name, "training.steps": STEPS, "training.batch_size": 4, **values}
+        steps = 2 if self.bench.setting.cpu else 4
+        settings = {"name": name, "training.steps": steps, "training.batch_size": 4, **values}
         run = self.jobs.submit(self.bench.config.with_values(settings))
         self.jobs.wait(run)
         if run.state != "done":
@@ -176,7 +176,7 @@ def many(runs: Runs, count: int) -> dict[str, Any]:
     """The small checkpoint's runs in one process, and what is held after each; the first makes what is kept."""
     held: list[dict[str, int | str]] = []
     for number in range(1, count + 1):
-        runs.run(f"run-{number}", {"training.steps": 2})
+        runs.run(f"run-{number}", {"training.steps": 2, "training.batch_size": 1})
         held.append(_held(runs.bench.device))
     grown = int(held[-1]["resident"]) - int(held[0]["resident"])
     allocated = [each["allocated"] for each in held]

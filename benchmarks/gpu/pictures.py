@@ -51,7 +51,7 @@ def beside(setting: Setting) -> dict[str, Any]:
 def _run(bench: Bench, jobs: Jobs, watch: StepWatch, name: str, painter: Painter | None) -> list[float]:
     """A run, beside which a painter draws two pictures; seconds of its steps without the waits between them."""
     watch.seconds = []
-    steps = 12 if bench.setting.cpu else 60
+    steps = 8 if bench.setting.cpu else 60
     run = jobs.submit(bench.config.with_values({"name": name, "training.steps": steps}))
     if painter is not None:
         watch.begun.clear()
