@@ -8,7 +8,7 @@ NEWEST_BIN := .venv-newest/bin
 NEWEST_READY := .venv-newest/.ready
 CORE := $(addprefix tests/,dataset hosts model network training validation demo test_jobs.py test_cli.py test_cli_files.py test_cli_parser.py)
 
-.PHONY: demo test test-newest bench soak lint ui clean
+.PHONY: demo test test-newest bench gpu soak lint ui clean
 
 demo: $(READY)
 	$(BIN)/lora-trainer demo --output demo-output
@@ -24,6 +24,9 @@ test-newest: $(NEWEST_READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 soak: $(READY)
 	$(BIN)/python -m tools.soak kills

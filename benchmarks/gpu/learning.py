@@ -71,7 +71,7 @@ class Learner:
         self.host = StandaloneHost(setting.place / name)
         self.jobs = Jobs(self.host)
         shorter = {
-            "training.steps": 4 if setting.cpu else 100, "save.precision": "fp32", "samples.steps": 1,
+            "training.steps": 4 if setting.cpu else 60, "save.precision": "fp32", "samples.steps": 1,
             "samples.prompts": [], "validation.timesteps": 2 if setting.cpu else 8,
             "data.resolution": 64 if setting.cpu else 128, "validation.every_epochs": 1000, "save.every_epochs": 0,
         }  # fmt: skip
@@ -149,7 +149,8 @@ def _from_child(check: Check, setting: Setting, environment: Mapping[str, str]) 
     outcome = run_check(check, setting, check.limit, environment, inside=True)
     found = outcome["parts"].get("run", {})
     if "failed" in found or not found:
-        raise RunError("{state}: {lines}", state=outcome["state"], lines=found.get("failed") or outcome.get("error"))
+        lines = found.get("failed") or outcome.get("error") or [""]
+        raise RunError("The run in its own process is {state}: {line}", state=outcome["state"], line=lines[-1])
     return {"says": f"{outcome['seconds']:.0f} s", **found}
 
 
