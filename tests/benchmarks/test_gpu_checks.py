@@ -109,12 +109,29 @@ def test_a_run_far_from_the_cpus_does_not_hold() -> None:
     assert "holds" not in learning.compared({"before": 0.4, "after": 0.3}, {})
 
 
-def test_files_that_differ_are_tried_with_deterministic_kernels(tmp_path: Path) -> None:
-    learner = learning.Learner(Setting(str(tmp_path), cpu=True))
-    found = learning.twice(learner, "fp32", {"sha256": "another", "after": 0.5})
+@pytest.mark.parametrize("identical", [True, False])
+def test_files_that_differ_are_tried_with_deterministic_kernels(
+    identical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Learner:
+        setting = Setting("")
+
+        def learn(self, name: str, precision: str) -> dict:
+            return {"sha256": "one", "after": 0.5}
+
+    monkeypatch.setattr(learning, "_from_child", lambda check, setting, environment: {"identical": identical})
+    found = learning.twice(Learner(), "fp16", {"sha256": "another", "after": 0.4})  # type: ignore[arg-type]
     assert found["identical"] is False
-    assert found["determined"]["identical"] is True
-    assert "not deterministic" in found["says"]
+    assert found["holds"] == {"the reason is known": identical}
+
+
+def test_runs_with_deterministic_kernels_are_identical(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "notes.json")
+    try:
+        learning.determined(Setting(str(tmp_path), cpu=True), notes)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert notes.parts["run"]["identical"] is True
 
 
 def test_a_failed_reference_is_told_with_its_lines(tmp_path: Path) -> None:
