@@ -18,6 +18,7 @@ from lora_trainer.dataset.scan import scan
 from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.training.conditioning import Captions
+from lora_trainer.training.memory import free_memory
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.trainer import Trainer
 
@@ -133,6 +134,7 @@ def peak(device: torch.device) -> Iterator[dict[str, Any]]:
     if device.type != "cuda":
         yield found
         return
+    free_memory()  # else what is left of the trainer before counts as taken
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
