@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -222,39 +223,44 @@ def expected(
 
     Args:
         model: the loaded checkpoint; its weights may be anywhere, also on the meta device.
-        precision: fp16, bf16 or fp32.
+        precision: fp16, bf16 or fp32. For fp16 bf16 stands in, which has the same sizes and is known to every CPU.
         make: makes the trainer on the stand-in that it is given, in the precision that it is given.
         step: does one of its steps.
     """
     exchanged = precision == "fp16"
-    with _Fake():
-        fake = stand_in(model, _EXCHANGED if exchanged else {})
+    with fake_tensors():
+        fake = _stand_in(model, _EXCHANGED if exchanged else {})
         return track(lambda: make(fake, "bf16" if exchanged else precision), step)
 
 
-def stand_in(model: LoadedModel, types: dict[torch.dtype, torch.dtype]) -> LoadedModel:
-    """The model with fake tensors in place of all of its own; call it in a fake mode.
+def fake_tensors() -> AbstractContextManager[object]:
+    """Within, every new tensor has a shape, but no memory."""
+    return _Fake()
+
+
+def fake_copy(part: nn.Module, types: Mapping[torch.dtype, torch.dtype]) -> Any:
+    """A module with fake tensors in place of its own; call it in :func:`fake_tensors`.
 
     Args:
-        model: what to look at.
+        part: what to look at; its tensors may be anywhere.
         types: types to put in place of others.
     """
+    tensors = [*part.parameters(), *part.buffers()]
+    return copy.deepcopy(part, {id(tensor): _fake(tensor, types) for tensor in tensors})
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        made = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=types.get(tensor.dtype, tensor.dtype), device="cpu"
-        )
-        return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
-    def copied(part: nn.Module) -> Any:
-        tensors = [*part.parameters(), *part.buffers()]
-        return copy.deepcopy(part, {id(tensor): fake(tensor) for tensor in tensors})
+def _fake(tensor: torch.Tensor, types: Mapping[torch.dtype, torch.dtype]) -> torch.Tensor:
+    dtype = types.get(tensor.dtype, tensor.dtype)
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
+
+def _stand_in(model: LoadedModel, types: Mapping[torch.dtype, torch.dtype]) -> LoadedModel:
     text = model.text
     return replace(
         model,
-        unet=copied(model.unet),
-        text=TextEncoder(copied(text.model), text.tokenizer, text.clip_skip, text._backtrack),
-        alphas_cumprod=fake(model.alphas_cumprod),
+        unet=fake_copy(model.unet, types),
+        text=TextEncoder(fake_copy(text.model, types), text.tokenizer, text.clip_skip, text._backtrack),
+        alphas_cumprod=_fake(model.alphas_cumprod, {}),
         device=torch.device("cpu"),
     )

@@ -139,7 +139,7 @@ def _expected(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step
         found = footprint.expected(
             model,
             precision,
-            lambda stand_in, its_precision: _trainer(config, items, plan, stand_in, its_precision),
+            lambda stand_in, its_precision: trainer_on_noise(config, items, plan, stand_in, its_precision),
             lambda trainer: trainer.step(step),
         )
     except LoraTrainError:
@@ -173,7 +173,7 @@ def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, s
     with session.turn():
         size = items[step.batches[0][0].item].fit.bucket
         model.encode(torch.zeros(1, 3, size[1], size[0]))
-        trainer = _trainer(config, items, plan, model, precision)
+        trainer = trainer_on_noise(config, items, plan, model, precision)
     seconds = []
     for _ in range(STEPS):
         with session.turn():
@@ -183,7 +183,10 @@ def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, s
     return min(seconds[1:])
 
 
-def _trainer(config: TrainConfig, items: Sequence[Item], plan: Plan, model: LoadedModel, precision: str) -> Trainer:
+def trainer_on_noise(
+    config: TrainConfig, items: Sequence[Item], plan: Plan, model: LoadedModel, precision: str
+) -> Trainer:
+    """A run's trainer, with noise in place of its pictures' latents."""
     captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
     conditioning: Any = model.text
     if not config.training.text_lr:
