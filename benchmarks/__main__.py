@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import programs, report
+from benchmarks import operations, programs, report
 from benchmarks.material import prepare
 from benchmarks.programs import Press, ProgramFailed, Work
 
@@ -25,10 +25,12 @@ def main() -> int:
     except ProgramFailed as failure:
         print(failure, file=sys.stderr)
         return 1
+    counts = operations.measure(material)
     own = report.ours(mine, args.discard)
     other = report.peer(theirs, args.discard) if theirs else None
     print(f"\nSD1.5 at full size, {args.resolution} px, batch 1, rank {programs.RANK}, {args.precision}, UNet only")
     print(report.table(own, other))
+    print(f"\n{operations.table(counts)}")
     document = {
         "machine": about,
         "device": mine[0]["device"],
@@ -37,6 +39,7 @@ def main() -> int:
         "sd_scripts_commit": report.commit(Path(os.environ[programs.SD_SCRIPTS])) if theirs else None,
         "settings": {"resolution": args.resolution, "precision": args.precision, "rounds": args.rounds,
                      "steps": args.steps, "discarded": args.discard, "pictures": 20, "rank": programs.RANK},
+        "operations": counts,
         "ratios": report.ratios(own, other) if other else None,
         "ours": own,
         "sd-scripts": other,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import report
-from benchmarks.material import prepare
+from benchmarks.material import Material, prepare
 from benchmarks.step_profile import trainer_on
 
 _NO_KERNEL = ("_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh", "alias")
@@ -28,6 +28,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "norms": ("native_group_norm", "native_layer_norm"),
 }
 """Kinds of operations by the beginning of their names; what the optimizer does is counted apart."""
+MIXES = {
+    "fp32": (torch.float32, "fp32"),
+    "bf16": (torch.bfloat16, "bf16"),
+    "bf16 on fp32": (torch.float32, "bf16"),
+}
+"""Type of the checkpoint's weights and precision of the run, as people have them."""
+SIDE = 64
+"""Of the pictures; the count hardly depends on it."""
 
 
 class Counted(TorchDispatchMode):
@@ -94,31 +102,21 @@ def table(counts: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure(material: Any, side: int, types: Callable[[], Mapping[str, tuple[torch.dtype, str]]]) -> dict[str, Any]:
-    """Count a step for each of ``types``: name → type of the weights, precision of the run."""
+def measure(material: Material, side: int = SIDE) -> dict[str, Any]:
+    """Count a step of batch 1 for each of :data:`MIXES`, on the full-size model."""
     counts = {}
-    for name, (weights, precision) in types().items():
+    for name, (weights, precision) in MIXES.items():
         trainer, plan = trainer_on(material, side, precision, weights)
         trainer.step(plan.step(1))
         counts[name] = count_step(trainer, plan.step(2))
     return counts
 
 
-def kinds() -> dict[str, tuple[torch.dtype, str]]:
-    """Weights' type and precision of a run, as people have them."""
-    return {
-        "fp32": (torch.float32, "fp32"),
-        "bf16": (torch.bfloat16, "bf16"),
-        "bf16 on fp32": (torch.float32, "bf16"),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__)
-    parser.add_argument("--side", type=int, default=64, help="side of the pictures; the count hardly depends on it")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     args = parser.parse_args()
-    counts = measure(prepare(args.side), args.side, kinds)
+    counts = measure(prepare(SIDE))
     print(table(counts))
     if args.save:
         print(report.save("operations", {**report.machine(), "torch": torch.__version__, "counts": counts}))

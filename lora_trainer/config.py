@@ -176,7 +176,10 @@ class TrainingConfig:
         42, "Seed", "The same seed and settings give the same file, byte for byte.", min=0, max=2**32 - 1
     )
     precision: str = option(
-        "auto", "Precision", "auto: bf16 where the card has it, else fp16; fp32 on a CPU.", choices=PRECISIONS
+        "auto",
+        "Precision",
+        "auto: what the checkpoint is loaded in; for fp32 on a card bf16 where it has it.",
+        choices=PRECISIONS,
     )
     checkpointing: bool = option(
         False, "Gradient checkpointing", "Half the memory, a third slower: for cards of 8 GB and less."

@@ -315,7 +315,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "a list of texts",  # from a variable,
         "no weights in it",  # from a caller in another module,
         "Inpainting",  # from a callee
-        "fp16 overflow (try bf16, or fp32 with --no-half),",
+        "fp16 overflow (try bf16 or fp32),",
         "queued",
     ],
 )

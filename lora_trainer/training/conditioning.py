@@ -81,4 +81,4 @@ class FrozenConditioning:
 
 def frozen_conditioning(text: TextEncoder, device: torch.device, precision: str) -> FrozenConditioning:
     """Of a text encoder that is not trained, for a run in ``precision`` (fp16, bf16 or fp32)."""
-    return FrozenConditioning(text, device, TYPES.get(precision, torch.float32))
+    return FrozenConditioning(text, device, TYPES[precision])

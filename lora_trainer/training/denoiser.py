@@ -9,8 +9,9 @@ import torch
 from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.scan import Item
 from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.model.compute import compute_in
 from lora_trainer.training.losses import NoiseSchedule, keyed_noise, picture_losses
-from lora_trainer.training.precision import autocast
+from lora_trainer.training.precision import TYPES
 
 Conditioning = Callable[[Sequence[str]], torch.Tensor]
 """Captions → states (B, 77·n, C)."""
@@ -21,16 +22,21 @@ class Denoiser:
 
     Args:
         model: the view.
-        conditioning: encodes captions.
+        conditioning: encodes captions; the model's text encoder itself computes in the same precision.
         precision: fp16, bf16 or fp32.
+
+    Attributes:
+        dtype: what it computes in.
     """
 
     def __init__(self, model: LoadedModel, conditioning: Conditioning, precision: str) -> None:
         self.schedule = NoiseSchedule(model.alphas_cumprod, model.info.prediction)
         self._model = model
         self._conditioning = conditioning
-        self._precision = precision
-        self._dtype = model.unet.dtype
+        self.dtype = TYPES[precision]
+        compute_in(model.unet, self.dtype)
+        if conditioning is model.text:
+            compute_in(model.text.model, self.dtype)
 
     def losses(
         self,
@@ -44,9 +50,8 @@ class Denoiser:
         device = self._model.device
         latents, noise = latents.to(device), noise.to(device)
         noisy = self.schedule.add_noise(latents, noise, t)
-        with autocast(self._precision, device):
-            states = self._conditioning(captions).to(self._dtype)
-            output = self._model.unet(noisy.to(self._dtype), t.to(device), states).sample
+        states = self._conditioning(captions).to(self.dtype)
+        output = self._model.unet(noisy.to(self.dtype), t.to(device), states).sample
         return picture_losses(output, self.schedule.target(latents, noise, t), weights)
 
     @torch.no_grad()

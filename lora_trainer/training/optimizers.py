@@ -24,12 +24,14 @@ class OptimizerKind:
         name: its class there.
         package: what to install, or ``""`` when every host has it.
         defaults: arguments that differ from the class's own.
+        together: it can take all parameters in one operation (``fused``) or in a few (``foreach``).
     """
 
     module: str
     name: str
     package: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
+    together: bool = False
 
     @property
     def installed(self) -> bool:
@@ -43,7 +45,7 @@ class OptimizerKind:
 
 
 KINDS: dict[str, OptimizerKind] = {
-    "AdamW": OptimizerKind("torch.optim", "AdamW", defaults={"weight_decay": 0.01}),
+    "AdamW": OptimizerKind("torch.optim", "AdamW", defaults={"weight_decay": 0.01}, together=True),
     "AdamW8bit": OptimizerKind("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", {"weight_decay": 0.01}),
     "Adafactor": OptimizerKind(
         "transformers.optimization",
@@ -58,6 +60,10 @@ KINDS: dict[str, OptimizerKind] = {
         {"weight_decay": 0.01, "decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     ),
 }
+
+
+TOGETHER = {"fused", "foreach"}
+"""Arguments of torch's optimizers that say how, not what, they compute."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ def build_optimizer(config: TrainConfig, groups: Sequence[Group]) -> torch.optim
             error=error,
         ) from error
     try:
+        if kind.together and not arguments.keys() & TOGETHER:
+            return _together(made, parameters, lr=groups[0].lr, **arguments)
         return made(parameters, lr=groups[0].lr, **arguments)
     except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise InputError(
@@ -109,6 +117,28 @@ def build_optimizer(config: TrainConfig, groups: Sequence[Group]) -> torch.optim
             name=config.training.optimizer,
             error=error,
         ) from error
+
+
+def _together(made: Any, parameters: list[dict[str, Any]], **arguments: Any) -> torch.optim.Optimizer:
+    """The optimizer in as few operations as the installed torch has for the device.
+
+    One by one, the 384 parameters of an SD1 LoRA take about 3,500 operations a step, more than the model's forward.
+    """
+    device = parameters[0]["params"][0].device.type
+    if device not in ("cuda", "cpu"):  # what others have, torch's own choice knows
+        return made(parameters, **arguments)
+    try:
+        # torch fills its defaults into the groups that it is given, also when it then refuses them
+        return made([dict(group) for group in parameters], **arguments, fused=True)
+    except (TypeError, RuntimeError):  # on a CPU since torch 2.4
+        return made(parameters, **arguments, foreach=True)
+
+
+def keep_together(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved state for *this* optimizer: ``fused`` and ``foreach`` are of the machine, not of what was learned."""
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        group.update({name: own[name] for name in TOGETHER & own.keys()})
+    return saved
 
 
 def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, warmup: int, total: int) -> Any:

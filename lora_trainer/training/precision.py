@@ -8,7 +8,7 @@ import torch
 
 from lora_trainer.errors import InputError
 
-TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_precision(wanted: str, device: torch.device, weights: torch.dtype) -> str:
@@ -29,32 +29,34 @@ def resolve_precision(wanted: str, device: torch.device, weights: torch.dtype) -
             weights=str(weights).removeprefix("torch."),
         )
     if wanted == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        return "fp32" if weights == torch.float32 else ("bf16" if weights == torch.bfloat16 else "fp16")
+        return _natural(device, weights)
     if wanted == "fp16" and device.type == "cpu":
         raise InputError(
             "training.precision: fp16 needs a graphics card; use auto, bf16 or fp32 on a CPU.",
             field="training.precision",
         )
-    if wanted == "fp32" and weights != torch.float32:
-        raise InputError(
-            "training.precision: the checkpoint is loaded in half precision; start the WebUI with --no-half to train "
-            "in fp32, or use auto.",
-            field="training.precision",
-        )
     return wanted
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which the model is run; the adapters' own weights stay fp32."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=TYPES[precision])
+def _natural(device: torch.device, weights: torch.dtype) -> str:
+    """The weights' own type, in which none has to be cast; for fp32 on a card bf16 where it computes that itself.
+
+    fp16 needs loss scaling, which there is on CUDA only; elsewhere fp16 weights are computed with in fp32.
+    """
+    if weights == torch.bfloat16:
+        return "bf16"
+    if weights == torch.float16:
+        return "fp16" if device.type == "cuda" else "fp32"
+    return "bf16" if device.type == "cuda" and _computes_bf16(device) else "fp32"
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Newer torch also says yes where it only imitates bf16, slowly (before Ampere)."""
+    return torch.cuda.is_bf16_supported() and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """The context in which types are those of weights and inputs, also within :func:`autocast`."""
+    """The context in which types are those of weights and inputs, also within the host's own autocast."""
     try:
         return torch.autocast(device.type, enabled=False)
     except RuntimeError:  # this torch knows none for such devices (MPS, DirectML)

@@ -204,7 +204,7 @@ class TrainingRun:
 
 def not_finite(step: int, precision: str) -> RunError:
     """The sentence for a NaN or Inf loss, with the likely causes."""
-    half = "fp16 overflow (try bf16, or fp32 with --no-half), " if precision == "fp16" else ""
+    half = "fp16 overflow (try bf16 or fp32), " if precision == "fp16" else ""
     return RunError(
         "The loss became NaN or Inf at step {step}; the files saved before it are kept. Likely causes: {half}a "
         "learning rate that is too high (try a tenth), or a damaged checkpoint or VAE.",

@@ -17,6 +17,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
+from lora_trainer.training.optimizers import keep_together
 from lora_trainer.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _load(path: Path, trainer: Trainer) -> int:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     adapter = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
     trainer.adapters.load(adapter)
-    trainer.optimizer.load_state_dict(_unflatten(plain["optimizer"], tensors))
+    trainer.optimizer.load_state_dict(keep_together(_unflatten(plain["optimizer"], tensors), trainer.optimizer))
     trainer.lr_schedule.load_state_dict(_unflatten(plain["lr_schedule"], tensors))
     trainer.scaler.load_state_dict(plain["scaler"])
     return int(plain["step"])

@@ -130,8 +130,9 @@ class Trainer:
         for batch, captions in zip(step.batches, self._captions.of_step(step), strict=True):
             for start in range(0, len(batch), self._part):
                 part = slice(start, start + self._part)
-                loss = self._losses(step.number, first + start, batch[part], captions[part]).sum() / step.images
-                self.scaler.scale(loss).backward()
+                with self.adapters.cast_once(self.denoiser.dtype):
+                    loss = self._losses(step.number, first + start, batch[part], captions[part]).sum() / step.images
+                    self.scaler.scale(loss).backward()
                 total += loss.detach()
             first += len(batch)
         return total

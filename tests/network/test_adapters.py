@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.model.compute import compute_in
 from lora_trainer.network.adapters import (
     ADAPTER,
     TEXT_PREFIX,
@@ -234,15 +236,20 @@ def gradients(layer: Any, forward: Callable[[torch.Tensor], torch.Tensor], x: to
 
 @pytest.mark.parametrize("name", ["attn1.to_q", "ff.net.0.proj", "proj_in"])
 @pytest.mark.parametrize("half", [False, True])
-def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half: bool) -> None:
-    randomise(both(model, alpha=3.0))
+@pytest.mark.parametrize("once", [False, True])
+def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half: bool, once: bool) -> None:
+    adapters = both(model, alpha=3.0)
+    randomise(adapters)
+    dtype = torch.bfloat16 if half else torch.float32
+    compute_in(model.unet, dtype)
     block = model.unet.get_submodule("down_blocks.0.attentions.0")
     layer = block.get_submodule(name if name == "proj_in" else f"transformer_blocks.0.{name}")
     theirs = type(layer).__mro__[2].forward
     features = layer.get_base_layer().weight.shape[1]
     x = torch.randn((2, features, 4, 4) if name == "proj_in" else (2, 5, features))
+    with adapters.cast_once(dtype) if once else nullcontext():
+        ours = gradients(layer, lambda value: layer(value.to(dtype)), x)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        ours = gradients(layer, layer, x)
         wanted = gradients(layer, lambda value: theirs(layer, value), x)
     error = 2e-2 if half else 1e-5
     for found, other in zip(ours, wanted, strict=True):
@@ -257,17 +264,47 @@ def in_half_precision() -> Any:
     return part["to_q"]
 
 
-@torch.no_grad()
-def test_under_autocast_the_input_is_cast_once() -> None:
-    layer, x = in_half_precision(), torch.randn(2, 5, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
-        assert layer(x).dtype == torch.bfloat16
-    copies = [e for e in profile.events() if e.name == "aten::_to_copy" and e.input_shapes[0] == [2, 5, 8]]
-    assert len(copies) == 1
+def test_weights_that_are_cast_once_are_those_that_are_cast_each_time(model: LoadedModel) -> None:
+    adapters = both(model, convolutions=CONV)
+    randomise(adapters)
+    for part in (model.unet, model.text.model):
+        compute_in(part, torch.bfloat16)
+    each, gradients_of_each = of_half(model), gradients_of(adapters)
+    with adapters.cast_once(torch.bfloat16):
+        assert all(layer.cast[0].dtype == torch.bfloat16 for layer in adapters.layers.values())
+        once, gradients_of_once = of_half(model), gradients_of(adapters)
+    assert torch.equal(once, each)
+    assert all(layer.cast is None for layer in adapters.layers.values())
+    assert all(map(torch.equal, gradients_of_once, gradients_of_each))
+    assert all(gradient.dtype == torch.float32 for gradient in gradients_of_once)
+
+
+def of_half(model: LoadedModel) -> torch.Tensor:
+    """A loss of the whole model in bf16, with its gradients in the adapters."""
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
+    output = model.unet(noisy, torch.tensor([300]), model.text(["red circle"])).sample
+    output.float().square().sum().backward()
+    return output.detach()
+
+
+def gradients_of(adapters: Adapters) -> list[torch.Tensor]:
+    """The gradients of all parameters, which are taken away."""
+    found = []
+    for parameter in adapters.parameters():
+        assert parameter.grad is not None
+        found.append(parameter.grad)
+        parameter.grad = None
+    return found
+
+
+def test_in_their_own_type_nothing_is_cast(model: LoadedModel) -> None:
+    adapters = both(model)
+    with adapters.cast_once(torch.float32):
+        assert all(layer.cast is None for layer in adapters.layers.values())
 
 
 @torch.no_grad()
-def test_half_precision_weights_without_autocast_keep_their_type() -> None:
+def test_half_precision_weights_keep_their_type() -> None:
     layer, x = in_half_precision(), torch.randn(2, 5, 8, dtype=torch.bfloat16)
     layer.lora_B[ADAPTER].weight.normal_()
     assert layer(x).dtype == torch.bfloat16

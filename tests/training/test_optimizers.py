@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.operations import Counted
 from lora_trainer.config import OPTIMIZERS, SCHEDULERS
 from lora_trainer.errors import InputError
 from lora_trainer.training import optimizers
 from lora_trainer.training.metadata import warmup_steps
 from lora_trainer.training.optimizers import (
     KINDS,
+    TOGETHER,
     Group,
     OptimizerKind,
     build_optimizer,
     build_schedule,
+    keep_together,
     learning_rates,
     require_installed,
 )
@@ -176,3 +179,78 @@ def test_rate_follows_its_schedule(name: str, warmup: int, cycles: int) -> None:
 )
 def test_warmup_is_a_share_or_a_number_of_steps(warmup: float, total: int, steps: int) -> None:
     assert warmup_steps(config(training__warmup=warmup), total) == steps
+
+
+def many(count: int = 6) -> list[Group]:
+    torch.manual_seed(4)
+    return [Group(name, [nn.Parameter(torch.randn(5, 3)) for _ in range(count)], 0.1) for name in ("unet", "text")]
+
+
+@pytest.mark.parametrize("changes", [{}, {"weight_decay": 0.3, "betas": [0.8, 0.95], "eps": 1e-6}])
+def test_adamw_together_learns_what_its_paper_says(changes: dict[str, object]) -> None:
+    """Loshchilov & Hutter (2019), algorithm 2, in float64."""
+    made = many()
+    optimizer = build_optimizer(config(training__optimizer_args=changes), made)
+    given = {"weight_decay": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, **changes}
+    decay, (b1, b2), eps = given["weight_decay"], given["betas"], given["eps"]
+    parameters = [p for group in made for p in group.parameters]
+    wanted = [p.detach().double() for p in parameters]
+    first, second = [torch.zeros_like(w) for w in wanted], [torch.zeros_like(w) for w in wanted]
+    for t in range(1, 5):
+        for index, parameter in enumerate(parameters):
+            gradient = torch.sin(3 * wanted[index] + t)
+            parameter.grad = gradient.float()
+            first[index] = b1 * first[index] + (1 - b1) * gradient
+            second[index] = b2 * second[index] + (1 - b2) * gradient**2
+            root = (second[index] / (1 - b2**t)).sqrt() + eps
+            wanted[index] = wanted[index] * (1 - 0.1 * decay) - 0.1 * first[index] / (1 - b1**t) / root
+        optimizer.step()
+    for parameter, exact in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_takes_all_parameters_together() -> None:
+    counted = {}
+    for count in (2, 20):
+        made = many(count)
+        optimizer = build_optimizer(config(), made)
+        descend(optimizer, [p for group in made for p in group.parameters], 1)
+        with Counted() as operations:
+            optimizer.step()
+        counted[count] = sum(operations.names.values())
+    assert counted[20] == counted[2]
+
+
+def test_where_not_all_can_be_taken_in_one_operation_a_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older(torch.optim.AdamW):  # as torch 2.1 has it on a CPU
+        def __init__(self, parameters: object, fused: bool | None = None, **arguments: object) -> None:
+            super().__init__(parameters, fused=fused, **arguments)
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of CUDA")
+
+    monkeypatch.setattr(torch.optim, "AdamW", Older)
+    made = many()
+    optimizer = build_optimizer(config(), made)
+    assert {(group["foreach"], group["fused"]) for group in optimizer.param_groups} == {(True, None)}
+    assert [group["params"] for group in optimizer.param_groups] == [group.parameters for group in made]
+
+
+@pytest.mark.parametrize("chosen", [{"foreach": True}, {"fused": False}, {"foreach": False, "fused": False}])
+def test_what_a_person_says_of_it_is_done(chosen: dict[str, bool]) -> None:
+    group = build_optimizer(config(training__optimizer_args=chosen), many()).param_groups[0]
+    assert {name: group[name] for name in chosen} == chosen
+
+
+def test_a_state_from_elsewhere_goes_on_in_this_machines_way() -> None:
+    """As of the version before, or of a card: the numbers are taken over, the way of computing is not."""
+    made = many()
+    parameters = [p for group in made for p in group.parameters]
+    elsewhere = torch.optim.AdamW([{"params": g.parameters, "lr": g.lr, "name": g.name} for g in made], foreach=False)
+    descend(elsewhere, parameters, 2)
+    optimizer = build_optimizer(config(), made)
+    own = [{name: group.get(name) for name in TOGETHER} for group in optimizer.param_groups]
+    optimizer.load_state_dict(keep_together(elsewhere.state_dict(), optimizer))
+    assert [{name: group.get(name) for name in TOGETHER} for group in optimizer.param_groups] == own
+    assert all(torch.equal(optimizer.state[p]["exp_avg"], elsewhere.state[p]["exp_avg"]) for p in parameters)
+    descend(optimizer, parameters, 1)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}

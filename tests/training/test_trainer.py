@@ -7,47 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.dataset.latents import LatentCache
-from lora_trainer.dataset.plan import Plan, Step, Use
-from lora_trainer.dataset.scan import scan
-from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.dataset.plan import Step, Use
 from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.training.conditioning import Captions
-from lora_trainer.training.trainer import Trainer
-from tests.runs_helpers import document
-
-
-class Bench:
-    """A trainer on fixed latents whose gradients can be looked at."""
-
-    def __init__(self, host: StandaloneHost, root: Path, **changes: object) -> None:
-        self.config = TrainConfig.from_dict(document(root, training__steps=0, **changes))
-        self.items = scan(self.config.data).items
-        self.latents = LatentCache(root / "cache", "none")
-        for index, item in enumerate(self.items):
-            generator = torch.Generator().manual_seed(index)
-            self.latents._latents[item.path, False] = torch.randn(4, 8, 8, generator=generator)
-        with host.session(self.config) as session:
-            self.model: LoadedModel = session.model
-        captions = Captions(self.items, self.config.data, 0, 1)
-        plan = Plan(self.items, self.config)
-        text = self.model.text
-        self.trainer = Trainer(self.config, self.model, self.items, plan, self.latents, captions, text, "fp32")
-        with torch.no_grad():  # an adapter of zeros hides half of the gradient
-            for index, parameter in enumerate(self.trainer.parameters):
-                generator = torch.Generator().manual_seed(index)
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-
-    def gradient(self, *batches: int) -> tuple[float, torch.Tensor]:
-        """Loss and gradient of one step over the first pictures in batches of these sizes."""
-        uses = iter(Use(i, False, 0) for i in range(sum(batches)))
-        step = Step(1, 1, tuple(tuple(next(uses) for _ in range(size)) for size in batches), True)
-        kept: list[torch.Tensor] = []
-        self.trainer._apply = lambda: kept.append(torch.cat([p.grad.flatten() for p in self.trainer.parameters]))  # type: ignore[method-assign]
-        loss = float(self.trainer.step(step))
-        self.trainer.optimizer.zero_grad()
-        return loss, kept[0].clone()
+from tests.training.bench import Bench
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import math
+import os
 from pathlib import Path
 
 import numpy as np
