@@ -130,8 +130,9 @@ class SdxlStep:
         added = {"text_embeds": torch.zeros(batch, 1280, dtype=dtype), "time_ids": torch.zeros(batch, 6)}
         states = torch.zeros(batch, 77, 2048, dtype=dtype)
         t = torch.zeros(batch, dtype=torch.long)
-        output = self._unet(noise.to(dtype), t, states, added_cond_kwargs=added).sample
-        torch.nn.functional.mse_loss(output.float(), noise).backward()
+        with self._adapters.cast_once(dtype):
+            output = self._unet(noise.to(dtype), t, states, added_cond_kwargs=added).sample
+            torch.nn.functional.mse_loss(output.float(), noise).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,17 +154,18 @@ def check(tokenizer: Path, checkpoint: Path, side: int) -> dict[str, float]:
     os.environ.setdefault("LORA_TRAIN_CLIP", str(tokenizer))
     settings = config(side, 1, False, False, "fp32", checkpoint=str(checkpoint))
     make, step = _one_step(settings)
-    with StandaloneHost(checkpoint.parent / "footprint").session(settings) as session:
-        session.model.unet.requires_grad_(False)
+    host = StandaloneHost(checkpoint.parent / "footprint")
+    with host.session(settings) as session:
         expected = footprint.expected(session.model, "fp32", make, step).peak
-        tracked = footprint.track(lambda: make(session.model, "fp32"), step).peak
-    gc.collect()
-    with StandaloneHost(checkpoint.parent / "footprint").session(settings) as session:
-        model = session.model
-        with _resident() as resident:
-            trainer = make(model, "fp32")
+        gc.collect()
+        with _resident() as resident:  # before anything else has worn in the process's memory
+            trainer = make(session.model, "fp32")
             for _ in range(2):
                 step(trainer)
+        del trainer
+    with host.session(settings) as session:
+        model = session.model
+        tracked = footprint.track(lambda: make(model, "fp32"), step).peak
     return {
         "side": side,
         "expected": expected,

@@ -35,12 +35,10 @@ STEPS = 3
 """Measured steps; the first makes the optimizer's state and warms up, the fastest of the others counts."""
 SHARE = 0.95
 """Of the free memory that a run may take."""
-FAR_BEYOND = {"cuda": 1.1}
-"""Times the free memory from which on a way is not tried, by device. A card has to hold every byte that is counted, and
-more (workspaces, holes); a tenth is left for kernels that keep less than those of the stand-in."""
-FAR_BEYOND_ELSEWHERE = 1.5
-"""The same where memory is the machine's: what counts as free there is soft (caches of files, other programs), and
-pages that the process has already are used again, so that a step may take less than is counted."""
+FAR_BEYOND = 1.1
+"""Times the free memory; a way that is expected to need more is not tried. What is counted is the least: a card takes
+workspaces and holes on top, and a CPU took 1.6 times as much (SD1.5, 256², fp32). The tenth is for kernels that keep
+less than those of the stand-in, and for memory that other programs give back meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _try(config: TrainConfig, items: Sequence[Item], host: Host, changes: dict[s
 
 
 def _is_far_beyond(expected: int, memory: _Memory) -> bool:
-    return expected > FAR_BEYOND.get(memory.device.type, FAR_BEYOND_ELSEWHERE) * memory.free
+    return expected > FAR_BEYOND * memory.free
 
 
 def _expected(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, model: LoadedModel) -> int | None:
