@@ -1,8 +1,13 @@
-"""What a run will take, measured: real steps at its largest shapes, on the loaded model, with nothing kept."""
+"""What a run will take: real steps at its largest shapes, on the loaded model, with nothing kept.
+
+First by arithmetic (:mod:`lora_trainer.training.footprint`), so that what is far too much is not even tried; then
+measured.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,16 +22,23 @@ import torch
 from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
+from lora_trainer.errors import LoraTrainError
 from lora_trainer.hosts.base import Host, LoadedModel, Session
+from lora_trainer.training import footprint
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.memory import free_memory
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.trainer import StepOutOfMemory, Trainer
 
+log = logging.getLogger(__name__)
 STEPS = 3
 """Measured steps; the first makes the optimizer's state and warms up, the fastest of the others counts."""
 SHARE = 0.95
 """Of the free memory that a run may take."""
+FAR_BEYOND = 1.1
+"""Times the free memory; a way that is expected to need more is not tried. What is counted is the least: a card takes
+workspaces and holes on top, and a CPU took 1.6 times as much (SD1.5, 256², fp32). The tenth is for kernels that keep
+less than those of the stand-in, and for memory that other programs give back meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +50,23 @@ class Estimate:
         steps: how many.
         step_seconds: of a usual step; ``None`` when not even one fits.
         seconds: of all steps, without samples, validation and files; ``None`` likewise.
-        needed: bytes at the peak, beyond the loaded checkpoint.
+        needed: bytes at the peak, beyond the loaded checkpoint, measured; ``None`` when it was not tried, since what
+            is expected is far beyond what is free.
         free: bytes that can be had now.
         changes: settings by dotted key that have to change so that it fits; empty when it does as asked.
         fits: whether it fits, with these changes.
+        expected: the needed bytes by arithmetic, before anything is tried; ``None`` when that was not possible.
     """
 
     device: str
     steps: int
     step_seconds: float | None
     seconds: float | None
-    needed: int
+    needed: int | None
     free: int
     changes: dict[str, Any] = field(default_factory=dict)
     fits: bool = True
+    expected: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,21 +104,50 @@ def _try(config: TrainConfig, items: Sequence[Item], host: Host, changes: dict[s
     plan = Plan(items, config)
     step, share = _largest(plan, items)
     with host.session(config) as session:
+        expected = _expected(config, items, plan, step, session.model)
         memory = _Memory(session.model.device)
+        tries = expected is None or not _is_far_beyond(expected, memory)
         usual = None
-        with contextlib.suppress(StepOutOfMemory), memory.watched():
-            usual = _steps(config, items, plan, step, session) / share
+        if tries:
+            with contextlib.suppress(StepOutOfMemory), memory.watched():
+                usual = _steps(config, items, plan, step, session) / share
     free_memory()
     return Estimate(
         str(memory.device),
         plan.total_steps,
         usual,
         usual and usual * plan.total_steps,
-        memory.needed,
+        memory.needed if tries else None,
         memory.free,
         changes,
         fits=usual is not None and memory.needed <= SHARE * memory.free,
+        expected=expected,
     )
+
+
+def _is_far_beyond(expected: int, memory: _Memory) -> bool:
+    return expected > FAR_BEYOND * memory.free
+
+
+def _expected(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, model: LoadedModel) -> int | None:
+    """Bytes that a step needs, by arithmetic; ``None`` when this torch cannot do it, which is no reason to stop."""
+    config = config.with_values(footprint.PLAIN_OPTIMIZER.get(config.training.optimizer, {}))
+    precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
+    try:
+        found = footprint.expected(
+            model,
+            precision,
+            lambda stand_in, its_precision: trainer_on_noise(config, items, plan, stand_in, its_precision),
+            lambda trainer: trainer.step(step),
+        )
+    except LoraTrainError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        log.warning(
+            "The memory of a step cannot be computed here (%s: %s); it is measured.", type(error).__name__, error
+        )
+        return None
+    return found.peak
 
 
 def _largest(plan: Plan, items: Sequence[Item]) -> tuple[Step, float]:
@@ -124,14 +168,10 @@ def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, s
     """Seconds of one step; the adapters are gone with the session's view."""
     model = session.model
     precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
-    captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
-    conditioning: Any = model.text
-    if not config.training.text_lr:
-        conditioning = frozen_conditioning(model.text, model.device, precision)
     with session.turn():
         size = items[step.batches[0][0].item].fit.bucket
         model.encode(torch.zeros(1, 3, size[1], size[0]))
-        trainer = Trainer(config, model, items, plan, _Noise(items, model), captions, conditioning, precision)
+        trainer = trainer_on_noise(config, items, plan, model, precision)
     seconds = []
     for _ in range(STEPS):
         with session.turn():
@@ -139,6 +179,17 @@ def _steps(config: TrainConfig, items: Sequence[Item], plan: Plan, step: Step, s
             float(trainer.step(step))  # waits for the device
             seconds.append(time.monotonic() - began)
     return min(seconds[1:])
+
+
+def trainer_on_noise(
+    config: TrainConfig, items: Sequence[Item], plan: Plan, model: LoadedModel, precision: str
+) -> Trainer:
+    """A run's trainer, with noise in place of its pictures' latents."""
+    captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
+    conditioning: Any = model.text
+    if not config.training.text_lr:
+        conditioning = frozen_conditioning(model.text, model.device, precision)
+    return Trainer(config, model, items, plan, _Noise(items, model), captions, conditioning, precision)
 
 
 class _Noise:

@@ -175,7 +175,9 @@ def _thumbnail(item: Item, t: Translate) -> str:
 def estimate(measured: Estimate, translate: Translate) -> str:
     """What a run would take, and what to change when that is too much."""
     t = translate
-    facts = [(gigabytes(measured.needed), "memory needed"), (gigabytes(measured.free), "free")]
+    facts = [] if measured.needed is None else [(gigabytes(measured.needed), "memory needed")]
+    facts += [] if measured.expected is None else [(gigabytes(measured.expected), "expected by computation")]
+    facts += [(gigabytes(measured.free), "free")]
     if measured.step_seconds is not None and measured.seconds is not None:
         facts += [(f"{measured.step_seconds:.2g} s", "a step"), (duration(measured.seconds), "for all steps")]
     shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
-from lora_trainer.training import preflight, trainer
+from lora_trainer.training import footprint, preflight, trainer
 from tests.runs_helpers import document, make_jobs
+
+COMPUTED = footprint.expected
+
+
+@pytest.fixture(autouse=True)
+def computed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], None]:
+    """Arithmetic takes seconds, and its figure is told in its place: bytes by the batch size."""
+
+    def tell(size: Callable[[int], int]) -> None:
+        def expected(model: object, precision: str, make: Callable[..., object], step: object) -> footprint.Footprint:
+            config = make.__closure__[0].cell_contents  # type: ignore[attr-defined]
+            return footprint.Footprint(forward=size(config.training.batch_size))
+
+        monkeypatch.setattr(footprint, "expected", expected)
+
+    tell(lambda batch: 1000 * batch)
+    return tell
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Batch sizes that steps were done with."""
+    batches: list[int] = []
+    steps = preflight._steps
+
+    def noted(config: TrainConfig, *rest: object) -> float:
+        batches.append(config.training.batch_size)
+        return steps(config, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preflight, "_steps", noted)
+    return batches
 
 
 def measure(root: Path, **changes: object) -> preflight.Estimate:
@@ -22,7 +56,9 @@ def test_steps_and_time_are_those_of_the_run(tmp_path: Path) -> None:
     assert (found.steps, found.fits, found.changes) == (7, True, {})
     assert found.step_seconds is not None
     assert found.seconds == pytest.approx(7 * found.step_seconds)
+    assert found.needed is not None
     assert 0 < found.needed < found.free
+    assert found.expected == 2000
 
 
 def test_nothing_is_written_and_the_model_is_as_before(tmp_path: Path) -> None:
@@ -99,7 +135,10 @@ def test_it_is_said_when_nothing_fits(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found.step_seconds, found.seconds) == (None, None)
 
 
-def test_more_than_what_is_free_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_what_is_free_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: Callable[[Callable[[int], int]], None]
+) -> None:
+    computed(lambda batch: 1)
     monkeypatch.setattr(preflight._Memory, "_free", lambda self: 1)
     found = measure(tmp_path)
     assert not found.fits
@@ -109,3 +148,79 @@ def test_more_than_what_is_free_does_not_fit(tmp_path: Path, monkeypatch: pytest
 def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         measure(tmp_path, data__folder=str(tmp_path / "no"))
+
+
+# ------------------------------------------------------------------ by arithmetic
+def test_what_is_expected_is_computed_from_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "expected", COMPUTED)
+    one, two = (measure(tmp_path, training__batch_size=batch).expected for batch in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert 1e6 < one < two < 2 * one
+
+
+def test_what_is_far_too_much_is_not_tried(
+    tmp_path: Path, computed: Callable[[Callable[[int], int]], None], tried: list[int]
+) -> None:
+    computed(lambda batch: 10**15 if batch > 1 else 1000)
+    found = measure(tmp_path, training__batch_size=3, training__accumulate=2)
+    assert (found.fits, found.changes) == (True, {"training.batch_size": 1, "training.accumulate": 6})
+    assert found.expected == 1000
+    assert set(tried) == {1}
+
+
+def test_nothing_is_tried_when_all_is_far_too_much(
+    tmp_path: Path, computed: Callable[[Callable[[int], int]], None], tried: list[int]
+) -> None:
+    computed(lambda batch: 10**15)
+    found = measure(tmp_path)
+    assert (found.fits, found.needed, found.expected) == (False, None, 10**15)
+    assert (found.step_seconds, found.seconds) == (None, None)
+    assert tried == []
+
+
+@pytest.mark.parametrize(
+    ("device", "expected", "too_much"),
+    [("cuda", 109, False), ("cuda", 111, True), ("cpu", 109, False), ("cpu", 111, True)],
+)
+def test_how_much_is_far_too_much(device: str, expected: int, too_much: bool) -> None:
+    memory = SimpleNamespace(device=torch.device(device), free=100)
+    assert preflight._is_far_beyond(expected, memory) is too_much  # type: ignore[arg-type]
+
+
+def test_without_arithmetic_it_is_measured(
+    tmp_path: Path,
+    computed: Callable[[Callable[[int], int]], None],
+    tried: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(batch: int) -> int:
+        raise NotImplementedError("no fake tensors")
+
+    computed(refused)
+    with caplog.at_level(logging.WARNING):
+        found = measure(tmp_path)
+    assert (found.fits, found.expected) == (True, None)
+    assert tried == [2]
+    assert "no fake tensors" in caplog.text
+
+
+def test_a_persons_mistake_is_said_by_arithmetic_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "expected", COMPUTED)
+    with pytest.raises(InputError, match="optimizer_args"):
+        measure(tmp_path, training__optimizer_args={"no_such": 1})
+
+
+def test_an_optimizer_that_works_on_addresses_is_computed_as_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(preflight, "trainer_on_noise", lambda config, *rest: seen.append(config.training.optimizer))
+    monkeypatch.setattr(
+        footprint, "expected", lambda model, precision, make, step: make(None, "") or footprint.Footprint()
+    )
+    jobs = make_jobs(tmp_path)
+    config = TrainConfig.from_dict(document(tmp_path, training__optimizer="AdamW8bit"))
+    with jobs.host.session(config) as session:
+        preflight._expected(config, [], None, None, session.model)  # type: ignore[arg-type]
+    assert seen == ["AdamW"]

@@ -348,3 +348,18 @@ def test_an_estimate_says_what_to_change(changes: dict[str, object], fits: bool,
     assert part in Page(page).one("div", kind).text
     assert facts(page)[:2] == ["5.2 GB memory needed", "7.9 GB free"]
     assert ("5:00 for all steps" in facts(page)) is fits
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected", "shown"),
+    [
+        (5_250_000_000, 5_000_000_000, ["5.2 GB memory needed", "5.0 GB expected by computation", "7.9 GB free"]),
+        (None, 25_000_000_000, ["25.0 GB expected by computation", "7.9 GB free"]),
+    ],
+    ids=["both", "not tried"],
+)
+def test_an_estimate_names_what_was_measured_and_what_computed(
+    needed: int | None, expected: int, shown: list[str]
+) -> None:
+    estimate = Estimate("cuda:0", 1, None, None, needed, 7_900_000_000, fits=needed is not None, expected=expected)
+    assert facts(views.estimate(estimate, T)) == shown
