@@ -47,7 +47,7 @@ class Bench:
             self.model: LoadedModel = session.model
         if weights != torch.float32:
             for part in (self.model.unet, self.model.text.model):
-                _own_weights(part, weights)
+                own_weights(part, weights)
         captions = Captions(self.items, self.config.data, 0, 1)
         plan = Plan(self.items, self.config)
         text: Conditioning = self.model.text
@@ -73,7 +73,7 @@ class Bench:
         return loss, kept[0].clone()
 
 
-def _own_weights(part: torch.nn.Module, dtype: torch.dtype) -> None:
+def own_weights(part: torch.nn.Module, dtype: torch.dtype) -> None:
     """Give a view weights of this type, so that the host's own are left as they are."""
     for module in part.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -18,6 +18,7 @@ from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.training import footprint, preflight
 from lora_trainer.training.footprint import Footprint, Tracker, track
 from tests.runs_helpers import document
+from tests.training.bench import own_weights
 
 KB = 1024
 TOLERANCE = 0.003
@@ -77,8 +78,8 @@ def test_it_is_what_the_same_step_takes_on_real_tensors(
 
 
 def test_fp16_is_computed_where_the_cpu_has_none(model: LoadedModel, tmp_path: Path) -> None:
-    model.unet.half()
-    model.text.model.half()
+    for part in (model.unet, model.text.model):
+        own_weights(part, torch.float16)
     assert Work(model, tmp_path).expected("fp16").peak < 0.7 * Work(model, tmp_path).expected("fp32").peak
 
 
@@ -100,8 +101,9 @@ def test_it_allocates_nothing_and_leaves_the_model_as_it_is(model: LoadedModel, 
 
 def test_a_model_without_memory_is_enough(model: LoadedModel, tmp_path: Path) -> None:
     known = Work(model, tmp_path).expected()
-    model.unet.to("meta")
-    model.text.model.to("meta")
+    for part in (model.unet, model.text.model):
+        own_weights(part, torch.float32)
+        part.to("meta")
     assert Work(model, tmp_path).expected() == known
 
 
