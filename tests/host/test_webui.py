@@ -304,3 +304,31 @@ def test_an_existing_name_is_not_overwritten(webui: WebUI, pictures: Path, train
     status, answer = webui.request("POST", "/lora-train/v1/runs", document(pictures, name=trained["name"]))
     assert status == 422
     assert f"{trained['name']}-2" in answer["detail"][0]["msg"]
+
+
+def test_in_another_precision_it_learns_and_the_weights_stay_as_they_are(webui: WebUI, pictures: Path) -> None:
+    """Of fp32 weights in bf16: the frozen layers cast them as they are used, with the WebUI's torch, too."""
+    webui.probe(CLEAN)
+    before, picture = webui.probe(WEIGHTS), webui.picture("zorp")
+    losses = []
+    for precision in ("fp32", "bf16"):
+        manifest = webui.finished(webui.train(**document(pictures, training__precision=precision)))
+        assert (manifest["state"], manifest["precision"], manifest["message"]) == ("done", precision, "")
+        losses.append(manifest["files"][-1]["metrics"]["validation"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    webui.probe(CLEAN)
+    assert webui.probe(WEIGHTS) == before
+    assert same(webui.picture("zorp"), picture)
+
+
+def test_memory_is_computed_and_then_measured(webui: WebUI, pictures: Path) -> None:
+    webui.probe(CLEAN)
+    before = webui.probe(WEIGHTS)
+    status, found = webui.request("POST", "/lora-train/v1/preflight", document(pictures))
+    assert status == 200, found
+    assert found["fits"]
+    assert 1e6 < found["expected"] < 1e9
+    assert found["needed"] is not None
+    assert "cannot be computed here" not in webui.log()
+    webui.probe(CLEAN)
+    assert webui.probe(WEIGHTS) == before
