@@ -1,16 +1,14 @@
-"""REST, under ``/lora-train/v1`` on the host's own app, with its ``--api-auth`` and its OpenAPI page."""
+"""REST, under ``/lora-train/v1`` on the host's own app, as closed as its page (:mod:`lora_trainer.guard`)."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from lora_trainer import __version__
 from lora_trainer.block_jobs import TuningDocument, analysis_schema
@@ -18,6 +16,7 @@ from lora_trainer.config import TrainConfig, json_schema
 from lora_trainer.control import AFTER_EPOCH
 from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, NotFound
 from lora_trainer.file_tools import DOCUMENTS
+from lora_trainer.guard import Door, guard
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
 from lora_trainer.schema import MAX_DOCUMENT_BYTES, schema_of
@@ -210,16 +209,16 @@ class Api:
         return self._jobs.files.chores.stop(work).to_dict()
 
 
-def mount(app: FastAPI, jobs: Jobs, auth: str = "") -> None:
+def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 - it cannot be changed
     """Add the routes to ``app``.
 
     Args:
         app: the host's app.
         jobs: what is served.
-        auth: ``user:password`` pairs with commas between them; empty: open, as the host's own API is then.
+        door: how far the host's own interface is open.
     """
     api = Api(jobs)
-    router = APIRouter(prefix=PREFIX, tags=["LoRA Train"], dependencies=_auth(auth), route_class=Route)
+    router = APIRouter(prefix=PREFIX, tags=["LoRA Train"], dependencies=[Depends(guard(door))], route_class=Route)
     run_schema = json_schema()
     routes: list[tuple[str, str, Callable[..., Any], dict[str, Any] | None]] = [
         ("GET", "/health", api.health, None),
@@ -343,17 +342,3 @@ def error_body(error: LoraTrainError) -> dict[str, Any]:
             for e in errors
         ]
     }
-
-
-def _auth(auth: str) -> list[Any]:
-    """HTTP basic authentication against the host's ``--api-auth``."""
-    known = dict(pair.split(":", 1) for pair in auth.split(",") if ":" in pair)
-    if not known:
-        return []
-
-    def check(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008
-        password = known.get(credentials.username, secrets.token_hex())
-        if not secrets.compare_digest(credentials.password.encode(), password.encode()):
-            raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
-
-    return [Depends(check)]

@@ -10,6 +10,7 @@ import gradio as gr
 from modules import script_callbacks, shared
 
 import lora_trainer.api
+import lora_trainer.guard
 import lora_trainer.hosts.a1111_axes
 import lora_trainer.hosts.a1111_blocks
 import lora_trainer.jobs
@@ -21,6 +22,17 @@ def jobs():
     from lora_trainer.hosts.a1111 import A1111Host
 
     return lora_trainer.jobs.shared_jobs(A1111Host)
+
+
+def door():
+    """How far the WebUI is open: our REST is never more open than its page and its own API."""
+    given = shared.cmd_opts
+    return lora_trainer.guard.Door(
+        auth=given.api_auth or "",
+        programs=bool(given.api or given.nowebui),
+        origins=tuple(filter(None, (given.cors_allow_origins or "").split(","))),
+        origins_pattern=given.cors_allow_origins_regex or "",
+    )
 
 
 def settings():
@@ -37,7 +49,7 @@ def settings():
 
 def started(demo, app):
     """Serve REST, take over ``<lora:…>`` tags with block weights, and put the runs that waited into the line again."""
-    lora_trainer.api.mount(app, jobs(), auth=shared.cmd_opts.api_auth or "")
+    lora_trainer.api.mount(app, jobs(), door())
     lora_trainer.hosts.a1111_blocks.install()
     threading.Thread(target=jobs().restore, name="lora-train restore", daemon=True).start()
 
