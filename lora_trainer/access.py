@@ -11,17 +11,29 @@ from typing import Any
 from lora_trainer.config import name_problem
 from lora_trainer.errors import NotFound
 from lora_trainer.hosts.base import Host
+from lora_trainer.reach import reach_problem
 from lora_trainer.schema import field_error
 
 SUFFIX = ".safetensors"
+
+
+def require_local(field: str, name: str) -> None:
+    """Nothing outside of this computer is asked for a file, see :mod:`lora_trainer.reach`; no file call is made here.
+
+    Raises:
+        InputError: a network path, an address or a device.
+    """
+    if problem := reach_problem(name):
+        raise field_error(field, problem, text=name[:200])
 
 
 def require_readable(host: Host, field: str, name: str) -> None:
     """Whoever reaches a public WebUI may not look around on its disk.
 
     Raises:
-        InputError: ``name`` is a path that the host does not let others read.
+        InputError: ``name`` is a path that the host does not let others read, or one of a network or device.
     """
+    require_local(field, name)
     allowed = host.readable
     if not name or allowed is None:
         return
@@ -43,6 +55,9 @@ class LoraFolder:
         host: whose folder it is.
     """
 
+    SUFFIXES = (SUFFIX, ".pt", ".ckpt")
+    """Of all files that the WebUI takes for LoRAs; ours read and write the first kind only."""
+
     def __init__(self, host: Host) -> None:
         self._host = host
 
@@ -55,6 +70,10 @@ class LoraFolder:
         """All LoRA files in it and its subfolders, linked ones too, as the WebUI finds them."""
         found = (path.relative_to(self.root).with_suffix("").as_posix() for path in _walk(self.root))
         return sorted(found, key=str.lower)
+
+    def all_files(self) -> Iterator[Path]:
+        """All LoRA files that a prompt may mean, of every kind."""
+        yield from _walk(self.root, self.SUFFIXES)
 
     def entries(self) -> list[dict[str, Any]]:
         """The same with path and size in bytes, ready for JSON."""
@@ -79,6 +98,7 @@ class LoraFolder:
         """
         if not name.strip():
             raise field_error(field, "choose a LoRA file.")
+        require_local(field, name)
         wanted = name.strip().replace("\\", "/")
         path = PurePosixPath(wanted)
         if not path.is_absolute() and ".." not in path.parts and ":" not in wanted:
@@ -121,6 +141,7 @@ class LoraFolder:
             InputError: no name for a file in the folder, or one that a file there has already: of two LoRAs of one
                 name, in whatever subfolders, a prompt reaches one only.
         """
+        require_local(field, name)
         taken = {PurePosixPath(each).name.lower() for each in (*self.names(), *awaited)}
         if not name.strip():
             return _free(default, taken)
@@ -166,7 +187,7 @@ def _free(path: Path, taken: set[str]) -> Path:
     return free
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, suffixes: tuple[str, ...] = (SUFFIX,)) -> Iterator[Path]:
     """Files in a folder and below; links are followed, but never in a circle."""
     seen: set[str] = set()
     for folder, inner, files in os.walk(root, followlinks=True):
@@ -176,4 +197,4 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         inner[:] = [name for name in inner if not name.startswith(".")]
-        yield from (Path(folder, name) for name in files if name.endswith(SUFFIX) and not name.startswith("."))
+        yield from (Path(folder, name) for name in files if name.endswith(suffixes) and not name.startswith("."))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import ConfigErrors, InputError
+from lora_trainer.reach import is_device
 from lora_trainer.schema import (
     Option,
     field_error,
@@ -40,7 +42,11 @@ SCHEDULERS = (
 )
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
-_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))}
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Unicode's categories of control and formatting characters (right-to-left, zero-width), halves and private ones."""
+_IGNORABLE = {*map(chr, range(0xFE00, 0xFE10)), *"\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"}
+"""Letters and marks that are drawn as nothing: variation selectors, joiners and fillers."""
 
 
 @dataclass
@@ -348,7 +354,7 @@ def json_schema() -> dict[str, Any]:
 def _problems(config: TrainConfig) -> Iterator[InputError]:
     """What is wrong between fields."""
     if message := name_problem(config.name):
-        yield InputError(message, field="name", name=config.name[:80])
+        yield InputError(message, field="name", name=shown_name(config.name))
     data, training = config.data, config.training
     low, high = bucket_bounds(data)
     if low > high:
@@ -391,21 +397,36 @@ def _problems(config: TrainConfig) -> Iterator[InputError]:
 
 
 def name_problem(name: str) -> str:
-    """Why ``name`` cannot be a run and file name, or an empty string."""
+    """Why ``name`` cannot be the name of a new run and its files, or an empty string."""
     if not name:
         return "name: give the LoRA a name; it is what you will type as <lora:name:0.8>."
     if len(name) > 100 or len(name.encode("utf-8", "replace")) > 200:  # file systems count bytes, up to 255
         return "name: “{name}…” is too long for a file; use at most 100 letters or 60 Chinese characters."
-    if (
-        name in (".", "..")
-        or re.search(r'[\\/:*?"<>|,\x00-\x1f]', name)
-        or name != name.strip(" .")
-        or name.startswith(".")
-    ):
+    if any(map(_is_unseen, name)):
+        return "name: “{name}” has characters that nobody sees, such as a change of direction; type it anew."
+    if not is_file_name(name):
         return "name: “{name}” cannot be a file name; use letters, digits, - and _, and no folder."
-    if name.split(".")[0].lower() in _WINDOWS_NAMES:
+    if name.startswith("-"):  # programs would take it for an option
+        return "name: “{name}” begins with -; begin it with a letter or a digit."
+    if is_device(name):
         return "name: “{name}” is a reserved name on Windows; choose another."
     return ""
+
+
+def is_file_name(name: str) -> bool:
+    """Whether ``name`` is one entry of a folder, which no system takes for more: all names that were ever allowed."""
+    if not name or name.startswith(".") or name != name.strip(" .") or len(name.encode("utf-8", "replace")) > 255:
+        return False
+    return not re.search(r'[\\/:*?"<>|,\x00-\x1f\ud800-\udfff]', name) and not is_device(name)
+
+
+def shown_name(name: str) -> str:
+    """A name as a sentence can show it: shortened, and ``�`` for what nobody sees or what turns the text around it."""
+    return "".join("�" if _is_unseen(c) else c for c in name[:80])
+
+
+def _is_unseen(c: str) -> bool:
+    return unicodedata.category(c) in _UNSEEN or c in _IGNORABLE
 
 
 def bucket_bounds(data: DataConfig) -> tuple[int, int]:

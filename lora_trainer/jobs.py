@@ -22,6 +22,7 @@ from lora_trainer.file_tools import FileTools
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.mixing import Mixing
+from lora_trainer.naming import require_free
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
@@ -291,22 +292,7 @@ class Jobs:
                 folder=folder,
                 loras=loras,
             )
-
-        def place(name: str) -> Path | None:
-            taken = (self.runs.root / name, loras / name, folder / f"{name}.safetensors")
-            return next((path for path in taken if path.exists()), None)
-
-        if found := place(config.name):
-            number = 2
-            while place(f"{config.name}-{number}"):
-                number += 1
-            raise InputError(
-                "name: “{name}” exists already ({folder}); choose another, for example {free}.",
-                field="name",
-                name=config.name,
-                folder=found,
-                free=f"{config.name}-{number}",
-            )
+        require_free(config, self.host, self.runs.root)
 
 
 def _place(run: Run) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lora_trainer import __version__
-from lora_trainer.config import TrainConfig, name_problem
+from lora_trainer.config import TrainConfig, is_file_name, shown_name
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
 
@@ -185,8 +185,8 @@ class Runs:
             InputError: there is none, or the name is no name.
         """
         with self._lock:
-            if name_problem(name):
-                raise NotFound("There is no run named {name}.", field="name", name=name[:100])
+            if not is_file_name(name):
+                raise NotFound("There is no run named {name}.", field="name", name=shown_name(name))
             run = self._open.get(name) or Run(self.root / name)
             run.refresh()
             self._open[name] = run

@@ -187,11 +187,16 @@ def looped(function: ast.FunctionDef) -> Iterator[str]:
             yield from (text for entry in tuples if len(entry) == len(parts) for text in literals(entry[place]))
 
 
-def of_names(function: ast.FunctionDef) -> Iterator[str]:
-    """What ``name_problem`` answers; a preset's name is checked by it too."""
-    for node in (node for node in ast.walk(function) if isinstance(node, ast.Return)):
-        for text in filter(None, literals(node.value)):
+def answers(function: ast.FunctionDef) -> Iterator[str]:
+    """What ``name_problem`` answers (a preset's name is checked by it too), ``reach_problem``, or another function."""
+    returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    for text in filter(None, (text for value in returned for text in literals(value))):
+        if function.name == "name_problem":
             yield from (text, text.replace("name: ", "preset: "))
+        elif function.name == "reach_problem":
+            yield "{path}: " + text
+    if function.name not in ("name_problem", "reach_problem"):
+        yield from looped(function)
 
 
 Functions = dict[str, list[ast.FunctionDef]]
@@ -268,7 +273,7 @@ def shown_texts() -> set[str]:
     for tree in trees:
         texts.update(handed_over(tree, places))
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            texts.update(of_names(function) if function.name == "name_problem" else looped(function))
+            texts.update(answers(function))
     return texts - {""}
 
 
