@@ -23,7 +23,7 @@ ASSETS = PROJECT / "lora_trainer" / "demo" / "assets"
 ROOT = Path(os.environ.get("WEBUI_ROOT", Path.home() / "stable-diffusion-webui"))
 PYTHON = Path(os.environ.get("WEBUI_PYTHON", ROOT / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"))
 ARGUMENTS = [
-    *("--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--api"),
+    *("--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--no-half"),
     *("--skip-python-version-check", "--no-download-sd-model"),
 ]
 
@@ -47,12 +47,20 @@ class WebUI:
     """A WebUI process, and its REST interface."""
 
     def __init__(
-        self, data: Path, *arguments: str, settings: dict[str, Any] | None = None, auth: str | None = None
+        self,
+        data: Path,
+        *arguments: str,
+        settings: dict[str, Any] | None = None,
+        auth: str | None = None,
+        login: str | None = None,
+        api: bool = True,
     ) -> None:
         self.data = data
-        self.auth = auth
-        if auth:
-            arguments = (*arguments, "--api-auth", auth)
+        self.auth = auth or login
+        self.api = api
+        arguments = (*arguments, *(("--api",) if api else ()), *(("--api-auth", auth) if auth else ()))
+        if login:
+            arguments = (*arguments, "--gradio-auth", login)
         self._prepare(settings or {})
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -134,7 +142,7 @@ class WebUI:
 
     def request(self, method: str, path: str, body: Any = None, auth: str | None = None) -> tuple[int, Any]:
         """Status and answer; ``auth`` is ``user:password`` instead of the right ones, empty for none."""
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **({} if self.api else {"origin": self.url})}
         if auth := self.auth if auth is None else auth:
             headers["authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
         data = None if body is None else json.dumps(body).encode()
