@@ -135,6 +135,7 @@ def _about_data(
         )
     if dataset is None:
         return
+    yield from (Advice("data.folder", remark.template, remark.values) for remark in dataset.remarks)
     enlarged = [item for item in dataset.items if item.fit.scale > 1.5]
     if enlarged:
         yield Advice(

@@ -251,7 +251,11 @@ def _dataset_check(args: argparse.Namespace) -> int:
 
 def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
     """The report in lines."""
+    from lora_trainer.dataset.listing import NAMED
+
     print(f"{report['pictures']} pictures, {report['images_per_epoch']} in an epoch, at {data.resolution} px")
+    for name, concept in report["concepts"].items():
+        print(f"  folder {name}: {concept['pictures']} pictures, {concept['repeats']}× each")
     for size, count in report["buckets"].items():
         print(f"  bucket {size}: {count}")
     for item in report["items"]:
@@ -270,6 +274,10 @@ def print_dataset(report: dict[str, Any], data: DataConfig) -> None:
         )
     for path in report["outside_numbered_folders"]:
         print(f"outside the numbered folders, not used: {path}")
+    for remark in report["remarks"]:
+        print(f"warning: {remark['sentence']}")
+        for path in remark["paths"] if len(remark["paths"]) > NAMED else ():
+            print(f"  {path}")
 
 
 def _ui(args: argparse.Namespace) -> int:

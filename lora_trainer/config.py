@@ -76,7 +76,13 @@ class DataConfig:
     keep_tokens: int = option(
         1, "Keep tokens", "How many tags at the start stay there when shuffling.", min=0, max=100, unit="tags"
     )
-    separator: str = option(",", "Separator", "What stands between two tags of a caption.", advanced=True)
+    separator: str = option(
+        ",",
+        "Separator",
+        "What stands between two tags of a caption. With the comma, ， and 、 and the ends of lines separate tags too; "
+        "a caption with 。 is a text of sentences and stays whole between its ASCII commas.",
+        advanced=True,
+    )
     caption_dropout: float = option(
         0.0, "Caption dropout", "Share of the steps in which a picture has no caption.", min=0, max=1
     )

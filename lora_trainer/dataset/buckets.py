@@ -67,11 +67,28 @@ def fit(width: int, height: int, data: DataConfig, sizes: list[Size] | None = No
 
 
 def _natural_bucket(width: int, height: int, data: DataConfig) -> Size:
-    """The picture's own size, shrunk to the area and cut to the step; never larger than the picture."""
+    """The picture's own size, cut to the step; a larger picture shrunk to the area before, as sd-scripts does it.
+
+    Of a picture that is shrunk, one side can be made a multiple of the step without cropping. Both are tried, and the
+    one is taken whose bucket is nearer to the picture's shape.
+    """
     step = data.bucket_step
     _, high = bucket_bounds(data)
-    shrink = min(1.0, data.resolution / math.sqrt(width * height), high / max(width, height))
-    return _cut(width * shrink, step), _cut(height * shrink, step)
+    shrink = min(data.resolution / math.sqrt(width * height), high / max(width, height))
+    if shrink >= 1:
+        return _cut(width, step), _cut(height, step)
+    shape = width / height
+    by_width, by_height = _rounded(width * shrink, step), _rounded(height * shrink, step)
+    sizes = (
+        (min(high, _rounded(by_height * shape, step)), by_height),
+        (by_width, min(high, _rounded(by_width / shape, step))),
+    )
+    return min(sizes, key=lambda size: abs(size[0] / size[1] - shape))
+
+
+def _rounded(side: float, step: int) -> int:
+    """The multiple of ``step`` below the whole number next to ``side``."""
+    return _cut(int(side + 0.5), step)
 
 
 def _cut(side: float, step: int) -> int:

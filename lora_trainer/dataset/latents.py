@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from lora_trainer.dataset.images import PictureError, read_picture
+from lora_trainer.dataset.images import PictureError, decode_picture, read_bytes
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import replace_atomically
+from lora_trainer.tensor_file import read_checked, write_checked
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ class Wanted:
 
     item: Item
     flip: bool
-    path: Path
 
 
 class LatentCache:
@@ -60,7 +58,7 @@ class LatentCache:
                 path = self._path(content, item, mirrored)
                 latent = self._load(path, item)
                 if latent is None:
-                    wanted.append(Wanted(item, mirrored, path))
+                    wanted.append(Wanted(item, mirrored))
                 else:
                     self._latents[item.path, mirrored] = latent
         return wanted
@@ -77,26 +75,25 @@ class LatentCache:
             if item.path in broken:
                 continue
             try:
-                pixels = to_pixels(crop_to_bucket(read_picture(item.path), item), entry.flip)
+                content, pixels = _read(item, entry.flip)
             except PictureError as problem:
                 broken[item.path] = problem
                 continue
-            latent = encode(pixels.unsqueeze(0))[0].float().cpu()
-            if not torch.isfinite(latent).all():
-                raise RunError(
-                    "The VAE gives NaN for {path}; start the WebUI with --no-half-vae or choose another VAE.",
-                    path=item.path,
-                )
+            latent = encode(pixels.unsqueeze(0))[0].detach().float().cpu().contiguous()
+            _require_usable(latent, item)
             self._latents[item.path, entry.flip] = latent
-            self._write(entry.path, latent)
+            self._write(self._path(content, item, entry.flip), latent)
         return broken
 
     @staticmethod
     def _write(path: Path, latent: torch.Tensor) -> None:
-        replace_atomically(path, lambda temporary: save_file({"latent": latent}, temporary), durable=False)
+        if path.is_dir():
+            log.warning("The latent %s is not kept, since there is a folder of that name.", path)
+            return
+        write_checked(path, {"latent": latent}, {}, durable=False)
 
     def _path(self, content: str, item: Item, mirrored: bool) -> Path:
-        parts = (content, item.fit.bucket, [round(v, 3) for v in item.fit.crop], mirrored, self._vae, "mean 1")
+        parts = (content, item.fit.bucket, [round(v, 3) for v in item.fit.crop], mirrored, self._vae, "mean 2")
         name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
         return self._folder / name[:2] / f"{name}.safetensors"
 
@@ -105,13 +102,48 @@ class LatentCache:
         if not path.is_file():
             return None
         try:
-            latent = load_file(path)["latent"]
+            latent = read_checked(path)[0]["latent"]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             log.warning("The cached latent %s is damaged (%s); it is made again.", path, error)
             return None
-        width, height = item.fit.bucket
-        fits = latent.shape[-2:] == (height // 8, width // 8) and bool(torch.isfinite(latent).all())
-        return latent if fits else None
+        if latent.dtype == torch.float32 and _has_shape(latent, item) and bool(torch.isfinite(latent).all()):
+            return latent
+        log.warning(
+            "The cached latent %s is damaged (%s, shape %s); it is made again.",
+            *(path, str(latent.dtype).removeprefix("torch."), list(latent.shape)),
+        )
+        return None
+
+
+def _read(item: Item, flip: bool) -> tuple[str, torch.Tensor]:
+    """SHA-256 of a picture's bytes, and its (3, H, W) pixels in its bucket, made from these same bytes.
+
+    Hashed and decoded in two readings, a picture that changes in between would be kept under the other's name.
+    """
+    content = read_bytes(item.path)
+    image = decode_picture(content, item.path)
+    if image.size != item.size:
+        raise PictureError("{path} was changed while it was being prepared; start the run again.", path=item.path)
+    return hashlib.sha256(content).hexdigest(), to_pixels(crop_to_bucket(image, item), flip)
+
+
+def _has_shape(latent: torch.Tensor, item: Item) -> bool:
+    width, height = item.fit.bucket
+    return latent.ndim == 3 and latent.shape[1:] == (height // 8, width // 8)
+
+
+def _require_usable(latent: torch.Tensor, item: Item) -> None:
+    if not torch.isfinite(latent).all():
+        raise RunError(
+            "The VAE gives NaN for {path}; start the WebUI with --no-half-vae or choose another VAE.",
+            path=item.path,
+        )
+    if not _has_shape(latent, item):
+        raise RunError(
+            "The VAE gives a latent of the shape {shape} for {path}; choose another VAE.",
+            shape=list(latent.shape),
+            path=item.path,
+        )
 
 
 def encode_each(

@@ -16,12 +16,17 @@ from PIL import Image
 
 from lora_trainer.config import DataConfig
 from lora_trainer.dataset import buckets
-from lora_trainer.dataset.captions import base_caption, read_caption, tag_frequency
-from lora_trainer.dataset.images import EXTENSIONS, PictureError, picture_size, read_picture
+from lora_trainer.dataset.captions import CaptionFile, base_caption, caption_path, read_captions, tag_frequency
+from lora_trainer.dataset.images import PictureError, picture_size, read_picture
+from lora_trainer.dataset.listing import Listing, Remark, list_folder, remark
 from lora_trainer.errors import InputError
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
+_LIKE_KOHYA = re.compile(r"[^\w.]?x?\s*(\d+)(?![\d_])(?:[.,]\d+)?([^\W\d_])?.*", re.IGNORECASE)
+"""A name that begins with a number, as kohya's do, but in another spelling."""
 MAX_REPEATS = 1000
+_MANY_REPEATS = 100
+"""From here on a number is more often a year or a size than a wish."""
 _ENLARGED = 1.01
 """A picture that is scaled by more counts as enlarged; less is not seen."""
 
@@ -54,13 +59,14 @@ class Item:
 
 @dataclass
 class Dataset:
-    """What a folder holds: the items, and a sentence for each file that is left out."""
+    """What a folder holds: the items, and sentences for what is left out or was read by guessing."""
 
     folder: Path
     items: list[Item]
     problems: list[PictureError] = field(default_factory=list)
     uncaptioned: list[Path] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -71,7 +77,7 @@ class Dataset:
         """The data set without pictures that turned out to be unreadable."""
         kept = [item for item in self.items if item.path not in broken]
         problems = [*self.problems, *broken.values()]
-        return Dataset(self.folder, kept, problems, self.uncaptioned, self.ignored)
+        return replace(self, items=kept, problems=problems)
 
     def only(self, items: Iterable[Item]) -> Dataset:
         """The data set with these of its items."""
@@ -102,6 +108,7 @@ class Dataset:
             "pictures": len(self.items),
             "images_per_epoch": self.images,
             "skipped": [str(problem) for problem in self.problems],
+            "remarks": [{"sentence": str(r), "paths": [str(path) for path in r.paths]} for r in self.remarks],
             "without_caption": [str(path) for path in self.uncaptioned],
             "outside_numbered_folders": [str(path) for path in self.ignored],
             "enlarged": [str(item.path) for item in self.enlarged()],
@@ -136,25 +143,59 @@ def scan(data: DataConfig, check: Callable[[Path], object] = picture_size) -> Da
         InputError: no folder, no pictures, none readable, or none with a caption.
     """
     root = _folder(data)
-    concepts = list(_concepts(root, data))
-    folders = [folder for folder, *_ in concepts]
-    dataset = Dataset(root, [], ignored=[p for p in _pictures(root) if not any(f in p.parents for f in folders)])
+    listing = list_folder(root, followed=lambda link: _KOHYA_FOLDER.fullmatch(link.name) is not None)
+    concepts = _concepts(listing, data)
+    dataset = Dataset(root, [], remarks=[*listing.remarks(), *_about_repeats(listing, concepts)])
+    found = [(concept, path) for concept in concepts for path in listing.pictures if concept.folder in path.parents]
+    used = {path for _, path in found}
+    dataset.ignored = [path for path in listing.pictures if path not in used]
+    captions = _captions([path for _, path in found], dataset)
     sizes = buckets.bucket_sizes(data)
-    for folder, concept, repeats, class_tokens in concepts:
-        for path in _pictures(folder):
-            try:
-                checked = check(path)
-                size = checked.size if isinstance(checked, Image.Image) else picture_size(path)
-            except PictureError as problem:
-                dataset.problems.append(problem)
-                continue
-            caption = read_caption(path)
-            if not caption:
-                dataset.uncaptioned.append(path)
-            text = base_caption(caption or class_tokens, data)
-            dataset.items.append(Item(path, concept, text, repeats, size, buckets.fit(size[0], size[1], data, sizes)))
-    _require_usable(dataset, data)
+    for concept, path in found:
+        try:
+            checked = check(path)
+            size = checked.size if isinstance(checked, Image.Image) else picture_size(path)
+        except PictureError as problem:
+            dataset.problems.append(problem)
+            continue
+        caption = captions.get(path, "")
+        if not caption:
+            dataset.uncaptioned.append(path)
+        text = base_caption(caption or concept.class_tokens, data)
+        fit = buckets.fit(size[0], size[1], data, sizes)
+        dataset.items.append(Item(path, concept.name, text, concept.repeats, size, fit))
+    _require_usable(dataset, data, listing)
     return dataset
+
+
+def _captions(pictures: list[Path], dataset: Dataset) -> dict[Path, str]:
+    """The captions of pictures; what was guessed of them goes to the remarks."""
+    beside = {path: caption for path in pictures if (caption := caption_path(path)) is not None}
+    files = {file.path: file for file in read_captions(sorted(set(beside.values())))}
+    dataset.remarks += _about_captions(list(files.values()), dataset.folder)
+    return {path: files[caption].text for path, caption in beside.items()}
+
+
+def _about_captions(files: list[CaptionFile], root: Path) -> Iterator[Remark]:
+    guessed: dict[str, list[Path]] = {}
+    for file in files:
+        if file.decoded.guessed and file.decoded.encoding != "utf-8":
+            guessed.setdefault(file.decoded.encoding, []).append(file.path)
+    for encoding, paths in guessed.items():
+        yield remark(
+            "Captions that are not UTF-8, read as {encoding} by guessing ({count}): {names}. Look at their words, or "
+            "save them as UTF-8.",
+            paths,
+            root,
+            encoding=encoding,
+        )
+    if damaged := [file.path for file in files if file.decoded.damaged]:
+        yield remark(
+            "Captions with damaged bytes, shown as � ({count}): {names}. Write these words anew.", damaged, root
+        )
+    for file in files:
+        if file.error:
+            yield remark("The caption {names} cannot be read: {error}.", [file.path], root, error=file.error)
 
 
 def check_dataset(data: DataConfig) -> Dataset:
@@ -192,31 +233,86 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _concepts(root: Path, data: DataConfig) -> Iterator[tuple[Path, str, int, str]]:
-    """Folder, name, repeats and class tokens of each concept."""
-    kohya = [
-        (folder, folder.name, min(int(match[1]), MAX_REPEATS), match[2].strip())
-        for folder in sorted(p for p in root.iterdir() if p.is_dir())
-        if (match := _KOHYA_FOLDER.fullmatch(folder.name))
-    ]
+@dataclass(frozen=True)
+class _Concept:
+    """A folder of pictures that count alike; ``number`` is what its name says, before it is bounded."""
+
+    folder: Path
+    repeats: int
+    class_tokens: str = ""
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def _numbered(folder: Path, least: int = 0) -> _Concept | None:
+    """A folder as kohya's scripts read its name: repeats, then the words of pictures without a caption."""
+    match = _KOHYA_FOLDER.fullmatch(folder.name)
+    if match is None:
+        return None
+    number = int(match[1])
+    return _Concept(folder, max(least, min(number, MAX_REPEATS)), match[2].strip(), number)
+
+
+def _concepts(listing: Listing, data: DataConfig) -> list[_Concept]:
+    """The numbered folders right in the root, else the root itself, which may be one of them."""
+    root = listing.root
+    kohya = [concept for folder in sorted(_children(listing)) if (concept := _numbered(folder)) is not None]
     if kohya:
-        yield from (concept for concept in kohya if concept[2] > 0)
-    elif match := _KOHYA_FOLDER.fullmatch(root.name):  # one kohya folder was given instead of its parent
-        yield root, root.name, max(1, min(int(match[1]), MAX_REPEATS)), match[2].strip()
-    else:
-        yield root, root.name, data.repeats, ""
+        return [concept for concept in kohya if concept.repeats]
+    return [_numbered(root, least=1) or _Concept(root, data.repeats)]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Pictures in ``folder`` and below, by name; hidden files and folders are left out."""
-    found = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(base, n) for n in names if Path(n).suffix.lower() in EXTENSIONS and not n.startswith(".")]
-    return sorted(found)
+def _children(listing: Listing) -> list[Path]:
+    return [folder for folder in listing.folders if folder.parent == listing.root and folder != listing.root]
 
 
-def _require_usable(dataset: Dataset, data: DataConfig) -> None:
+def _about_repeats(listing: Listing, concepts: list[_Concept]) -> Iterator[Remark]:
+    """What folder names were read as repeats where that may surprise, and what looks as if it were meant as such."""
+    root, holding = listing.root, listing.holding()
+    for concept in concepts:
+        if concept.number is not None and (concept.folder == root or concept.number >= _MANY_REPEATS):
+            yield remark(
+                "The name {names} is read as {number} repeats: each picture in it counts {repeats}× in an epoch (at "
+                "most {most}×). Rename the folder if the number means something else.",
+                [concept.folder],
+                root,
+                number=concept.number,
+                repeats=concept.repeats,
+                most=MAX_REPEATS,
+            )
+    off = [f for f in _children(listing) if f in holding and (c := _numbered(f)) is not None and not c.number]
+    if off:
+        yield remark("{names}: 0 repeats, so what is in there is not used.", off, root)
+    taken = {concept.folder for concept in concepts}
+    others = [folder for folder in listing.folders if folder in holding and folder not in {*taken, *off, root}]
+    if deeper := [folder for folder in others if _numbered(folder) is not None]:
+        yield remark(
+            "{names}: the number is not read as repeats, since only folders right in the chosen one are looked at. "
+            "Choose the folder in which they lie.",
+            deeper,
+            root,
+        )
+    if alike := [folder for folder in (*others, *taken) if _is_alike(folder.name)]:
+        yield remark(
+            "{names}: the number is not read as repeats, since only names such as 10_name are. Rename the folders if "
+            "it is meant as such.",
+            alike,
+            root,
+        )
+
+
+def _is_alike(name: str) -> bool:
+    """Whether a name looks as if its number were meant as repeats; 1girl, 3d, 512x768 and dates do not."""
+    match = _LIKE_KOHYA.fullmatch(name)
+    if match is None or re.match(r"\d+\s*[x×]\s*\d", name, re.IGNORECASE):
+        return False
+    return (3 if match[2] else 0) < int(match[1]) <= MAX_REPEATS
+
+
+def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> None:
     if not dataset.items and dataset.problems:
         raise InputError(
             "data.folder: none of the {count} pictures in {folder} can be read; the first: {first}",
@@ -230,6 +326,13 @@ def _require_usable(dataset: Dataset, data: DataConfig) -> None:
             "data.folder: the numbered folders in {folder} hold no pictures to use; fill them or rename them.",
             field="data.folder",
             folder=dataset.folder,
+        )
+    if not dataset.items and (left_out := [r for r in dataset.remarks if r.paths and set(r.paths) - {dataset.folder}]):
+        raise InputError(
+            "data.folder: there is no picture in {folder} that can be used. {first}",
+            field="data.folder",
+            folder=dataset.folder,
+            first=left_out[0],
         )
     if not dataset.items:
         raise InputError(

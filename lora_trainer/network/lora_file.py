@@ -47,8 +47,7 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     """
     stored: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        kept = tensor.float() if name.endswith(".alpha") else tensor.to(DTYPES[precision])
-        stored[name] = kept.contiguous()
+        stored[name] = tensor.float() if name.endswith(".alpha") else tensor.to(DTYPES[precision])
     return write_tensors(path, stored, metadata, precision)
 
 
@@ -59,14 +58,15 @@ def write_tensors(
 
     Args:
         path: the file.
-        stored: contiguous tensors in the types that the file shall have.
+        stored: tensors in the types that the file shall have, of any device and memory layout.
         metadata: as for :func:`save_lora`.
         precision: how the types are called in the error.
 
     Raises:
         RunError: a weight is NaN or Inf, or the disk is full.
     """
-    for name, kept in stored.items():
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+    for name, kept in plain.items():
         if not torch.isfinite(kept).all():
             raise RunError(
                 "{name} is NaN or too large for {precision}; nothing was written to {path}. Save in fp32, or train "
@@ -76,8 +76,8 @@ def write_tensors(
                 path=path,
             )
     training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    header = {**metadata, **model_hashes(safetensors_bytes(dict(stored), training_only))}
-    content = safetensors_bytes(dict(stored), header)
+    header = {**metadata, **model_hashes(safetensors_bytes(plain, training_only))}
+    content = safetensors_bytes(plain, header)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
     return hashlib.sha256(content).hexdigest()
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+from safetensors import SafetensorError
 
 from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import replace_atomically
+from lora_trainer.tensor_file import read_checked, write_checked
 from lora_trainer.training.optimizers import keep_together
 from lora_trainer.training.trainer import Trainer
 
@@ -37,10 +36,10 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
     for key, value in trainer.adapters.state_dict().items():
         tensors[f"adapter.{key}"] = value
     path = folder / f"step-{step:08d}.safetensors"
-    content = safetensors_bytes(tensors, {"state": json.dumps(plain)})
-    replace_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_checked(path, tensors, {"state": json.dumps(plain)})
     for old in states(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+        if old.is_file():
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -72,9 +71,8 @@ def load_newest(folder: Path, trainer: Trainer) -> int:
 
 
 def _load(path: Path, trainer: Trainer) -> int:
-    with safe_open(path, framework="pt") as file:
-        plain = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, texts = read_checked(path, unchecked=frozenset({"state"}))
+    plain = json.loads(texts["state"])
     adapter = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
     trainer.adapters.load(adapter)
     trainer.optimizer.load_state_dict(keep_together(_unflatten(plain["optimizer"], tensors), trainer.optimizer))

@@ -158,7 +158,9 @@ class Preparation:
             )
         report = dataset.report()
         write_json(self._run.folder / "dataset.json", report)
-        summary = {key: report[key] for key in ("pictures", "images_per_epoch", "skipped", "concepts", "buckets")}
+        kept_keys = ("pictures", "images_per_epoch", "skipped", "concepts", "buckets")
+        remarks = [remark["sentence"] for remark in report["remarks"]]
+        summary = {**{key: report[key] for key in kept_keys}, "remarks": remarks}
         self._note(
             now=True,
             phase="training",

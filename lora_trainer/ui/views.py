@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_THUMBNAILS = 48
 _THUMBNAIL = 96
+_NAMED_PROBLEMS = 20
 STATE_NAMES = {
     "queued": "Waiting",
     "running": "Training",
@@ -127,7 +128,7 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
 
 
 def _problems(dataset: Dataset, t: Translate) -> str:
-    sentences = [error_sentence(problem, t) for problem in dataset.problems]
+    sentences = [t(remark.template, **remark.values) for remark in dataset.remarks]
     if dataset.ignored:
         count = len(dataset.ignored)
         sentences.append(t("{count} pictures lie outside the numbered folders and are not used.", count=count))
@@ -144,7 +145,11 @@ def _problems(dataset: Dataset, t: Translate) -> str:
                 option=t("Enlarge small pictures"),
             )
         )
-    lines = "".join(f"<li>{html.escape(s)}</li>" for s in sentences[:20])
+    broken = [error_sentence(problem, t) for problem in dataset.problems]
+    sentences += broken[:_NAMED_PROBLEMS]
+    if len(broken) > _NAMED_PROBLEMS:
+        sentences.append(t("… and {count} more.", count=len(broken) - _NAMED_PROBLEMS))
+    lines = "".join(f"<li>{html.escape(s)}</li>" for s in sentences)
     return f'<ul class="lt-notice lt-warning">{lines}</ul>' if lines else ""
 
 

@@ -10,62 +10,30 @@ from hypothesis import strategies as st
 
 from lora_trainer.dataset.captions import (
     base_caption,
-    decode,
+    caption_path,
     join_tags,
-    read_caption,
+    read_captions,
     shuffled,
     split_tags,
     tag_frequency,
 )
 from tests.helpers import data
 
-CHINESE = "一个女孩，长发，站在花园里，穿着红色汉服"
-TRADITIONAL = "一個女孩，長髮，穿著紅色漢服"
-JAPANESE = "魔法少女、長い髪、ひまわり、カタカナ"
 TAG = st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=6)
 TAGS = st.lists(TAG, max_size=8)
 
 
 # ------------------------------------------------------------------ files
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        *[
-            (text, encoding)
-            for text in (CHINESE, TRADITIONAL)
-            for encoding in ("utf-8", "utf-8-sig", "utf-16", "gb18030")
-        ],
-        *[(text, "gbk") for text in (CHINESE, TRADITIONAL)],
-        *[(JAPANESE, encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp932", "shift_jis")],
-        *[("少女, 青空, 制服", "cp932"), ("plain words", "ascii"), ("naïve café", "utf-8"), ("😀 emoji", "utf-16")],
-    ],
-)
-def test_encodings_that_people_have(text: str, encoding: str) -> None:
-    assert decode(text.encode(encoding)) == text
+def read_caption(picture: Path) -> str | None:
+    path = caption_path(picture)
+    return None if path is None else read_captions([path])[0].text
 
 
-@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"], ids=["little", "big"])
-def test_utf16_of_both_orders(mark: bytes) -> None:
-    order = "utf-16-le" if mark == b"\xff\xfe" else "utf-16-be"
-    assert decode(mark + CHINESE.encode(order)) == CHINESE
-    assert decode(mark + CHINESE.encode(order) + b"\x00").startswith(CHINESE)
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_some_text(raw: bytes) -> None:
-    assert isinstance(decode(raw), str)
-
-
-@given(st.text(st.characters(codec="utf-8"), max_size=40))
-def test_utf8_is_never_taken_for_anything_else(text: str) -> None:
-    assert decode(text.encode("utf-8-sig")) == text
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.caption", "a.png.txt", "a.png.caption"])
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "a.png.txt", "a.png.caption", "a.TXT"])
 def test_caption_stands_beside_the_picture(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a  girl,\n red\tdress \r\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("another", encoding="utf-8")
-    assert read_caption(tmp_path / "a.png") == "a girl, red dress"
+    assert read_caption(tmp_path / "a.png") == "a girl,\nred dress"
 
 
 def test_txt_comes_before_caption(tmp_path: Path) -> None:
@@ -81,6 +49,13 @@ def test_no_caption_and_an_empty_one(tmp_path: Path, content: bytes | None, capt
     assert read_caption(tmp_path / "a.png") == caption
 
 
+def test_caption_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    gone, there = read_captions([tmp_path / "b.txt", tmp_path / "a.txt"])
+    assert (gone.text, gone.error) == ("", "No such file or directory")
+    assert (there.text, there.error) == ("words", "")
+
+
 # ------------------------------------------------------------------ tags
 @pytest.mark.parametrize(
     ("caption", "separator", "tags"),
@@ -92,6 +67,17 @@ def test_no_caption_and_an_empty_one(tmp_path: Path, content: bytes | None, capt
         ("a, b", " ", ["a, b"]),
         ("a, b", "", ["a, b"]),
         ("一，二", "，", ["一", "二"]),
+        ("zorp，红裙，街道", ",", ["zorp", "红裙", "街道"]),
+        ("zorp、赤いドレス、街", ",", ["zorp", "赤いドレス", "街"]),
+        ("zorp﹐a﹑b､c، d", ",", ["zorp", "a", "b", "c", "d"]),
+        ("zorp\nred dress\n\nstreet", ",", ["zorp", "red dress", "street"]),
+        ("1girl, solo\nred dress，smile", ",", ["1girl", "solo", "red dress", "smile"]),
+        ("zorp，红裙，街道", ";", ["zorp，红裙，街道"]),
+        ("red\ndress;smile", ";", ["red dress", "smile"]),
+        ("一个女孩站在街上，穿着红裙。", ",", ["一个女孩站在街上，穿着红裙。"]),
+        ("少女は街に立ち、\n赤い服を着ている。, zorp", ",", ["少女は街に立ち、 赤い服を着ている。", "zorp"]),
+        ("A woman stands in the\nstreet, in a red dress.", ",", ["A woman stands in the street", "in a red dress."]),
+        ("Mr. x\nred dress", ",", ["Mr. x", "red dress"]),
     ],
 )
 def test_tags_are_split_at_the_separator(caption: str, separator: str, tags: list[str]) -> None:
@@ -115,6 +101,15 @@ def test_joined_tags_split_into_the_same(tags: list[str], separator: str) -> Non
         ("sks_, girl", "girl, red", "sks_, girl, red"),
         ("sks_, girl", "sks_, girl, red", "sks_, girl, red"),
         (" sks_ girl ", "red", "sks_ girl, red"),
+        ("zorp", "zorp，红裙，街道", "zorp, 红裙, 街道"),
+        ("zorp", "zorp、赤いドレス、街", "zorp, 赤いドレス, 街"),
+        ("zorp", "红裙，ZORP，街道，zorp", "zorp, 红裙, 街道"),
+        ("zorp", "zorp\nred dress\nstreet", "zorp, red dress, street"),
+        ("zorp", "zorp，一个女孩站在街上，穿着红裙。", "zorp, 一个女孩站在街上，穿着红裙。"),
+        ("zorp", "zorp , zorp、一个女孩，站着！", "zorp, 一个女孩，站着！"),
+        ("zorp，红裙", "街道，红裙", "zorp, 红裙, 街道"),
+        ("zorp", "zorpion，红裙", "zorp, zorpion, 红裙"),
+        ("", "一个女孩，\n站着。", "一个女孩， 站着。"),
     ],
 )
 def test_trigger_stands_in_front_once(trigger: str, caption: str, result: str) -> None:
@@ -151,6 +146,20 @@ def test_every_order_comes_up() -> None:
     found = Counter(shuffled("x, a, b, c", data(keep_tokens=1), random.Random(seed)) for seed in range(600))
     assert len(found) == 6
     assert min(found.values()) > 60
+
+
+@pytest.mark.parametrize("caption", ["zorp，甲，乙，丙，丁", "zorp、あ、い、う、え", "zorp\na\nb\nc\nd"])
+def test_tags_of_other_commas_are_shuffled_too(caption: str) -> None:
+    base = base_caption(caption, data(trigger="zorp"))
+    results = {shuffled(base, data(trigger="zorp"), random.Random(seed)) for seed in range(60)}
+    assert len(results) > 10
+    assert {Counter(split_tags(result)) == Counter(split_tags(caption)) for result in results} == {True}
+    assert all(result.startswith("zorp, ") for result in results)
+
+
+@given(TAGS, st.sampled_from("，、﹐﹑､،\n"))
+def test_any_comma_is_the_same_as_the_ascii_one(tags: list[str], comma: str) -> None:
+    assert base_caption(comma.join(tags), data()) == base_caption(", ".join(tags), data())
 
 
 def test_shuffling_can_be_off() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_trainer.dataset.images import EXTENSIONS, PictureError, picture_size, read_picture
+from lora_trainer.dataset.images import EXTENSIONS, PictureError, picture_size, read_picture, without_long_text
+from tests.helpers import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -234,6 +237,93 @@ def test_enormous_picture_is_refused_by_its_header(tmp_path: Path, width: int, h
 def test_hundred_megapixels_are_still_measured(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(png(10_000, 10_000, 8, 2))
     assert picture_size(tmp_path / "large.png") == (10_000, 10_000)
+
+
+# ------------------------------------------------------------------ long texts and profiles
+def compressed(text: bytes) -> bytes:
+    return zlib.compress(text, 9)
+
+
+LONG = b"{}" * 700_000
+LONG_CHUNKS: dict[str, list[tuple[bytes, bytes]]] = {
+    "zTXt": [(b"zTXt", b"workflow\0\0" + compressed(LONG))],
+    "compressed iTXt": [(b"iTXt", b"workflow\0\1\0en\0w\0" + compressed(LONG))],
+    "iTXt as it is": [(b"iTXt", b"workflow\0\0\0\0\0" + LONG)],
+    "tEXt, many": [(b"tEXt", b"parameters\0" + LONG)] * 50,
+    "profile": [(b"iCCP", b"huge\0\0" + compressed(LONG))],
+    "many short ones": [(b"zTXt", b"n%d\0\0" % n + compressed(LONG[:900_000])) for n in range(80)],
+}
+
+
+def with_chunks(content: bytes, chunks: list[tuple[bytes, bytes]], *, last: bool) -> bytes:
+    """A PNG with chunks more, behind the header or before the end."""
+    made = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    place = len(content) - 12 if last else 33
+    return content[:place] + made + content[place:]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in front", "behind the pixels"])
+@pytest.mark.parametrize("kind", LONG_CHUNKS)
+def test_png_with_long_text_or_profile_is_a_good_picture(tmp_path: Path, kind: str, last: bool) -> None:
+    corners().save(tmp_path / "plain.png")
+    plain = (tmp_path / "plain.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(with_chunks(plain, LONG_CHUNKS[kind], last=last and kind != "profile"))
+    assert picture_size(tmp_path / "a.png") == (40, 24)
+    assert read_picture(tmp_path / "a.png").tobytes() == corners().tobytes()
+
+
+def test_png_is_turned_as_exif_says_beside_a_long_text(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    corners().save(tmp_path / "a.png", exif=exif)
+    content = with_chunks((tmp_path / "a.png").read_bytes(), LONG_CHUNKS["zTXt"], last=False)
+    (tmp_path / "a.png").write_bytes(content)
+    assert picture_size(tmp_path / "a.png") == (24, 40)
+    assert all(near(a, b) for a, b in zip(colours(read_picture(tmp_path / "a.png")), TURNED[6], strict=True))
+
+
+def test_short_texts_are_left_where_they_are() -> None:
+    content = with_chunks(
+        encoded("PNG"), [(b"tEXt", b"parameters\0a girl"), (b"zTXt", b"n\0\0" + compressed(b"x"))], last=False
+    )
+    assert without_long_text(content) == content
+    assert without_long_text(encoded("JPEG")) == encoded("JPEG")
+
+
+def test_case_png_with_long_text() -> None:
+    path = CASES / "png-long-text" / "workflow.png"
+    assert picture_size(path) == read_picture(path).size
+
+
+# ------------------------------------------------------------------ memory
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from lora_trainer.dataset.images import read_picture
+
+read_picture(Path(sys.argv[1]))  # what the first picture loads
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_picture(Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in other units elsewhere")
+@pytest.mark.parametrize(
+    ("mode", "colour", "allowed"),
+    [("RGB", (1, 2, 3), 4.5), ("RGBA", (1, 2, 3, 128), 8.5), ("I;16", 4000, 8.5), ("P", 1, 5.5), ("LA", (5, 9), 8.5)],
+)
+def test_picture_needs_a_few_bytes_a_pixel(
+    tmp_path: Path, mode: str, colour: int | tuple[int, ...], allowed: float
+) -> None:
+    for name, side in (("small.png", 64), ("large.png", 5000)):
+        Image.new(mode, (side, side), colour).save(tmp_path / name)
+    paths = [str(tmp_path / name) for name in ("small.png", "large.png")]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True)
+    strips = 100_000_000  # what is converted at a time, in several types
+    assert int(done.stdout) * 1024 < allowed * 5000 * 5000 + strips
 
 
 def test_vanished_picture_is_said(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lora_trainer.dataset.images import read_picture
 from lora_trainer.dataset.latents import LatentCache, crop_to_bucket, to_pixels
 from lora_trainer.dataset.scan import Item, scan
 from lora_trainer.errors import RunError
+from lora_trainer.tensor_file import write_checked
 from tests.helpers import data, temporary_files
 
 SMALL = {"resolution": 64, "bucket_step": 32}
@@ -122,10 +123,20 @@ def test_names_captions_and_dates_do_not_matter(picture_folder: Path, cache: Pat
         lambda path: save_file({"latent": torch.zeros(4, 4, 4)}, path),
         lambda path: save_file({"latent": torch.zeros(())}, path),
         lambda path: save_file({"latent": torch.full((4, 8, 8), torch.nan)}, path),
+        lambda path: save_file({"latent": load_file(path)["latent"]}, path),
+        lambda path: write_checked(path, {"latent": load_file(path)["latent"].half()}, {}),
+        lambda path: write_checked(path, {"latent": load_file(path)["latent"][None]}, {}),
+        lambda path: write_checked(path, {"latent": torch.zeros(4, 8, 7)}, {}),
+        lambda path: write_checked(path, {"latent": torch.full((4, 8, 8), torch.inf)}, {}),
     ],
-    ids=["empty", "garbage", "cut off", "other name", "other size", "no size", "NaN"],
+    ids=[
+        *("empty", "garbage", "cut off", "other name", "other size", "no size", "NaN", "no checksum", "half"),
+        *("one dimension more", "other width", "infinite"),
+    ],
 )
-def test_damaged_file_is_made_again(picture_folder: Path, cache: Path, damage: Callable[[Path], object]) -> None:
+def test_damaged_file_is_made_again(
+    picture_folder: Path, cache: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
     wanted = items(picture_folder)[:1]
     before, _ = filled(cache, wanted)
     (path,) = (p for p in cache.rglob("*") if p.is_file())
@@ -134,6 +145,119 @@ def test_damaged_file_is_made_again(picture_folder: Path, cache: Path, damage: C
     assert encoded == 1
     assert torch.equal(before[wanted[0].path, False], after[wanted[0].path, False])
     assert torch.equal(load_file(path)["latent"], after[wanted[0].path, False])
+    assert f"The cached latent {path} is damaged" in caplog.text
+
+
+def test_every_flipped_bit_is_noticed(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)[:1]
+    before, _ = filled(cache, wanted)
+    (path,) = (p for p in cache.rglob("*") if p.is_file())
+    content = path.read_bytes()
+    for place in range(0, len(content), 23):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        after, encoded = filled(cache, wanted)
+        assert torch.equal(before[wanted[0].path, False], after[wanted[0].path, False])
+        assert encoded == 1 or load_file(path).keys() == {"latent"}  # a blank of the header
+
+
+def test_folder_of_a_latents_name_is_left_alone_and_the_run_goes_on(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)[:1]
+    before, _ = filled(cache, wanted)
+    (path,) = (p for p in cache.rglob("*") if p.is_file())
+    path.unlink()
+    (path / "mine").mkdir(parents=True)
+    after, encoded = filled(cache, wanted)
+    assert encoded == 1
+    assert torch.equal(before[wanted[0].path, False], after[wanted[0].path, False])
+    assert (path / "mine").is_dir()
+
+
+# ------------------------------------------------------------------ pictures that change meanwhile
+def test_picture_that_changes_while_it_is_prepared_does_not_spoil_the_cache(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)[:1]
+    path = wanted[0].path
+    first, latents = path.read_bytes(), LatentCache(cache, "vae")
+    missing = latents.missing(wanted, False)
+    Image.new("RGB", wanted[0].size, (9, 99, 199)).save(path)  # an editor saves, a synchronisation comes in between
+    assert latents.fill(missing, Encoder()) == {}
+    assert latents[path, False][0].std() == 0  # what was encoded is what is there now
+    path.write_bytes(first)
+    again, encoded = filled(cache, wanted)
+    assert encoded == 1
+    assert again[path, False][0].std() > 0
+
+
+def test_picture_that_gets_another_size_meanwhile_is_named_and_left_out(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)
+    latents = LatentCache(cache, "vae")
+    missing = latents.missing(wanted, False)
+    Image.new("RGB", (40, 30)).save(wanted[2].path)
+    broken = latents.fill(missing, Encoder())
+    assert list(broken) == [wanted[2].path]
+    assert "02.png was changed while it was being prepared" in str(broken[wanted[2].path])
+    assert len([p for p in cache.rglob("*") if p.is_file()]) == 3
+
+
+# ------------------------------------------------------------------ whatever the host's model gives
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "channels last": lambda latent: latent.contiguous(memory_format=torch.channels_last),
+    "turned": lambda latent: latent.transpose(2, 3).contiguous().transpose(2, 3),
+    "a view of more": lambda latent: torch.cat([latent, latent], dim=1)[:, :4],
+    "every second": lambda latent: latent.repeat_interleave(2, dim=3)[..., ::2],
+    "with a gradient": lambda latent: latent.clone().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_latents_are_written_plain_whatever_the_vae_gives(
+    picture_folder: Path, cache: Path, layout: str, dtype: torch.dtype
+) -> None:
+    wanted = items(picture_folder)[:2]
+    latents = LatentCache(cache, "vae")
+    latents.fill(latents.missing(wanted, False), lambda pixels: LAYOUTS[layout](Encoder()(pixels).to(dtype)))
+    again, encoded = filled(cache, wanted)
+    assert encoded == 0
+    for item in wanted:
+        for kept in (latents[item.path, False], again[item.path, False]):
+            assert (kept.dtype, kept.device.type, kept.requires_grad) == (torch.float32, "cpu", False)
+            assert kept.is_contiguous()
+        assert torch.equal(latents[item.path, False], again[item.path, False])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_real_vae_in_channels_last(picture_folder: Path, cache: Path, dtype: torch.dtype) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+    ).to(dtype=dtype, memory_format=torch.channels_last)
+    wanted, latents = items(picture_folder), LatentCache(cache, "vae")
+    with torch.no_grad():
+        latents.fill(
+            latents.missing(wanted, True), lambda pixels: vae.encode(pixels.to(dtype)).latent_dist.mean * 0.18215
+        )
+    again, encoded = filled(cache, wanted, flip=True)
+    assert encoded == 0
+    for item in wanted:
+        for flip in (False, True):
+            assert again[item.path, flip].is_contiguous()
+            assert again[item.path, flip].dtype == torch.float32
+            assert torch.equal(again[item.path, flip], latents[item.path, flip])
+
+
+def test_vae_of_another_size_is_one_sentence(picture_folder: Path, cache: Path) -> None:
+    latents = LatentCache(cache, "vae")
+    missing = latents.missing(items(picture_folder)[:1], False)
+    with pytest.raises(RunError, match=r"The VAE gives a latent of the shape \[4, 4, 4\] for .*00\.png"):
+        latents.fill(missing, lambda pixels: torch.zeros(1, 4, 4, 4))
+    assert not [p for p in cache.rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -56,6 +56,28 @@ def test_files_are_named_as_kohya_does(values: dict[str, int], name: str) -> Non
 
 # ------------------------------------------------------------------ what is written
 @pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64])
+@pytest.mark.parametrize("layout", ["turned", "strided", "channels last", "with a gradient"])
+def test_weights_are_written_plain_whatever_their_layout(
+    tmp_path: Path, layout: str, dtype: torch.dtype, precision: str
+) -> None:
+    plain = torch.arange(48).reshape(2, 3, 2, 4).to(dtype)
+    odd = {
+        "turned": plain.transpose(2, 3).contiguous().transpose(2, 3),
+        "strided": plain.repeat_interleave(2, dim=3)[..., ::2],
+        "channels last": plain.contiguous(memory_format=torch.channels_last),
+        "with a gradient": plain.clone().requires_grad_(),
+    }[layout]
+    name = "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"
+    save_lora(tmp_path / "a.safetensors", {name: odd}, {}, precision)
+    save_lora(tmp_path / "b.safetensors", {name: plain}, {}, precision)
+    kept = load_file(tmp_path / "a.safetensors")[name]
+    assert kept.dtype == DTYPES[precision]
+    assert torch.equal(kept, plain.to(DTYPES[precision]))
+    assert read_metadata(tmp_path / "a.safetensors") == read_metadata(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("precision", DTYPES)
 def test_weights_have_the_precision_and_alphas_are_fp32(tmp_path: Path, tensors: Tensors, precision: str) -> None:
     save_lora(tmp_path / "a.safetensors", tensors, {}, precision)
     found = load_file(tmp_path / "a.safetensors")

@@ -132,6 +132,12 @@ def without(part: str) -> Callable[[Path], None]:
     return damage
 
 
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"\xff" * 1000),
@@ -143,6 +149,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no moment": without("exp_avg"),
     "no adapter": without("lora_up"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a bit of a weight": lambda path: flip(path, -5),
+    "a bit of the optimizer": lambda path: flip(path, -60),
+    "a bit of the rate": lambda path: path.write_bytes(path.read_bytes().replace(b"0.05", b"0.01")),
+    "a bit of the checksum's name": lambda path: path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha257"')),
+    "another type": lambda path: path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"')),
 }
 
 
@@ -166,6 +177,54 @@ def test_no_readable_state_is_an_error_not_a_new_start(tmp_path: Path, damage: s
         DAMAGE[damage](path)
     with pytest.raises(RunError, match=r"No saved state in .* can be read .*start the run again under a new name"):
         load_newest(tmp_path, Trainer())
+
+
+def test_every_flipped_bit_of_a_state_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    wanted = trained(tmp_path, 3).everything()
+    (path,) = states(tmp_path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 31):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        resumed = Trainer()
+        try:
+            load_newest(tmp_path, resumed)
+        except RunError:
+            continue
+        assert same(resumed.everything(), wanted)
+
+
+def test_state_of_an_earlier_version_without_checksum_is_still_used(tmp_path: Path) -> None:
+    wanted = trained(tmp_path, 3).everything()
+    (path,) = states(tmp_path)
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["state"]
+    with_metadata(text)(path)
+    resumed = Trainer()
+    assert load_newest(tmp_path, resumed) == 3
+    assert same(resumed.everything(), wanted)
+
+
+def test_folder_among_old_states_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.safetensors" / "mine").mkdir(parents=True)
+    trained(tmp_path, 2, 3, 4)
+    assert [p.name[5:13] for p in states(tmp_path)] == ["00000004", "00000003", "00000001"]
+
+
+@pytest.mark.parametrize("layout", ["turned", "strided", "half"])
+def test_weights_of_any_layout_and_type_are_kept(tmp_path: Path, layout: str) -> None:
+    trainer = Trainer()
+    whole = trainer.adapters.state_dict()
+    odd = {
+        "turned": lambda tensor: tensor.t().contiguous().t(),
+        "strided": lambda tensor: tensor.repeat_interleave(2, dim=1)[:, ::2],
+        "half": lambda tensor: tensor.to(torch.bfloat16),
+    }[layout]
+    trainer.adapters.state_dict = lambda: {name: odd(tensor) for name, tensor in whole.items()}  # type: ignore[method-assign]
+    kept = load_file(save_state(tmp_path, trainer, 1))
+    for name, tensor in whole.items():
+        assert torch.equal(kept[f"adapter.{name}"], odd(tensor))
 
 
 def test_state_is_no_pickle(tmp_path: Path) -> None:
