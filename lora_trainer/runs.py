@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, name_problem
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.plain_json import json_text, parse_json
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -114,7 +114,7 @@ class Run:
         path = self.folder / "log.jsonl"
         try:
             with path.open("a+b") as file:
-                file.write(_line_break_missing(file) + json.dumps(entry).encode() + b"\n")
+                file.write(_line_break_missing(file) + json_text(entry).encode() + b"\n")
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -230,7 +230,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 continue
             if isinstance(entry, dict):

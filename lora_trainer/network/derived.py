@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from lora_trainer import __version__
 from lora_trainer.errors import InputError
 from lora_trainer.network.lora_file import DTYPES, write_tensors
+from lora_trainer.plain_json import json_text, parse_json
 
 RECORD = "lora_train_made_from"
 """Metadata entry: JSON that says what a file was made from, and how."""
@@ -86,7 +86,7 @@ def derived_metadata(metadata: Mapping[str, str], path: Path, record: Mapping[st
         made["modelspec.title"] = path.stem
     steps = _records(metadata)
     steps.append({"program": f"LoRA Train {__version__}", **record})
-    made[RECORD] = json.dumps(steps, ensure_ascii=False)
+    made[RECORD] = json_text(steps)
     return made
 
 
@@ -120,7 +120,7 @@ def write_derived(path: Path, modules: Mapping[str, Mapping[str, torch.Tensor]],
 
 def _records(metadata: Mapping[str, str]) -> list[Any]:
     try:
-        found = json.loads(metadata.get(RECORD, "[]"))
+        found = parse_json(metadata.get(RECORD, "[]"))
     except ValueError:
         return []
     return found if isinstance(found, list) else []

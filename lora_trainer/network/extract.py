@@ -16,6 +16,7 @@ from lora_trainer.network.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.derived import in_precision
 from lora_trainer.network.merge import Progress
 from lora_trainer.network.modules import lora_factors, lora_parts
+from lora_trainer.plain_json import json_text
 
 _ATTENTION = re.compile(
     r"lora_unet_.*attentions_\d+_(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)))"
@@ -81,7 +82,7 @@ def extract(
         if ours and size:
             parts = in_precision(_decomposed(change, rank, conv_rank, clamp_quantile), precision)
             modules[key] = parts
-            (up, down), _ = lora_factors(key, parts)
+            (up, down), _ = lora_factors(key, parts, finite=False)
             wrong += float(torch.linalg.norm(up @ down - change.flatten(1))) ** 2
             inside += size
         unchanged += ours and not size
@@ -97,8 +98,6 @@ def extract(
 
 def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
     """The entries that other programs look for in a LoRA file."""
-    import json
-
     arguments = {} if conv_rank is None else {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
     return {
         "ss_v2": "False",
@@ -106,7 +105,7 @@ def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        "ss_network_args": json.dumps(arguments),
+        "ss_network_args": json_text(arguments),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1/lora",
     }

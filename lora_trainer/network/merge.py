@@ -132,7 +132,7 @@ class ErrorSum:
 
     def add(self, key: str, exact: Factors, parts: Mapping[str, torch.Tensor]) -> None:
         """Count one module, as it is stored."""
-        self._wrong += lowrank.difference(exact, lora_factors(key, parts)[0]) ** 2
+        self._wrong += lowrank.difference(exact, lora_factors(key, parts, finite=False)[0]) ** 2
         self._whole += lowrank.norm(*exact) ** 2
 
     @property

@@ -5,7 +5,6 @@ The command line, the page and REST call the same functions; each writes one new
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import LoraTrainError
-from lora_trainer.files import write_json
+from lora_trainer.files import read_json, write_json
 from lora_trainer.network import derived
 from lora_trainer.network.bake import Base, bake, record
 from lora_trainer.network.block_presets import Presets
@@ -329,7 +328,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """The card beside a LoRA file, ``.json`` with activation text, notes …; empty where none can be read."""
     card = path.with_suffix(".json")
     try:
-        found = json.loads(card.read_text(encoding="utf-8"))
+        found = read_json(card)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
