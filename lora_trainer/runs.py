@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
 RESUMABLE = ("paused", "stopped", "failed")
 _WRITE_EVERY = 1.0
+_OF_STEP = re.compile(r"-step\d{8}$")
 
 
 class Run:
@@ -213,6 +215,22 @@ class Runs:
 def output_folder(config: TrainConfig, loras: Path) -> Path:
     """Where a run's LoRA files go: a folder of its name among the LoRAs, or the one that the config names."""
     return loras / Path(config.save.folder).expanduser() if config.save.folder else loras / config.name
+
+
+def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a file of a manifest was saved for its step, and not as its epoch's or the run's last.
+
+    Runs of older versions do not say it. Their files are told by the end of the name, ``-step00000040``, behind the
+    run's own, which may have any words in it.
+
+    Args:
+        run: its name.
+        entry: one of the manifest's ``files``.
+    """
+    if "by_step" in entry:
+        return bool(entry["by_step"])
+    stem = Path(entry["path"]).stem
+    return stem != run and _OF_STEP.search(stem) is not None
 
 
 def _line_break_missing(file: BinaryIO) -> bytes:

@@ -17,6 +17,7 @@ from lora_trainer.network.block_presets import Presets, shipped_presets
 from lora_trainer.network.block_weights import resolve, single_block
 from lora_trainer.network.blocks import BASE, TEXT_BLOCKS, Architecture
 from lora_trainer.network.lora_tag import TAG, LoraTag, parse_tag
+from lora_trainer.runs import is_by_step
 
 NO_LORA = "None"
 """The value of a file axis for the picture without the LoRA."""
@@ -202,7 +203,7 @@ class RunFiles:
         files: dict[str, Path] = {}
         epochs: dict[str, int | None] = {}
         for entry in entries:
-            by_step = "-step" in Path(entry["path"]).stem
+            by_step = is_by_step(run, entry)
             label = f"step {entry['step']}" if by_step else str(entry["epoch"])
             files[label], epochs[label] = Path(entry["path"]), None if by_step else int(entry["epoch"])
         return cls(run, files, epochs)
