@@ -42,6 +42,19 @@ class Shape:
     rank: int
     alpha: float
 
+    def is_stored_as(self, stored: Shape) -> bool:
+        """Whether a file with these numbers is one of this shape.
+
+        Kohya stores alpha in the weights' type: 0.7 comes back from fp16 as 0.7001953. And what a person reads of it in
+        a sentence of ours has six digits.
+        """
+        rounded = (
+            float(torch.tensor(self.alpha).to(dtype)) for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        )
+        return self.rank == stored.rank and (
+            stored.alpha in rounded or math.isclose(self.alpha, stored.alpha, rel_tol=1e-5)
+        )
+
 
 class Adapters:
     """All adapters of one view of the model.
@@ -73,7 +86,7 @@ class Adapters:
         return tensors
 
     def load(self, tensors: Tensors) -> None:
-        """Take over the weights of a file with exactly these modules, ranks and alphas.
+        """Take over the weights of a file with these modules, ranks and alphas, as far as its type can say them.
 
         Raises:
             InputError: the modules, ranks or alphas are others.
@@ -90,7 +103,7 @@ class Adapters:
             )
         for key, layer in self.layers.items():
             own = Shape(layer.r[ADAPTER], float(layer.lora_alpha[ADAPTER]))
-            if own != shapes[key]:
+            if not own.is_stored_as(shapes[key]):
                 raise InputError(
                     "network.continue_from: the file has rank {rank} and alpha {alpha:g}; set network.rank and "
                     "network.alpha to these.",

@@ -14,6 +14,7 @@ from lora_trainer.errors import InputError
 from lora_trainer.network import lowrank
 from lora_trainer.network.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.derived import in_precision
+from lora_trainer.network.lora_file import is_finite
 from lora_trainer.network.merge import Progress
 from lora_trainer.network.modules import lora_factors, lora_parts
 from lora_trainer.plain_json import json_text
@@ -106,8 +107,6 @@ def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "ss_network_args": json_text(arguments),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
     }
 
 
@@ -136,11 +135,19 @@ def _shared(base: CheckpointWeights, tuned: CheckpointWeights) -> list[str]:
 
 
 def _difference(base: CheckpointWeights, tuned: CheckpointWeights, key: str) -> torch.Tensor:
-    """Tuned − base of a layer, float64."""
+    """Tuned − base of a layer, float64. Raises :class:`InputError` where it cannot be computed."""
     before, after = base(key), tuned(key)
     if before is None or after is None or before.shape != after.shape:
         raise _other_shape(key, base, tuned)
-    return after.double() - before.double()
+    change = after.double() - before.double()
+    if not is_finite(change):
+        broken = tuned if is_finite(before.double()) else base
+        raise InputError(
+            "{path} has weights that are no numbers (NaN or infinity) in {key}; get the checkpoint again.",
+            path=broken.path,
+            key=key,
+        )
+    return change
 
 
 def _text_differs(base: CheckpointWeights, tuned: CheckpointWeights, keys: list[str], threshold: float) -> bool:

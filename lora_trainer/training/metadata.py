@@ -14,6 +14,7 @@ from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import CheckpointInfo
 from lora_trainer.plain_json import json_text
+from lora_trainer.training.optimizers import optimizer_arguments
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _network(config: TrainConfig) -> dict[str, Any]:
 
 def _optimisation(config: TrainConfig, plan: Plan, precision: str) -> dict[str, Any]:
     training = config.training
-    arguments = ",".join(f"{key}={value}" for key, value in training.optimizer_args.items())
+    arguments = ",".join(f"{key}={value}" for key, value in optimizer_arguments(config).items())
     return {
         "ss_learning_rate": training.unet_lr,
         "ss_unet_lr": training.unet_lr or None,
