@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the work failed, 2 bad input (one line that says what, whe
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.plain_json import json_text
 from lora_trainer.runs import Run, Runs
 from lora_trainer.schema import parse_toml
 from lora_trainer.sweep import parse_sweep
@@ -135,7 +135,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     report = run_demo(args.output, quiet=args.json)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(json_text(report, indent=1))
     return 0
 
 
@@ -172,7 +172,7 @@ def beside(path: Path, config: TrainConfig) -> TrainConfig:
 
 def _finish(run: Run, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(run.manifest, indent=1, ensure_ascii=False))
+        print(json_text(run.manifest, indent=1))
     elif run.state == "failed":
         print(f"failed: {run.manifest['message']}", file=sys.stderr)
     else:
@@ -198,7 +198,7 @@ def _runs(args: argparse.Namespace) -> int:
     found = [runs.get(args.name)] if args.name else runs.list()
     if args.json:
         manifests = [run.manifest for run in found]
-        print(json.dumps(manifests[0] if args.name else manifests, indent=1, ensure_ascii=False))
+        print(json_text(manifests[0] if args.name else manifests, indent=1))
         return 0
     if not found:
         print(f"There are no runs in {runs.root}.")
@@ -225,7 +225,7 @@ def _grid(args: argparse.Namespace) -> int:
         raise RunError(grid["message"])
     document = jobs.grid_document(args.name)
     if args.json:
-        print(json.dumps({"grid": grid["path"], **document}, ensure_ascii=False))
+        print(json_text({"grid": grid["path"], **document}))
         return 0
     for sentence in (document["verdict"] or {}).get("sentences", []):
         print(sentence["template"].format(**sentence["values"]))
@@ -243,7 +243,7 @@ def _dataset_check(args: argparse.Namespace) -> int:
     ).data
     report = check_dataset(data).report()
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(json_text(report, indent=1))
         return 0
     print_dataset(report, data)
     return 0

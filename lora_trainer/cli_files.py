@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.cli_parser import Parser, numbers
 from lora_trainer.errors import InputError
 from lora_trainer.mixing import Mixing, mix_options
+from lora_trainer.plain_json import json_text
 
 if TYPE_CHECKING:
     from lora_trainer.network.block_presets import Presets
@@ -130,7 +130,7 @@ def _info(args: argparse.Namespace) -> int:
         print(f"{key}: {value}")
     _print_blocks(blocks)
     for key, value in metadata.items():
-        print(f"  {key}: {json.dumps(value, ensure_ascii=False)[:200]}")
+        print(f"  {key}: {json_text(value)[:200]}")
     return 0
 
 
@@ -264,7 +264,7 @@ def _done(args: argparse.Namespace, made: Made) -> int:
 
 def print_json(value: Any) -> int:
     """Print a result that a program can read; returns the exit code."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json_text(value, indent=1))
     return 0
 
 

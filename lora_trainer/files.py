@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_trainer.errors import RunError
+from lora_trainer.plain_json import json_text, parse_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,9 +97,9 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, or nested absurdly deep.
     """
-    return json.loads(patiently(lambda: path.read_text(encoding="utf-8")))
+    return parse_json(patiently(path.read_bytes))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -114,8 +114,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON atomically; see :func:`lora_trainer.plain_json.json_text`."""
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def save_picture(path: Path, image: Image.Image) -> None:

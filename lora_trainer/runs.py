@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +14,13 @@ from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, is_file_name, shown_name
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.plain_json import json_text, parse_json
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
 RESUMABLE = ("paused", "stopped", "failed")
 _WRITE_EVERY = 1.0
+_OF_STEP = re.compile(r"-step\d{8}$")
 
 
 class Run:
@@ -114,7 +116,7 @@ class Run:
         path = self.folder / "log.jsonl"
         try:
             with path.open("a+b") as file:
-                file.write(_line_break_missing(file) + json.dumps(entry).encode() + b"\n")
+                file.write(_line_break_missing(file) + json_text(entry).encode() + b"\n")
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -215,6 +217,22 @@ def output_folder(config: TrainConfig, loras: Path) -> Path:
     return loras / Path(config.save.folder).expanduser() if config.save.folder else loras / config.name
 
 
+def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a file of a manifest was saved for its step, and not as its epoch's or the run's last.
+
+    Runs of older versions do not say it. Their files are told by the end of the name, ``-step00000040``, behind the
+    run's own, which may have any words in it.
+
+    Args:
+        run: its name.
+        entry: one of the manifest's ``files``.
+    """
+    if "by_step" in entry:
+        return bool(entry["by_step"])
+    stem = Path(entry["path"]).stem
+    return stem != run and _OF_STEP.search(stem) is not None
+
+
 def _line_break_missing(file: BinaryIO) -> bytes:
     """What has to stand before the next line when a crash has cut off the last one."""
     if file.seek(0, os.SEEK_END) == 0:
@@ -230,7 +248,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 continue
             if isinstance(entry, dict):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.errors import InputError, NotFound, RunError
-from lora_trainer.runs import STATES, Runs, output_folder
+from lora_trainer.network.lora_file import file_name
+from lora_trainer.runs import STATES, Runs, is_by_step, output_folder
 from tests.helpers import config
 
 
@@ -142,3 +143,21 @@ def test_manifest_is_plain_json(runs: Runs) -> None:
 @pytest.mark.parametrize(("folder", "expected"), [("", "test"), ("styles", "styles"), ("a/b", "a/b")])
 def test_files_go_below_the_loras(folder: str, expected: str) -> None:
     assert output_folder(config(save__folder=folder), Path("loras")) == Path("loras") / expected
+
+
+NAMES = ["two-step dance", "cat-steps100", "x-step00000002", "a-step", "第-step-1", "b-000001"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_file_was_saved_for_does_not_come_out_of_the_runs_name(name: str, told: bool) -> None:
+    """In runs of older versions (not told) and of this one."""
+    for label, by_step in (({"epoch": 1}, False), ({"step": 2}, True), ({}, False)):
+        entry = {"path": f"/l/{file_name(name, **label)}.safetensors", "epoch": 1, "step": 2}
+        assert is_by_step(name, {**entry, "by_step": by_step} if told else entry) is by_step
+
+
+def test_what_the_manifest_says_counts_before_the_name() -> None:
+    entry = {"path": "renamed-step00000002.safetensors", "epoch": 1, "step": 2, "by_step": False}
+    assert not is_by_step("a", entry)
+    assert is_by_step("a", {**entry, "path": "b.safetensors", "by_step": True})

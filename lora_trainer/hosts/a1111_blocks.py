@@ -20,7 +20,7 @@ from modules import extra_networks, script_callbacks, shared
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.hosts import a1111_lora as host
 from lora_trainer.hosts.network_views import network_view, original
-from lora_trainer.network.prompt_blocks import BlockUse, block_use, is_ours, webui_reads
+from lora_trainer.network.prompt_blocks import BlockUse, as_the_webui_reads, block_use, is_ours, webui_reads
 
 log = logging.getLogger(__name__)
 FIELD, HIRES_FIELD = "Lora Train block weights", "Lora Train hires block weights"
@@ -122,6 +122,8 @@ def _other_is_active(p: Any) -> bool:
 def _read(p: Any, params_list: Iterable[Any]) -> dict[int, BlockUse]:
     """The tags that are ours, by the id of the host's object for them."""
     found = _uses(p, params_list)
+    for params in params_list:
+        params.named = as_the_webui_reads(params.named)
     _mark(params_list, found)
     # The conditioning of the hires pass may be made before its tags are activated (processing.py:1507).
     waiting = getattr(p, "hr_extra_network_data", None) or {}

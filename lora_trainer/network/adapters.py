@@ -19,6 +19,7 @@ from torch import nn
 
 from lora_trainer.errors import InputError
 from lora_trainer.model.clip import name_in_files
+from lora_trainer.network.modules import require_finite
 from lora_trainer.randomness import torch_rng
 
 ADAPTER = "lora_train"
@@ -40,6 +41,19 @@ class Shape:
 
     rank: int
     alpha: float
+
+    def is_stored_as(self, stored: Shape) -> bool:
+        """Whether a file with these numbers is one of this shape.
+
+        Kohya stores alpha in the weights' type: 0.7 comes back from fp16 as 0.7001953. And what a person reads of it in
+        a sentence of ours has six digits.
+        """
+        rounded = (
+            float(torch.tensor(self.alpha).to(dtype)) for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        )
+        return self.rank == stored.rank and (
+            stored.alpha in rounded or math.isclose(self.alpha, stored.alpha, rel_tol=1e-5)
+        )
 
 
 class Adapters:
@@ -72,7 +86,7 @@ class Adapters:
         return tensors
 
     def load(self, tensors: Tensors) -> None:
-        """Take over the weights of a file with exactly these modules, ranks and alphas.
+        """Take over the weights of a file with these modules, ranks and alphas, as far as its type can say them.
 
         Raises:
             InputError: the modules, ranks or alphas are others.
@@ -89,7 +103,7 @@ class Adapters:
             )
         for key, layer in self.layers.items():
             own = Shape(layer.r[ADAPTER], float(layer.lora_alpha[ADAPTER]))
-            if own != shapes[key]:
+            if not own.is_stored_as(shapes[key]):
                 raise InputError(
                     "network.continue_from: the file has rank {rank} and alpha {alpha:g}; set network.rank and "
                     "network.alpha to these.",
@@ -247,11 +261,12 @@ def file_shapes(tensors: Tensors) -> dict[str, Shape]:
     """Rank and alpha of each module of a LoRA file; a missing or zero alpha is the rank.
 
     Raises:
-        InputError: tensors of a network type other than plain LoRA.
+        InputError: tensors of a network type other than plain LoRA, or damaged ones.
     """
     shapes: dict[str, Shape] = {}
     for name, tensor in tensors.items():
         key, _, part = name.partition(".")
+        require_finite(key, {part: tensor})
         if part == "lora_down.weight":
             shapes[key] = _file_shape(key, tensor, tensors.get(f"{key}.alpha"))
         elif part not in ("lora_up.weight", "alpha"):

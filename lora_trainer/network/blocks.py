@@ -81,6 +81,12 @@ _HF_TEXT = re.compile(r"text_model_encoder_layers_(\d+)_(.+)")
 _OPENCLIP_TEXT = re.compile(r"resblocks_(\d+)_(.+)")
 _DEEP_TRANSFORMER = re.compile(r"_transformer_blocks_[1-9]")
 
+_FIRST_UPSAMPLER = "up_blocks_0_upsamplers_0_conv"
+_ONLY_SD = re.compile(
+    r"diffusion_model_(input_blocks_[12]_1_|(input|output)_blocks_(9|10|11)_|output_blocks_[678]_1_|.*_transformer_blocks_0_)"
+)
+"""Layers that SD1 and SD2 have and SDXL has not, in LDM's names; its transformers are never alone, but 2 or 10 deep."""
+
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 
 
@@ -118,14 +124,20 @@ _DIFFUSERS: list[Rule] = [
 ]
 
 
-def ldm_name(key: str) -> str:
+def ldm_name(key: str, architecture: Architecture = SD) -> str:
     """The module's name in the WebUI's spelling: ``diffusion_model_input_blocks_1_1_proj_in``, ``transformer_text_…``.
 
     Unknown names come back as they are.
+
+    Args:
+        key: in diffusers' or LDM's spelling.
+        architecture: of the model; one layer has another place in SDXL.
     """
     for prefix in _UNET_PREFIXES:
         if key.startswith(prefix):
             rest = key[len(prefix) :]
+            if architecture is SDXL and rest == _FIRST_UPSAMPLER:
+                return "diffusion_model_output_blocks_2_2_conv"  # behind an attention, which SD1 does not have there
             for pattern, rename in _DIFFUSERS:
                 if match := pattern.fullmatch(rest):
                     return "diffusion_model_" + rename(match)
@@ -204,7 +216,10 @@ def block_map(keys: Iterable[str], metadata: Mapping[str, str] | None = None) ->
 
 
 def architecture_of(keys: Iterable[str], metadata: Mapping[str, str] | None = None) -> Architecture:
-    """The family of a LoRA, from its metadata, else from its names: only SDXL has ``te2`` and deep transformers.
+    """The family of a LoRA, from its metadata, else from its names.
+
+    Only SDXL has ``te2`` and deep transformers, only SD1 and SD2 have lone ones and attention in the first blocks.
+    Where a file has neither, ``lora_te1_`` is what kohya calls SDXL's first text encoder.
 
     Raises:
         InputError: none of the names is one of Stable Diffusion's.
@@ -215,11 +230,25 @@ def architecture_of(keys: Iterable[str], metadata: Mapping[str, str] | None = No
             "No module of this file belongs to a block of SD1, SD2 or SDXL (first: {first}); use a LoRA of these.",
             first=min(names, default="the file is empty"),
         )
-    base = (metadata or {}).get("ss_base_model_version", "")
+    told = _told(metadata or {})
+    if told is not None:
+        return told
+    if any(text_encoder_of(key) == "TE2" or _DEEP_TRANSFORMER.search(key) for key in names):
+        return SDXL
+    if any(_ONLY_SD.match(ldm_name(key)) for key in names):
+        return SD
+    return SDXL if any(key.startswith("lora_te1_") for key in names) else SD
+
+
+def _told(metadata: Mapping[str, str]) -> Architecture | None:
+    """What the metadata says, in kohya's entry or in Stability's."""
+    base = metadata.get("ss_base_model_version", "")
     if base.startswith("sd"):
         return SDXL if base.startswith("sdxl") else SD
-    deep = any(text_encoder_of(k) == "TE2" or k.startswith("lora_te1_") or _DEEP_TRANSFORMER.search(k) for k in names)
-    return SDXL if deep else SD
+    spec = metadata.get("modelspec.architecture", "")
+    if spec.startswith("stable-diffusion-xl"):
+        return SDXL
+    return SD if re.match(r"stable-diffusion-v[12]\b", spec) else None
 
 
 def _text_part(key: str) -> tuple[int, str] | None:

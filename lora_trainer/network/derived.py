@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 
 from lora_trainer import __version__
 from lora_trainer.errors import InputError
+from lora_trainer.network.blocks import SDXL, architecture_of
 from lora_trainer.network.lora_file import DTYPES, write_tensors
+from lora_trainer.plain_json import json_text, parse_json
 
 RECORD = "lora_train_made_from"
 """Metadata entry: JSON that says what a file was made from, and how."""
+_LATE_TEXT = re.compile(r"lora_te_text_model_encoder_layers_(1[2-9]|2\d)_")
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.thumbnail")
 
 
@@ -74,20 +77,53 @@ def in_precision(parts: Mapping[str, torch.Tensor], precision: str) -> dict[str,
     }
 
 
-def derived_metadata(metadata: Mapping[str, str], path: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of the (first) source, with what was done to it.
+def derived_metadata(
+    metadata: Mapping[str, str], path: Path, record: Mapping[str, Any], modules: Iterable[str] = ()
+) -> dict[str, str]:
+    """The metadata of the (first) source, with what was done to it, and all that Stability's modelspec requires.
 
     ``ss_output_name`` and the title become the new file's: the WebUI finds files by it, and of two with one name it
     would load the wrong one.
+
+    Args:
+        metadata: of the source.
+        path: the new file.
+        record: what was done.
+        modules: names of the new file's modules, which say what it is for where the metadata does not.
     """
     made = {key: value for key, value in metadata.items() if key not in _STALE}
     made["ss_output_name"] = path.stem
-    if "modelspec.title" in made:
-        made["modelspec.title"] = path.stem
+    made = {**_required(list(modules), metadata), **made, "modelspec.title": path.stem}
     steps = _records(metadata)
     steps.append({"program": f"LoRA Train {__version__}", **record})
-    made[RECORD] = json.dumps(steps, ensure_ascii=False)
+    made[RECORD] = json_text(steps)
     return made
+
+
+def _required(modules: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Entries that modelspec 1.0.1 requires of a LoRA; none for what is not for Stable Diffusion."""
+    try:
+        is_sdxl = architecture_of(modules, metadata) is SDXL
+    except InputError:
+        return {}
+    if is_sdxl:
+        name = "stable-diffusion-xl-v1-base"
+    else:
+        name = "stable-diffusion-v2-512" if _is_sd2(modules, metadata) else "stable-diffusion-v1"
+    size = re.fullmatch(r"\(?(\d+)(?:, *(\d+)\))?", metadata.get("ss_resolution", ""))
+    width, height = (size[1], size[2] or size[1]) if size else ("1024",) * 2 if is_sdxl else ("512",) * 2
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{name}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": f"{width}x{height}",
+    }
+
+
+def _is_sd2(modules: Sequence[str], metadata: Mapping[str, str]) -> bool:
+    """SD2's text encoder has 23 layers, SD1's 12."""
+    version = metadata.get("ss_base_model_version", "")
+    return version.startswith("sd_v2") or any(_LATE_TEXT.match(key) for key in modules)
 
 
 def source_record(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -120,7 +156,7 @@ def write_derived(path: Path, modules: Mapping[str, Mapping[str, torch.Tensor]],
 
 def _records(metadata: Mapping[str, str]) -> list[Any]:
     try:
-        found = json.loads(metadata.get(RECORD, "[]"))
+        found = parse_json(metadata.get(RECORD, "[]"))
     except ValueError:
         return []
     return found if isinstance(found, list) else []

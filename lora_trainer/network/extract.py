@@ -14,8 +14,10 @@ from lora_trainer.errors import InputError
 from lora_trainer.network import lowrank
 from lora_trainer.network.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.derived import in_precision
+from lora_trainer.network.lora_file import is_finite
 from lora_trainer.network.merge import Progress
 from lora_trainer.network.modules import lora_factors, lora_parts
+from lora_trainer.plain_json import json_text
 
 _ATTENTION = re.compile(
     r"lora_unet_.*attentions_\d+_(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)))"
@@ -81,7 +83,7 @@ def extract(
         if ours and size:
             parts = in_precision(_decomposed(change, rank, conv_rank, clamp_quantile), precision)
             modules[key] = parts
-            (up, down), _ = lora_factors(key, parts)
+            (up, down), _ = lora_factors(key, parts, finite=False)
             wrong += float(torch.linalg.norm(up @ down - change.flatten(1))) ** 2
             inside += size
         unchanged += ours and not size
@@ -97,8 +99,6 @@ def extract(
 
 def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
     """The entries that other programs look for in a LoRA file."""
-    import json
-
     arguments = {} if conv_rank is None else {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
     return {
         "ss_v2": "False",
@@ -106,9 +106,7 @@ def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        "ss_network_args": json.dumps(arguments),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "ss_network_args": json_text(arguments),
     }
 
 
@@ -137,11 +135,19 @@ def _shared(base: CheckpointWeights, tuned: CheckpointWeights) -> list[str]:
 
 
 def _difference(base: CheckpointWeights, tuned: CheckpointWeights, key: str) -> torch.Tensor:
-    """Tuned − base of a layer, float64."""
+    """Tuned − base of a layer, float64. Raises :class:`InputError` where it cannot be computed."""
     before, after = base(key), tuned(key)
     if before is None or after is None or before.shape != after.shape:
         raise _other_shape(key, base, tuned)
-    return after.double() - before.double()
+    change = after.double() - before.double()
+    if not is_finite(change):
+        broken = tuned if is_finite(before.double()) else base
+        raise InputError(
+            "{path} has weights that are no numbers (NaN or infinity) in {key}; get the checkpoint again.",
+            path=broken.path,
+            key=key,
+        )
+    return change
 
 
 def _text_differs(base: CheckpointWeights, tuned: CheckpointWeights, keys: list[str], threshold: float) -> bool:

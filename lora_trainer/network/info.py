@@ -67,11 +67,12 @@ def info(path: Path) -> dict[str, Any]:
     """Metadata, kinds, ranks, blocks and norms of a LoRA file, ready for JSON.
 
     Raises:
-        InputError: it cannot be read. A file that is no LoRA is described without blocks.
+        InputError: it cannot be read. A file that is no LoRA, or a damaged one, is described without blocks, and with
+            the ``problem``.
     """
-    tensors = read_lora(path)
     described = describe(path)
     try:
+        tensors = read_lora(path)
         kinds = Counter(
             f"DoRA ({kind_of(key, parts)})" if is_dora(parts) else kind_of(key, parts)
             for key, parts in group(tensors).items()

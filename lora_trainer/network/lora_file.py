@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
+from lora_trainer.network.formats import kohya_name, require_kohya_names
+from lora_trainer.plain_json import parse_json
 
 if TYPE_CHECKING:
     from lora_trainer.network.adapters import Adapters
@@ -67,7 +68,7 @@ def write_tensors(
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
     for name, kept in plain.items():
-        if not torch.isfinite(kept).all():
+        if not is_finite(kept):
             raise RunError(
                 "{name} is NaN or too large for {precision}; nothing was written to {path}. Save in fp32, or train "
                 "with a lower learning rate.",
@@ -82,6 +83,11 @@ def write_tensors(
     return hashlib.sha256(content).hexdigest()
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether it has neither NaN nor infinity; torch cannot tell that of eight-bit floats."""
+    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
+
+
 def model_hashes(content: bytes) -> dict[str, str]:
     """``sshs_model_hash`` and ``sshs_legacy_hash`` of a serialisation that carries only ``ss_*`` metadata."""
     header = 8 + int.from_bytes(content[:8], "little")
@@ -93,12 +99,14 @@ def model_hashes(content: bytes) -> dict[str, str]:
 
 
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a LoRA file.
+    """The tensors of a LoRA file under kohya's names.
 
     Raises:
-        InputError: missing, not safetensors, or damaged.
+        InputError: missing, not safetensors, damaged, or a LoRA in another program's format; the sentence says which.
     """
-    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    tensors = _read_tensors(path)
+    require_kohya_names(path, tensors)
+    return {kohya_name(name): tensor for name, tensor in tensors.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -107,8 +115,38 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of the tensors, read from the header alone. Raises as :func:`read_lora`."""
-    return _read(path, lambda file: list(file.keys()))
+    """The names of the tensors under kohya's names, read from the header alone. Raises as :func:`read_lora`."""
+    names: list[str] = _read(path, lambda file: list(file.keys()))
+    require_kohya_names(path, names)
+    return [kohya_name(name) for name in names]
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Name → tensor as the file has them; only numbers that can be computed with."""
+    tensors: dict[str, torch.Tensor] = _read(
+        path,
+        lambda file: {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+    )
+    for name, tensor in tensors.items():
+        if not _is_computable(tensor):
+            raise InputError(
+                "{path} stores {name} as {type}, which cannot be computed with here; use the file in fp16 or fp32.",
+                path=path,
+                name=name[:200],
+                type=str(tensor.dtype).removeprefix("torch."),
+            )
+    return tensors
+
+
+def _is_computable(tensor: torch.Tensor) -> bool:
+    """Whether torch can make ordinary real numbers of it: not of complex ones, nor of two packed into a byte."""
+    if tensor.is_complex():
+        return False
+    try:
+        torch.empty(1, dtype=tensor.dtype).double()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def _read(path: Path, read):  # type: ignore[no-untyped-def]
@@ -116,12 +154,12 @@ def _read(path: Path, read):  # type: ignore[no-untyped-def]
         raise InputError(
             "{path} is not a .safetensors file; only these are loaded, since others can hold code.", path=path
         )
-    if not path.is_file():
-        raise InputError("{path} does not exist; check the path.", path=path)
     try:
+        if not path.is_file():
+            raise InputError("{path} does not exist; check the path.", path=path)
         with safe_open(path, framework="pt") as file:
             return read(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError("{path} is damaged or not a safetensors file: {error}.", path=path, error=error) from error
 
 
@@ -129,11 +167,15 @@ def require_sd1(path: Path) -> None:
     """Look at a LoRA file's names only: are they SD1's?
 
     Raises:
-        InputError: the file cannot be read, or belongs to another architecture or network type.
+        InputError: the file cannot be read, is in another program's format, or belongs to another architecture.
     """
     from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
 
-    keys = read_names(path)
+    try:
+        keys = read_names(path)
+    except InputError as error:
+        error.field = error.field or "network.continue_from"
+        raise
     foreign = [key for key in keys if not _SD1_KEY.match(key)]
     if foreign or not keys:
         raise wrong_architecture(foreign[0] if foreign else "no weights in it")
@@ -160,11 +202,20 @@ def verify(path: Path, adapters: Adapters) -> None:
 
 
 def describe(path: Path) -> dict[str, object]:
-    """What a LoRA file holds: modules, ranks, alphas, size and metadata, JSON values parsed."""
-    tensors, metadata = read_lora(path), read_metadata(path)
-    modules = [name.partition(".")[0] for name in tensors if name.endswith("lora_down.weight")]
-    ranks = {tensors[f"{m}.lora_down.weight"].shape[0] for m in modules}
-    alphas = {float(tensors[f"{m}.alpha"]) for m in modules if f"{m}.alpha" in tensors}
+    """What a LoRA file holds: modules, ranks, alphas, size and metadata, JSON values parsed.
+
+    What is damaged, or in another program's names, is described as far as it goes.
+
+    Raises:
+        InputError: missing, not safetensors, or damaged as a whole.
+    """
+    tensors, metadata = _read_tensors(path), read_metadata(path)
+    downs = {name: tensor for name, tensor in tensors.items() if kohya_name(name).endswith(".lora_down.weight")}
+    modules = [kohya_name(name).removesuffix(".lora_down.weight") for name in downs]
+    ranks = {tensor.shape[0] for tensor in downs.values() if tensor.ndim}
+    alphas = {
+        float(tensors[f"{m}.alpha"]) for m in modules if f"{m}.alpha" in tensors and _is_one(tensors[f"{m}.alpha"])
+    }
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
@@ -180,10 +231,15 @@ def describe(path: Path) -> dict[str, object]:
     }
 
 
+def _is_one(tensor: torch.Tensor) -> bool:
+    """A single number that is none of NaN and infinity."""
+    return tensor.numel() == 1 and is_finite(tensor)
+
+
 def _parsed(value: str) -> object:
     if not value.startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,15 @@ from lora_trainer.errors import InputError
 from lora_trainer.network.block_weights import number_text, parse_number
 
 TAG = re.compile(r"<(lora|lyco):([^>]+)>")
-_OWN = ("te", "unet", "dyn", "lbw", "w", "lbwe", "x", "start", "stop", "step")
+WEBUI_ARGUMENTS = ("te", "unet", "dyn")
+"""Named arguments that the WebUI reads itself."""
+BLOCK_ARGUMENTS = ("lbw", "w", "lbwe", "start", "stop", "step")
+"""Those of sd-webui-lora-block-weight, which make a tag ours; ``x`` says nothing without them."""
+_OWN = (*WEBUI_ARGUMENTS, *BLOCK_ARGUMENTS, "x")
+MARK = "axis"
+"""``<lora:name:1:axis=1>`` is the tag that a grid's axes change, where a prompt has several."""
+KNOWN = frozenset((*_OWN, MARK, "hr", "hrte", "hrunet"))
+"""All that somebody reads: those above, our grid's mark, and what sd-webui-loractl has."""
 _LARGEST = 10**9
 
 
@@ -28,7 +37,7 @@ class LoraTag:
         x: the number for ``X`` in the list.
         start: first step, counted from 1, at which it works.
         stop: first step at which it no longer works.
-        extra: other named arguments, which the WebUI ignores.
+        extra: other named arguments, which do nothing here; see :meth:`unknown`.
         kind: ``lora``, or ``lyco``, which the WebUI takes as the same.
     """
 
@@ -66,6 +75,26 @@ class LoraTag:
         """Does it work at this step, counted from 1?"""
         return (self.start is None or step >= self.start) and (self.stop is None or step < self.stop)
 
+    def unknown(self) -> InputError | None:
+        """The sentence for an argument that nobody reads, most likely a slip; ``None`` when there is none."""
+        key = next((key for key, _ in self.extra if key not in KNOWN), None)
+        if key is None:
+            return None
+        close = difflib.get_close_matches(key, _OWN, n=1)
+        if close:
+            return InputError(
+                "{name}: there is no argument {key}= of a LoRA tag, so it does nothing; did you mean {close}=?",
+                name=self.name,
+                key=key[:50],
+                close=close[0],
+            )
+        return InputError(
+            "{name}: there is no argument {key}= of a LoRA tag, so it does nothing; there are {known}.",
+            name=self.name,
+            key=key[:50],
+            known=", ".join(_OWN),
+        )
+
     def __str__(self) -> str:
         items = [self.name, number_text(self.te)]
         numbers = [(key, getattr(self, key)) for key in ("unet", "x")]
@@ -82,7 +111,8 @@ class LoraTag:
 def parse_tag(text: str) -> LoraTag:
     """Read one tag ``<lora:NAME:te[:unet[:dyn]]:lbw=…:lbwe=…:start=n:stop=n:step=a-b:x=v>``.
 
-    Arguments are split as the WebUI does: what has exactly one ``=`` is named, everything else has its place.
+    Arguments are split as the WebUI does: what has exactly one ``=`` is named, everything else has its place. Blanks
+    around a name and its capitals mean nothing, see :func:`argument`.
 
     Raises:
         InputError: not such a tag, or an argument that the WebUI would fail at or misread.
@@ -93,12 +123,24 @@ def parse_tag(text: str) -> LoraTag:
     first, *rest = match[2].split(":")
     positional, named = [first], {}
     for item in rest:
-        key, _, value = item.partition("=")
-        if item.count("=") == 1:
-            named[key] = value.strip()
+        found = argument(item)
+        if found:
+            named[found[0]] = found[1]
         else:
             positional.append(item)
     return _tag(text, match[1], positional, named)
+
+
+def argument(item: str) -> tuple[str, str] | None:
+    """Name and value of a named argument, `` LBW = OUTD`` like ``lbw=OUTD``; ``None`` for what has its place.
+
+    Only a name that is known is put right: another extension may want its own as it is written.
+    """
+    if item.count("=") != 1:
+        return None
+    key, _, value = item.partition("=")
+    right = key.strip().lower()
+    return right if right in KNOWN else key, value.strip()
 
 
 def find_tags(prompt: str) -> list[tuple[int, int, LoraTag]]:

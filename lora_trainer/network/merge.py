@@ -10,7 +10,7 @@ import torch
 
 from lora_trainer.errors import InputError
 from lora_trainer.network import lowrank
-from lora_trainer.network.blocks import architecture_of, ldm_name
+from lora_trainer.network.blocks import Architecture, architecture_of, ldm_name
 from lora_trainer.network.derived import Notice, in_precision, widest_precision
 from lora_trainer.network.lowrank import Factors
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
@@ -28,12 +28,19 @@ class Source:
         tensors: of the file.
         weight: its weight, for the sum.
         ratios: module name → factor (with the weight in it); where it lacks a name, ``weight``.
+        metadata: of the file, which may say for what it was trained.
     """
 
     name: str
     tensors: Mapping[str, torch.Tensor]
     weight: float
     ratios: Mapping[str, float] | None = None
+    metadata: Mapping[str, str] | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """What it is for. Raises :class:`InputError` for none of Stable Diffusion's."""
+        return architecture_of(group(self.tensors), self.metadata)
 
     def ratio(self, key: str) -> float:
         """A module's factor."""
@@ -92,9 +99,9 @@ def merge(
     Raises:
         InputError: other network types, different architectures or layer sizes, or nothing is left.
     """
-    _check(sources, rank, conv_rank)
+    architecture = _check(sources, rank, conv_rank)
     stored = precision or widest_precision(tensor for source in sources for tensor in source.tensors.values())
-    members = _members(sources)
+    members = _members(sources, architecture)
     made: dict[str, dict[str, torch.Tensor]] = {}
     errors = ErrorSum()
     for done, (key, found) in enumerate(members.items(), 1):
@@ -132,7 +139,7 @@ class ErrorSum:
 
     def add(self, key: str, exact: Factors, parts: Mapping[str, torch.Tensor]) -> None:
         """Count one module, as it is stored."""
-        self._wrong += lowrank.difference(exact, lora_factors(key, parts)[0]) ** 2
+        self._wrong += lowrank.difference(exact, lora_factors(key, parts, finite=False)[0]) ** 2
         self._whole += lowrank.norm(*exact) ** 2
 
     @property
@@ -145,14 +152,18 @@ Term = tuple[float, torch.Tensor, torch.Tensor]
 """A number, ``up`` as in the file, ``down``: the number · up @ down is what it adds."""
 
 
-def _members(sources: Sequence[Source]) -> dict[str, list[tuple[Source, str, Mapping[str, torch.Tensor]]]]:
+def _members(
+    sources: Sequence[Source], architecture: Architecture
+) -> dict[str, list[tuple[Source, str, Mapping[str, torch.Tensor]]]]:
     """Module → who has it; files that spell one module in two ways (diffusers', LDM's) meet."""
     spelled: dict[str, str] = {}
     members: dict[str, list[tuple[Source, str, Mapping[str, torch.Tensor]]]] = {}
     for source in sources:
         for key, parts in group(source.tensors).items():
             if key != EMBEDDING:
-                members.setdefault(spelled.setdefault(ldm_name(key), key), []).append((source, key, parts))
+                members.setdefault(spelled.setdefault(ldm_name(key, architecture), key), []).append(
+                    (source, key, parts)
+                )
     return members
 
 
@@ -191,23 +202,24 @@ def _truncated(exact: Factors, row: tuple[int, ...], rank: int, conv_rank: int |
     return lora_parts(lowrank.balanced(u[:, :kept], s[:kept], vh[:kept]), row, kept)
 
 
-def _check(sources: Sequence[Source], rank: int | None, conv_rank: int | None) -> None:
-    """Numbers in their range, and one architecture."""
+def _check(sources: Sequence[Source], rank: int | None, conv_rank: int | None) -> Architecture:
+    """See that numbers are in their range; returns the one architecture of all sources."""
     for asked in (rank, conv_rank):
         if asked is not None and asked < 1:
             raise InputError("A rank must be at least 1, not {rank}.", rank=asked)
     for source in sources:
         if not all(map(math.isfinite, (source.weight, *(source.ratios or {}).values()))):
             raise InputError("The weight of {name} is not a number; give one.", name=source.name)
-    found: dict[str, str] = {}
+    found: dict[Architecture, str] = {}
     for source in sources:
-        found.setdefault(architecture_of(group(source.tensors)).name, source.name)
+        found.setdefault(source.architecture, source.name)
     if len(found) > 1:
         (first, one), (second, other) = list(found.items())[:2]
         raise InputError(
             "{one} is for {first} and {other} for {second}; only LoRAs of one architecture can be merged.",
             one=one,
-            first=first,
+            first=first.name,
             other=other,
-            second=second,
+            second=second.name,
         )
+    return next(iter(found))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from lora_trainer.errors import InputError
+from lora_trainer.network.lora_file import is_finite
 from lora_trainer.network.lowrank import Factors, norm
 
 Parts = Mapping[str, torch.Tensor]
@@ -18,6 +19,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 LORA, LOHA, LOKR, GLORA, IA3, FULL, NORM, OFT = "LoRA", "LoHa", "LoKr", "GLoRA", "IA3", "Full", "Norm", "OFT"
 EMBEDDING = "bundle_emb"
+_LARGEST = 1e150
+"""Norms beyond it cannot be squared, and mean nothing."""
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (LORA, ("lora_up.weight", "lora_down.weight")),
@@ -73,6 +76,24 @@ def kind_of(key: str, parts: Parts) -> str:
     )
 
 
+def require_finite(key: str, parts: Parts) -> None:
+    """Refuse weights that nothing can be computed from; all that fp32 can say, float64 can multiply.
+
+    Raises:
+        InputError: NaN or infinity in it, which a training leaves that went wrong.
+    """
+    if not all(is_finite(part.float()) for part in parts.values()):
+        raise _no_numbers(key)
+
+
+def _no_numbers(key: str) -> InputError:
+    return InputError(
+        "{key} has weights that are no numbers (NaN or infinity), as a training leaves them that went wrong; use an "
+        "earlier file of it.",
+        key=key,
+    )
+
+
 def damaged(key: str) -> InputError:
     """The sentence for tensors of impossible sizes."""
     return InputError("{key} is damaged: its tensors do not fit each other; get the file again.", key=key)
@@ -103,10 +124,15 @@ def scale_of(kind: str, parts: Parts) -> float:
     return float(parts["alpha"]) / dim if dim and "alpha" in parts else 1.0
 
 
-def lora_factors(key: str, parts: Parts) -> tuple[Factors, tuple[int, ...]]:
+def lora_factors(key: str, parts: Parts, *, finite: bool = True) -> tuple[Factors, tuple[int, ...]]:
     """A LoRA or LoCon module as up [out, rank] and down [rank, in·kernel] with its scale in ``up``, float64.
 
     A Tucker middle (``lora_mid``) is multiplied into ``down``, which keeps the rank.
+
+    Args:
+        key: the module's name.
+        parts: its tensors.
+        finite: refuse NaN and infinity.
 
     Returns:
         The factors, and the shape of one row of ``down`` ([in] or [in, kh, kw]).
@@ -120,6 +146,8 @@ def lora_factors(key: str, parts: Parts) -> tuple[Factors, tuple[int, ...]]:
             key=key,
             kind="DoRA" if is_dora(parts) else kind_of(key, parts),
         )
+    if finite:
+        require_finite(key, parts)
     up, down = parts["lora_up.weight"].double(), parts["lora_down.weight"].double()
     if "lora_mid.weight" in parts:
         try:
@@ -175,22 +203,26 @@ def _full_delta(key: str, kind: str, parts: Parts) -> torch.Tensor:
 def delta_norm(key: str, parts: Parts) -> float | None:
     """‖ΔW‖ (Frobenius) of a module at weight 1; ``None`` for the kinds that depend on the checkpoint."""
     kind = kind_of(key, parts)
+    require_finite(key, parts)
     if is_dora(parts) or kind in (GLORA, IA3, OFT):
         return None
-    if kind == LORA:
-        return norm(*lora_factors(key, parts)[0])
     try:
-        return abs(scale_of(kind, parts)) * _unscaled_norm(kind, parts)
+        size = norm(*lora_factors(key, parts)[0]) if kind == LORA else _scaled_norm(kind, parts)
     except RuntimeError as error:
         raise damaged(key) from error
+    if size > _LARGEST:
+        raise _no_numbers(key)
+    return size
 
 
-def _unscaled_norm(kind: str, parts: Parts) -> float:
+def _scaled_norm(kind: str, parts: Parts) -> float:
     if kind == LOHA:
-        return float(torch.linalg.norm(_hada(parts, 1) * _hada(parts, 2)))
-    if kind == LOKR:  # ‖A ⊗ B‖ = ‖A‖·‖B‖
-        return float(torch.linalg.norm(_kron(parts, 1)) * torch.linalg.norm(_kron(parts, 2)))
-    return float(torch.linalg.norm(parts["diff" if kind == FULL else "w_norm"].double()))
+        size = torch.linalg.norm(_hada(parts, 1) * _hada(parts, 2))
+    elif kind == LOKR:  # ‖A ⊗ B‖ = ‖A‖·‖B‖
+        size = torch.linalg.norm(_kron(parts, 1)) * torch.linalg.norm(_kron(parts, 2))
+    else:
+        size = torch.linalg.norm(parts["diff" if kind == FULL else "w_norm"].double())
+    return abs(scale_of(kind, parts)) * float(size)
 
 
 def rank_of(key: str, parts: Parts) -> int | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_trainer.errors import InputError
 from lora_trainer.network.block_presets import Presets
 from lora_trainer.network.block_weights import BlockWeights, resolve
 from lora_trainer.network.blocks import Architecture
-from lora_trainer.network.lora_tag import LoraTag, parse_tag
-
-ARGUMENTS = ("lbw", "w", "lbwe", "start", "stop", "step")
-"""Named arguments that make a tag ours; the WebUI reads all others itself."""
+from lora_trainer.network.lora_tag import BLOCK_ARGUMENTS, KNOWN, WEBUI_ARGUMENTS, LoraTag, argument, parse_tag
 
 
 @dataclass(frozen=True)
@@ -21,8 +18,8 @@ class BlockUse:
 
     Attributes:
         tag: as written; ``None`` when it cannot be read.
-        weights: resolved; ``None`` when the tag names only steps, or when there is a problem.
-        problem: why the block weights or steps are not used.
+        weights: resolved; ``None`` when the tag names only steps, or when they cannot be used.
+        problem: what of the tag is not used, and why.
     """
 
     tag: LoraTag | None
@@ -32,7 +29,7 @@ class BlockUse:
     @property
     def text(self) -> str:
         """For the infotext: the name and every number that is used, or why none is; empty for a tag with steps only."""
-        if self.problem is not None:
+        if self.problem is not None and self.weights is None:
             return f"{self.tag.name}: not used, {self.problem}" if self.tag else f"not used, {self.problem}"
         if self.tag is None or self.weights is None:
             return ""
@@ -52,7 +49,7 @@ def block_use(
         seed: the picture's, for ``R`` and ``U``.
 
     Returns:
-        ``None`` for a tag that says nothing of blocks or steps and that the WebUI can read.
+        ``None`` for a tag that says nothing of blocks or steps and of which the WebUI reads everything.
     """
     if not is_ours(items):
         return None
@@ -61,23 +58,31 @@ def block_use(
     except InputError as error:
         return BlockUse(None, problem=error)
     if not (tag.lbw or tag.lbwe):
-        return BlockUse(tag)
+        return BlockUse(tag, problem=tag.unknown())
     try:
-        return BlockUse(tag, _weights(tag, architecture, presets, seed))
+        return BlockUse(tag, _weights(tag, architecture, presets, seed), tag.unknown())
     except InputError as error:
         return BlockUse(tag, problem=error)
 
 
 def is_ours(items: Sequence[str]) -> bool:
-    """Does the tag ask for block weights or steps, or has it something that the WebUI cannot read?"""
-    named = {text.partition("=")[0] for text in items[1:] if text.count("=") == 1}
-    return bool(named.intersection(ARGUMENTS)) or not webui_reads(items)
+    """Does the tag ask for block weights or steps, or has it something that the WebUI cannot read or passes over?"""
+    found = [(text, named[0]) for text in items[1:] if (named := argument(text))]
+    if any(key in BLOCK_ARGUMENTS or key not in KNOWN for _, key in found) or not webui_reads(items):
+        return True
+    return any(key in WEBUI_ARGUMENTS and not text.startswith(f"{key}=") for text, key in found)
+
+
+def as_the_webui_reads(named: Mapping[str, str]) -> dict[str, str]:
+    """A tag's named arguments with those of the WebUI under the names that it looks for: ``te`` for `` TE``."""
+    found = {key: argument(f"{key}=") for key in named}
+    return {each[0] if each and each[0] in WEBUI_ARGUMENTS else key: named[key] for key, each in found.items()}
 
 
 def webui_reads(items: Sequence[str]) -> bool:
     """Can the WebUI make numbers of the weights? Where it cannot, no LoRA of the prompt is loaded at all."""
-    positional = [text for text in items if text.count("=") != 1]
-    named = {key: value for text in items if text.count("=") == 1 for key, _, value in [text.partition("=")]}
+    positional = [text for text in items if argument(text) is None]
+    named = dict(found for text in items if (found := argument(text)))
     weights = [*positional[1:3], *(named[key] for key in ("te", "unet") if key in named)]
     ranks = [*positional[3:4], *(named[key] for key in ("dyn",) if key in named)]
     try:

@@ -137,7 +137,7 @@ def _tags(line: str) -> list[LoraTag]:
     rest = TAG.sub("", line).strip(" ,，")
     if rest:
         raise InputError("“{text}” is no LoRA; put the rest of the prompt into its own field.", text=rest[:80])
-    return [parse_tag(match[0]) for match in TAG.finditer(line)]
+    return [_known(parse_tag(match[0])) for match in TAG.finditer(line)]
 
 
 def _named(line: str) -> LoraTag:
@@ -153,7 +153,15 @@ def _named(line: str) -> LoraTag:
     if any(">" in part for part in (weight, *named)):
         raise InputError("“{line}” is not of the form name: weight.", line=line[:80])
     parse_number(weight, f"The weight of {name}")
-    return parse_tag(f"<lora:{':'.join([name, weight, *named])}>")
+    return _known(parse_tag(f"<lora:{':'.join([name, weight, *named])}>"))
+
+
+def _known(tag: LoraTag) -> LoraTag:
+    """The tag. Raises :class:`InputError` for an argument that nobody reads."""
+    problem = tag.unknown()
+    if problem:
+        raise problem
+    return tag
 
 
 def _is_number(text: str) -> bool:

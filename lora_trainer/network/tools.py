@@ -5,7 +5,6 @@ The command line, the page and REST call the same functions; each writes one new
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import LoraTrainError
-from lora_trainer.files import write_json
+from lora_trainer.files import read_json, write_json
 from lora_trainer.network import derived
 from lora_trainer.network.bake import Base, bake, record
 from lora_trainer.network.block_presets import Presets
@@ -85,14 +84,14 @@ class Ingredient:
 
     def source(self, presets: Presets | None = None) -> Source:
         """The file read, with a factor for each module. Raises :class:`InputError`."""
-        tensors = read_lora(self.path)
+        tensors, header = read_lora(self.path), read_metadata(self.path)
         te = self.weight if self.te is None else self.te
         if not self.lbw and not self.lbwe and te == self.weight:
-            return Source(self.path.name, tensors, self.weight)
+            return Source(self.path.name, tensors, self.weight, metadata=header)
         keys = group(tensors)
-        architecture = architecture_of(keys, read_metadata(self.path))
+        architecture = architecture_of(keys, header)
         blocks = resolve(self.lbw, architecture, presets, lbwe=self.lbwe, x=self.x, name=self.path.stem)
-        return Source(self.path.name, tensors, self.weight, factors(keys, blocks, te, self.weight))
+        return Source(self.path.name, tensors, self.weight, factors(keys, blocks, te, self.weight), header)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,8 @@ def bake_file(file: Path, output: Path, baking: Baking, presets: Presets | None 
     rules = ",".join(map(str, blocks.rules))
     source = derived.source_record(file, header)
     entry = record(blocks.text, rules, baking.te, baking.unet, baked, seed=baking.seed, sources=[source])
-    digest = derived.write_derived(output, baked.modules, derived.derived_metadata(header, output, entry))
+    made = derived.derived_metadata(header, output, entry, baked.modules)
+    digest = derived.write_derived(output, baked.modules, made)
     copy_card(file, output, baking.unet)
     facts = {"lbw": blocks.text, "lbwe": rules, "te": baking.te, "unet": baking.unet, **baked.counts()}
     return Made(output, digest, facts, _unlisted(blocks, keys))
@@ -212,7 +212,7 @@ def merge_files(
             for each, header in zip(ingredients, headers, strict=True)
         ],
     }
-    header = derived.derived_metadata(headers[0], output, entry)
+    header = derived.derived_metadata(headers[0], output, entry, merged.modules)
     header |= derived.network_entries(merged.ranks, merged.alphas)
     digest = derived.write_derived(output, merged.stored, header)
     return Made(output, digest, {"ranks": sorted(set(merged.ranks)), "error": merged.error}, merged.notices)
@@ -252,7 +252,7 @@ def resize_file(
         "error": resized.error,
         "sources": [derived.source_record(file, header)],
     }
-    made = derived.derived_metadata(header, output, entry)
+    made = derived.derived_metadata(header, output, entry, resized.modules)
     made |= derived.network_entries(resized.ranks, resized.alphas)
     digest = derived.write_derived(output, resized.stored, made)
     copy_card(file, output)
@@ -298,7 +298,7 @@ def extract_file(
         "clamp_quantile": clamp_quantile,
         "error": found.error,
     }
-    header = derived.derived_metadata(metadata(rank, conv_rank), output, entry)
+    header = derived.derived_metadata(metadata(rank, conv_rank), output, entry, found.modules)
     digest = derived.write_derived(output, found.modules, header)
     facts = {"error": found.error, "covered": found.covered, "unchanged": found.unchanged}
     return Made(output, digest, facts)
@@ -329,7 +329,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """The card beside a LoRA file, ``.json`` with activation text, notes …; empty where none can be read."""
     card = path.with_suffix(".json")
     try:
-        found = json.loads(card.read_text(encoding="utf-8"))
+        found = read_json(card)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

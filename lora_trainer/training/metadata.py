@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from lora_trainer.dataset.buckets import bucket_counts
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import CheckpointInfo
+from lora_trainer.plain_json import json_text
+from lora_trainer.training.optimizers import optimizer_arguments
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,13 @@ def _network(config: TrainConfig) -> dict[str, Any]:
         "ss_network_dim": network.rank,
         "ss_network_alpha": network.alpha or float(network.rank),
         "ss_network_dropout": network.dropout or None,
-        "ss_network_args": json.dumps(arguments),
+        "ss_network_args": json_text(arguments),
     }
 
 
 def _optimisation(config: TrainConfig, plan: Plan, precision: str) -> dict[str, Any]:
     training = config.training
-    arguments = ",".join(f"{key}={value}" for key, value in training.optimizer_args.items())
+    arguments = ",".join(f"{key}={value}" for key, value in optimizer_arguments(config).items())
     return {
         "ss_learning_rate": training.unet_lr,
         "ss_unet_lr": training.unet_lr or None,
@@ -173,11 +174,11 @@ def _data(config: TrainConfig, dataset: Dataset, validation_images: int) -> dict
         "ss_bucket_no_upscale": not data.upscale,
         "ss_min_bucket_reso": data.bucket_min or None,
         "ss_max_bucket_reso": data.bucket_max or None,
-        "ss_bucket_info": json.dumps(buckets),
-        "ss_datasets": json.dumps([common], ensure_ascii=False),
-        "ss_dataset_dirs": json.dumps(folders, ensure_ascii=False),
-        "ss_reg_dataset_dirs": json.dumps({}),
-        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
+        "ss_bucket_info": json_text(buckets),
+        "ss_datasets": json_text([common]),
+        "ss_dataset_dirs": json_text(folders),
+        "ss_reg_dataset_dirs": json_text({}),
+        "ss_tag_frequency": json_text(tags),
         "ss_keep_tokens": data.keep_tokens,
         "ss_shuffle_caption": data.shuffle,
         "ss_flip_aug": data.flip,

@@ -87,6 +87,11 @@ def require_installed(name: str) -> None:
         )
 
 
+def optimizer_arguments(config: TrainConfig) -> dict[str, Any]:
+    """What the optimizer is given besides parameters and learning rates: our defaults, and over them the person's."""
+    return {**KINDS[config.training.optimizer].defaults, **config.training.optimizer_args}
+
+
 def build_optimizer(config: TrainConfig, groups: Sequence[Group]) -> torch.optim.Optimizer:
     """The optimizer of a run.
 
@@ -95,7 +100,7 @@ def build_optimizer(config: TrainConfig, groups: Sequence[Group]) -> torch.optim
     """
     require_installed(config.training.optimizer)
     kind = KINDS[config.training.optimizer]
-    arguments = {**kind.defaults, **config.training.optimizer_args}
+    arguments = optimizer_arguments(config)
     parameters = [{"params": g.parameters, "lr": g.lr, "name": g.name} for g in groups]
     try:
         made = getattr(importlib.import_module(kind.module), kind.name)

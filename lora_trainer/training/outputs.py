@@ -116,7 +116,7 @@ class Outputs:
         verify(path, work.trainer.adapters)
         write_json(path.with_suffix(".json"), sidecar(config, work.learned, model.info))
         entry: dict[str, Any] = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
-        self._run.add_file({**entry, "metrics": metrics})
+        self._run.add_file({**entry, "by_step": "step" in label, "metrics": metrics})
         self._host.announce(path)
         return path
 

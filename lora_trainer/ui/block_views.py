@@ -72,8 +72,8 @@ def _heat_cell(label: str, block: str, norm: float | None, largest: float, times
 
 
 def _label(row: Mapping[str, Any], t: Translate) -> str:
-    what = t("step") if str(row["label"]).startswith("step") else t("epoch")
-    return f"{what} {row['step'] if str(row['label']).startswith('step') else row['epoch']}"
+    unit = "step" if row.get("by_step") else "epoch"
+    return f"{t(unit)} {row[unit]}"
 
 
 def _short(norm: float) -> str:

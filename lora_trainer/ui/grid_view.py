@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.i18n import Translate
+from lora_trainer.plain_json import json_text
 from lora_trainer.ui import views
 from lora_trainer.ui.plots import Curve, chart
 
@@ -50,7 +50,7 @@ def _downloads(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def grid_data(view: Mapping[str, Any], revision: str) -> str:
     """What :func:`grid_view` made, for the viewer, which looks whether the revision is another."""
-    data = json.dumps(view, ensure_ascii=False, separators=(",", ":"))
+    data = json_text(view, compact=True)
     quoted = html.escape(data, quote=False).replace("'", "&#x27;")  # JSON is full of the other quotes
     return f'<div class="lt-grid-data" data-revision="{html.escape(revision)}" data-view=\'{quoted}\'></div>'
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.chores import Chore
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence
+from lora_trainer.plain_json import json_text
 from lora_trainer.ui.views import gigabytes, notice, progress_bar
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _training(metadata: Mapping[str, Any], card: Mapping[str, Any], t: Translate
 def _entry(key: str, value: Any) -> str:
     if key == "lora_train_made_from" and isinstance(value, list):
         return " → ".join(str(step.get("made", "?")) for step in value if isinstance(step, dict))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def top_tags(metadata: Mapping[str, Any], count: int) -> list[tuple[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from lora_trainer import lists
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
+from lora_trainer.plain_json import parse_json
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import grid_view, views
 from lora_trainer.ui.form import dotted
@@ -311,7 +311,7 @@ def _answer_to(wish: str, said: str, then: str = "") -> str:
 
 def _asked(wish: str) -> dict[str, Any]:
     try:
-        asked = json.loads(wish)
+        asked = parse_json(wish)
     except (TypeError, ValueError):
         asked = None
     if not isinstance(asked, dict):

@@ -249,9 +249,9 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
     if m.get("loss_average") is not None:
         facts.append((f"{m['loss_average']:.4f}", "loss"))
     validation = m.get("validation", {})
-    if "last" in validation:
-        facts.append((f"{validation['last']:.4f}", "validation loss"))
-        facts.append((f"{validation['base']:.4f}", "without LoRA"))
+    for name, title in (("last", "validation loss"), ("base", "without LoRA")):
+        if validation.get("last") is not None and validation.get(name) is not None:  # null where it was no number
+            facts.append((f"{validation[name]:.4f}", title))
     facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in (m.get("lr") or {}).items()]
     return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
 
@@ -268,7 +268,7 @@ def curves(entries: Sequence[dict[str, Any]], manifest: dict[str, Any], translat
     """Loss, validation loss and learning rates over the steps."""
     t = translate
     losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), float)]
-    tested = [(e["step"], e["validation"]) for e in entries if "validation" in e and not e.get("base")]
+    tested = [(e["step"], e["validation"]) for e in entries if e.get("validation") is not None and not e.get("base")]
     base = manifest.get("validation", {}).get("base")
     steps = float(manifest["steps"] or 0) or None
     straight = [(0.0, base), (steps or 1.0, base)] if base is not None else []

@@ -16,12 +16,11 @@ from lora_trainer.errors import InputError
 from lora_trainer.network.block_presets import Presets, shipped_presets
 from lora_trainer.network.block_weights import resolve, single_block
 from lora_trainer.network.blocks import BASE, TEXT_BLOCKS, Architecture
-from lora_trainer.network.lora_tag import TAG, LoraTag, parse_tag
+from lora_trainer.network.lora_tag import MARK, TAG, LoraTag, argument, parse_tag
+from lora_trainer.runs import is_by_step
 
 NO_LORA = "None"
 """The value of a file axis for the picture without the LoRA."""
-MARK = "axis"
-"""``<lora:name:1:axis=1>`` is the tag that the axes change, where a prompt has several."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _LIST_VALUE = re.compile(rf"R|U|X|X[+-](?:\d+\.?\d*|\.\d+)|{_NUMBER}(?:/{_NUMBER})?")
 _EVERY = re.compile(r"every\s+(\d+)")
@@ -88,7 +87,7 @@ def compose(
 
 def _target(prompt: str, cell: CellTag) -> tuple[int, int] | None:
     found = [(match.start(), match.end(), match[2].split(":")) for match in TAG.finditer(prompt)]
-    marked = [tag for tag in found if any(item.startswith(f"{MARK}=") for item in tag[2][1:])]
+    marked = [tag for tag in found if any((argument(item) or ("",))[0] == MARK for item in tag[2][1:])]
     related = [tag for tag in found if tag[2][0] in cell.family]
     return next(((begin, end) for begin, end, _ in (*marked, *related, *found)), None)
 
@@ -202,7 +201,7 @@ class RunFiles:
         files: dict[str, Path] = {}
         epochs: dict[str, int | None] = {}
         for entry in entries:
-            by_step = "-step" in Path(entry["path"]).stem
+            by_step = is_by_step(run, entry)
             label = f"step {entry['step']}" if by_step else str(entry["epoch"])
             files[label], epochs[label] = Path(entry["path"]), None if by_step else int(entry["epoch"])
         return cls(run, files, epochs)

@@ -15,30 +15,37 @@ from lora_trainer.network.blocks import architecture_of
 from lora_trainer.network.info import ORDER, BlockInfo, block_infos
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
-from lora_trainer.runs import Run
+from lora_trainer.runs import Run, is_by_step
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file of a run, or any other; ``label`` is what its row or column is called."""
+    """A LoRA file of a run, or any other.
+
+    Attributes:
+        path: the file.
+        label: what its row or column is called.
+        epoch: of the run; 0 for a file that is of none.
+        step: the same.
+        by_step: it was saved for its step, and not as its epoch's.
+    """
 
     path: Path
     label: str
     epoch: int = 0
     step: int = 0
+    by_step: bool = False
 
 
 def run_files(run: Run) -> list[LoraFile]:
     """The files in a run's manifest, in the order in which they were written; some may be gone."""
-    return [
-        LoraFile(
-            Path(entry["path"]),
-            f"step {entry['step']}" if "-step" in Path(entry["path"]).stem else f"epoch {entry['epoch']}",
-            entry["epoch"],
-            entry["step"],
-        )
-        for entry in run.manifest["files"]
-    ]
+    return [_file(run.name, entry) for entry in run.manifest["files"]]
+
+
+def _file(run: str, entry: dict[str, Any]) -> LoraFile:
+    by_step = is_by_step(run, entry)
+    label = f"step {entry['step']}" if by_step else f"epoch {entry['epoch']}"
+    return LoraFile(Path(entry["path"]), label, entry["epoch"], entry["step"], by_step)
 
 
 def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
@@ -54,7 +61,7 @@ def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
     if name:
         wanted = [file for file in files if file.path.stem == name]
     elif epoch is not None:
-        wanted = [file for file in files if file.epoch == epoch and file.label.startswith("epoch")]
+        wanted = [file for file in files if file.epoch == epoch and not file.by_step]
     if not wanted:
         raise InputError(
             "The run {name} has no file {file}; it has {known}.",
@@ -102,6 +109,7 @@ def heat_map(name: str, files: Sequence[LoraFile]) -> dict[str, Any]:
                 "name": file.path.stem,
                 "epoch": file.epoch,
                 "step": file.step,
+                "by_step": file.by_step,
                 "norms": [_norm(strength, block) for block in blocks],
                 "problem": problem,
             }

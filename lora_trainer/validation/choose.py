@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -142,7 +141,7 @@ def write_card(choice: Choice) -> Path:
 def _read_card(file: Path) -> dict[str, Any]:
     path = file.with_suffix(".json")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

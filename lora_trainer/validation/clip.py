@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from lora_trainer.errors import InputError
+from lora_trainer.files import read_json
 from lora_trainer.model.clip import features
 from lora_trainer.network.lora_tag import TAG
 from lora_trainer.validation.cache import cache_key
@@ -84,7 +84,7 @@ class ClipScorer:
     def _load(self) -> tuple[Any, Any, Any]:
         from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-        kind = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        kind = read_json(self._folder / "config.json")["model_type"]
         if kind != "clip":
             raise ValueError(f"its type is {kind}")
         model = CLIPModel(CLIPConfig.from_pretrained(self._folder, local_files_only=True))

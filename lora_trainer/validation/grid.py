@@ -21,7 +21,7 @@ from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
 from lora_trainer.files import patiently, read_json, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.lists import parts
-from lora_trainer.runs import Run
+from lora_trainer.runs import Run, is_by_step
 from lora_trainer.validation.axes import RunFiles, epoch_values
 from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
 from lora_trainer.validation.sheet import Layout, sheets
@@ -178,11 +178,11 @@ def _columns(run: Run, epochs: str) -> list[Column]:
         raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
     chosen = {value.file for value in epoch_values(parts(epochs) or ["all"], [RunFiles.of(run.name, entries)])}
     last = {Path(entry["path"]): entry for entry in entries}
-    return [_column(path, entry) for path, entry in last.items() if path in chosen]
+    return [_column(run.name, path, entry) for path, entry in last.items() if path in chosen]
 
 
-def _column(path: Path, entry: dict[str, Any]) -> Column:
-    label = f"step {entry['step']}" if "-step" in path.stem else f"epoch {entry['epoch']}"
+def _column(run: str, path: Path, entry: dict[str, Any]) -> Column:
+    label = f"step {entry['step']}" if is_by_step(run, entry) else f"epoch {entry['epoch']}"
     return Column(label, path, int(entry["epoch"]), int(entry["step"]), str(entry.get("sha256", "")))
 
 

@@ -36,6 +36,8 @@ from lora_trainer.validation.paired import Difference, paired
 MOST_PICTURES = 24
 SLICE = 1.0
 """Seconds after which the model is handed to whoever waits for it."""
+_AREA = {"cpu": 64 * 64, "cuda": 8 * 64 * 64}
+"""Latent pixels that are measured at once, by the kind of device: a picture of 512 px, or eight."""
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,9 @@ class _Bench:
         self._denoiser = Denoiser(self._model, self._encode, precision)
         self._strata = self._denoiser.strata(config.validation.timesteps)
         contents = [(index, item.key, item.caption, item.fit) for index, item in self.pictures]
-        self.key = (_identity(self._model), precision, self._strata, contents)
+        self._area = _AREA.get(self._model.device.type, _AREA["cuda"])
+        self.key = (_identity(self._model), precision, self._strata, self._area, contents)
         self._states: dict[str, torch.Tensor] = {}
-        self._batch = 1
         self._file: Path | None = None
         self._shapes: object = None
         self._adapters: Adapters | None = None
@@ -329,13 +331,16 @@ class _Bench:
         return [statistics.fmean(losses) for losses in found]
 
     def _measure_some(self, place: int, losses: list[float]) -> None:
-        """The next noise levels of a picture; as many at once as fit into a slice."""
+        """The next noise levels of a picture; how many at once its size alone says.
+
+        A number is not the same to the last digit in another batch, so neither the clock nor what was measured before
+        may have a say in it: a measuring that was stopped and one that was not must find the same.
+        """
         index, item = self.pictures[place]
-        levels = self._strata[len(losses) : len(losses) + self._batch]
-        began = time.monotonic()
-        losses += self._denoiser.fixed_losses(index, self._latents[item.path, False], item.caption, levels).tolist()
-        each = (time.monotonic() - began) / len(levels)
-        self._batch = max(1, min(len(self._strata), int(SLICE / max(each, 1e-6))))
+        latent = self._latents[item.path, False]
+        together = max(1, self._area // (latent.shape[-1] * latent.shape[-2]))
+        levels = self._strata[len(losses) : len(losses) + together]
+        losses += self._denoiser.fixed_losses(index, latent, item.caption, levels).tolist()
 
     def _encode(self, captions: Sequence[str]) -> torch.Tensor:
         """States of captions that are all the same, (B, 77·n, C); encoded once as long as the weights stay."""

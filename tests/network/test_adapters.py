@@ -478,6 +478,25 @@ def test_continuing_with_another_alpha_is_one_sentence(fresh: Adapters, tensors:
         fresh.load(half)
 
 
+@pytest.mark.parametrize("alpha", [0.7, 1 / 3, 1.1, 12.3, 100.7, 1e-3, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_alpha_that_a_file_can_only_round_is_the_same_alpha(alpha: float, dtype: torch.dtype) -> None:
+    """Kohya stores it in the weights' type; whoever takes the number out of our sentence is right too."""
+    stored = float(torch.tensor(alpha, dtype=torch.float64).to(dtype))
+    assert Shape(4, alpha).is_stored_as(Shape(4, stored))
+    assert Shape(4, float(f"{stored:g}")).is_stored_as(Shape(4, stored))
+    assert not Shape(4, alpha * 1.01).is_stored_as(Shape(4, stored))
+    assert not Shape(8, alpha).is_stored_as(Shape(4, stored))
+
+
+def test_a_file_of_kohyas_with_a_rounded_alpha_is_continued(standalone: StandaloneHost) -> None:
+    model = other(standalone)
+    adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=0.7, seed=3)
+    half = {name: tensor.half() for name, tensor in adapters.state_dict().items()}
+    adapters.load(half)
+    assert {layer.lora_alpha[ADAPTER] for layer in adapters.layers.values()} == {0.7}
+
+
 def test_continuing_with_other_layers_is_one_sentence(
     fresh: Adapters, with_convolutions: tuple[LoadedModel, Tensors]
 ) -> None:

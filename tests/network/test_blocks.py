@@ -113,6 +113,9 @@ def test_checkpoint_names_lead_back_to_kohyas(unet: UNet2DConditionModel) -> Non
     assert kohya_name("first_stage_model.decoder.conv_in.weight") is None
 
 
+TE1 = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+
+
 @pytest.mark.parametrize(
     ("keys", "metadata", "architecture"),
     [
@@ -125,6 +128,16 @@ def test_checkpoint_names_lead_back_to_kohyas(unet: UNet2DConditionModel) -> Non
         (["lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"], {}, SD),
         (["lora_unet_input_blocks_4_1_proj_in"], {"ss_base_model_version": "sdxl_base_v1-0"}, SDXL),
         (["lora_te1_text_model_encoder_layers_0_mlp_fc1"], {"ss_base_model_version": "sd_v1"}, SD),
+        ([TE1, "lora_unet_down_blocks_0_attentions_0_proj_in"], {}, SD),
+        ([TE1, "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"], {}, SD),
+        ([TE1, "lora_unet_up_blocks_3_resnets_2_conv1"], {}, SD),
+        ([TE1, "lora_unet_input_blocks_2_1_proj_in"], {}, SD),
+        ([TE1, "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"], {}, SD),
+        ([TE1, "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"], {}, SDXL),
+        ([TE1, "lora_unet_input_blocks_4_1_proj_in"], {}, SDXL),
+        ([TE1], {"modelspec.architecture": "stable-diffusion-v1/lora"}, SD),
+        ([TE1], {"modelspec.architecture": "flux-1-dev/lora"}, SDXL),
+        (["lora_unet_middle_block_1_proj_in"], {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, SDXL),
     ],
 )
 def test_architecture_is_told(keys: list[str], metadata: dict[str, str], architecture: object) -> None:
@@ -164,3 +177,12 @@ def test_file_and_webui_spell_alike_for_element_rules(file: str, webui: str) -> 
     assert spellings(file) == spellings(webui)
     assert block_of(file) == block_of(webui)
     assert text_encoder_of(file) == text_encoder_of(webui)
+
+
+@pytest.mark.parametrize(("number", "sd1", "sdxl"), [(0, "2_1", "2_2"), (1, "5_2", "5_2")])
+def test_the_first_upsampler_stands_behind_an_attention_in_sdxl(number: int, sd1: str, sdxl: str) -> None:
+    """LDM: ``output_blocks.2`` is resnet, [attention,] upsampler."""
+    key = f"lora_unet_up_blocks_{number}_upsamplers_0_conv"
+    assert ldm_name(key) == f"diffusion_model_output_blocks_{sd1}_conv"
+    assert ldm_name(key, SDXL) == f"diffusion_model_output_blocks_{sdxl}_conv"
+    assert block_of(key) == f"OUT0{2 + 3 * number}"

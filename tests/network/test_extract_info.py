@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from lora_trainer.errors import InputError
 from lora_trainer.network.checkpoint_weights import open_checkpoint
 from lora_trainer.network.extract import Extracted, extract, metadata
 from lora_trainer.network.info import block_infos, info
-from lora_trainer.network.lora_file import save_lora
+from lora_trainer.network.lora_file import read_metadata, save_lora
+from lora_trainer.network.tools import extract_file
 from tests.helpers import CHECKPOINT
 from tests.network.made import EVERY, KEYS, array, delta, lora, some_lora, tensors
 
@@ -132,6 +134,23 @@ def test_metadata_of_an_extracted_lora() -> None:
     made = metadata(8, 4)
     assert (made["ss_network_dim"], json.loads(made["ss_network_args"])["conv_dim"]) == ("8", "4")
     assert all(isinstance(value, str) for value in made.values())
+
+
+def test_an_extracted_file_has_what_modelspec_requires(tmp_path: Path, tuned: Path) -> None:
+    made = read_metadata(extract_file(CHECKPOINT, tuned, tmp_path / "difference.safetensors", 2).path)
+    wanted = {"sai_model_spec": "1.0.1", "architecture": "stable-diffusion-v1/lora", "title": "difference"}
+    assert {key: made[f"modelspec.{key}"] for key in wanted} == wanted
+    assert (made["modelspec.resolution"], made["modelspec.implementation"][:8]) == ("512x512", "https://")
+
+
+@pytest.mark.parametrize("name", list(CHANGED))
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_checkpoint_with_what_is_no_number_is_named(tmp_path: Path, tuned: Path, name: str, number: float) -> None:
+    state = load_file(tuned)
+    state[name].view(-1)[3] = number
+    save_file(state, tmp_path / "burnt.safetensors")
+    with pytest.raises(InputError, match=r"burnt.safetensors has weights that are no numbers"):
+        extracted(tmp_path / "burnt.safetensors", 2, conv_rank=2)
 
 
 # ------------------------------------------------------------------ info

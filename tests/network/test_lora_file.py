@@ -206,7 +206,6 @@ def test_extension_may_be_upper_case_and_metadata_missing(tmp_path: Path, tensor
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", False),
         ("lora_unet_input_blocks_4_1_proj_in.alpha", False),
         ("lora_transformer_blocks_0.alpha", False),
-        ("unet.down_blocks.0.lora_A.weight", False),
         ("model.diffusion_model.out.0.weight", False),
     ],
 )

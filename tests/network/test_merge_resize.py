@@ -262,3 +262,20 @@ def test_wrong_rule_is_one_sentence(arguments: dict, sentence: str) -> None:
 def test_file_without_lora_is_one_sentence() -> None:
     with pytest.raises(InputError, match="no LoRA modules"):
         resize({}, Rule(2))
+
+
+def test_two_spellings_of_sdxls_first_upsampler_are_one_layer() -> None:
+    """SDXL's is in another place of the block than SD1's."""
+    told = {"ss_base_model_version": "sdxl_base_v1-0"}
+    spelled = ["lora_unet_up_blocks_0_upsamplers_0_conv", "lora_unet_output_blocks_2_2_conv"]
+    files = [tensors({key: lora(6, 6, 2, 1.0, seed=n, kernel=3)}) for n, key in enumerate(spelled)]
+    merged = merge([Source(str(n), file, 0.5, metadata=told) for n, file in enumerate(files)])
+    assert (list(merged.modules), merged.ranks) == (spelled[:1], [4])
+
+
+def test_the_metadata_says_what_a_lora_is_for_before_its_names() -> None:
+    key = "lora_unet_middle_block_1_proj_in"
+    files = [tensors({key: lora(6, 6, 2, 1.0)})] * 2
+    headers: list[dict[str, str]] = [{"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}]
+    with pytest.raises(InputError, match="only LoRAs of one architecture"):
+        merge([Source("a", file, 1.0, metadata=header) for file, header in zip(files, headers, strict=True)])

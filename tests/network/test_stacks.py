@@ -172,3 +172,14 @@ def test_two_weights_of_one_lora_keep_their_proportion() -> None:
 def test_rules_out_of_range_are_a_sentence(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         MixRule(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["a: 0.7: lwb=OUTD", "a: 0.7: foo=1", "<lora:a:0.7:blw=OUTD>"])
+def test_an_argument_that_nobody_reads_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="there is no argument"):
+        parse_stack(text)
+
+
+@pytest.mark.parametrize("text", ["a: 0.7: LBW=OUTD", "a: 0.7: lbw = OUTD", "<lora:a:0.7: Lbw=OUTD>"])
+def test_blanks_and_capitals_of_an_argument_mean_nothing(text: str) -> None:
+    assert parse_stack(text).tags[0].lbw == "OUTD"

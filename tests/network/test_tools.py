@@ -16,7 +16,7 @@ from lora_trainer.network.lora_tag import parse_tag
 from lora_trainer.network.modules import group
 from lora_trainer.network.resize import Rule
 from lora_trainer.network.tools import Baking, Ingredient, bake_file, baked_name, copy_card, merge_files, resize_file
-from tests.network.made import KEYS, delta, some_lora
+from tests.network.made import KEYS, delta, some_lora, tensors
 
 CARD = {"activation text": "zorp", "preferred weight": 0.8, "notes": "汉服"}
 
@@ -100,3 +100,35 @@ def test_nothing_is_overwritten_and_progress_can_stop(file: Path) -> None:
         merge_files([Ingredient(file)], file.with_name("new.safetensors"), progress=stop)
     assert file.read_bytes() == before
     assert sorted(path.name for path in file.parent.iterdir()) == ["a.json", "a.safetensors"]
+
+
+REQUIRED = ("sai_model_spec", "architecture", "implementation", "title", "resolution")
+"""Of modelspec 1.0.1 (github.com/Stability-AI/ModelSpec); sd-scripts' sai_model_spec.py has the same list."""
+
+
+@pytest.mark.parametrize(
+    ("told", "names", "architecture", "resolution"),
+    [
+        ({}, KEYS, "stable-diffusion-v1/lora", "512x512"),
+        ({"ss_resolution": "(768, 512)"}, KEYS, "stable-diffusion-v1/lora", "768x512"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, KEYS, "stable-diffusion-xl-v1-base/lora", "1024x1024"),
+        ({}, [KEYS[0].replace("_0_", "_20_"), *KEYS[1:]], "stable-diffusion-v2-512/lora", "512x512"),
+        ({"modelspec.architecture": "stable-diffusion-v1/lora", "modelspec.resolution": "7x7"}, KEYS, None, "7x7"),
+    ],
+)
+def test_every_written_file_has_what_modelspec_requires(
+    tmp_path: Path, told: dict[str, str], names: list[str], architecture: str | None, resolution: str
+) -> None:
+    lora = dict(zip(names, group(some_lora()).values(), strict=True))
+    source = tmp_path / "a.safetensors"
+    save_lora(source, tensors(lora), told, "fp32")
+    made = [
+        bake_file(source, tmp_path / "baked.safetensors", Baking(unet=0.5)),
+        merge_files([Ingredient(source, 0.5)], tmp_path / "merged.safetensors"),
+        resize_file(source, tmp_path / "resized.safetensors", Rule(2)),
+    ]
+    for each in made:
+        spec = {key.removeprefix("modelspec."): value for key, value in read_metadata(each.path).items()}
+        assert all(spec.get(key) for key in REQUIRED)
+        assert (spec["title"], spec["resolution"]) == (each.path.stem, resolution)
+        assert spec["architecture"] == (architecture or told["modelspec.architecture"])

@@ -10,6 +10,7 @@ from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.training.metadata import Progress, sidecar, training_metadata
+from lora_trainer.training.optimizers import KINDS
 from tests.helpers import config, item
 
 CHECKPOINT = CheckpointInfo("model.safetensors", "ab" * 32, "12345678", SD1, "epsilon", "my.vae.pt")
@@ -75,7 +76,7 @@ def test_every_entry_is_text_and_kohyas_essentials_are_there(settings: TrainConf
         ("ss_num_validation_images", "2"),
         ("ss_unet_lr", "0.0001"),
         ("ss_text_encoder_lr", "5e-06"),
-        ("ss_optimizer", "AdamW"),
+        ("ss_optimizer", "AdamW(weight_decay=0.01)"),
         ("ss_lr_scheduler", "cosine"),
         ("ss_min_snr_gamma", "5.0"),
         ("ss_noise_offset", "None"),
@@ -130,6 +131,16 @@ def test_alpha_of_zero_is_told_as_the_rank() -> None:
 def test_optimizer_arguments_are_told() -> None:
     header = made(config(training__optimizer_args={"weight_decay": 0.1, "amsgrad": True}))
     assert header["ss_optimizer"] == "AdamW(weight_decay=0.1,amsgrad=True)"
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_arguments_that_nobody_gave_are_told_as_the_optimizer_gets_them(name: str) -> None:
+    """A person who trains it again elsewhere must know them; only what is given differs from the class's own."""
+    told = made(config(training__optimizer=name, training__text_lr=0, training__optimizer_args={"eps": 1e-6}))[
+        "ss_optimizer"
+    ]
+    wanted = {**KINDS[name].defaults, "eps": 1e-6}
+    assert told == f"{name}({','.join(f'{key}={value}' for key, value in wanted.items())})"
 
 
 def test_what_is_off_or_unknown_is_none_or_left_out() -> None:

@@ -201,3 +201,13 @@ def test_a_file_that_is_gone_is_named_when_asked_for_and_left_out_of_many(runs: 
 def test_without_any_run_there_is_a_sentence() -> None:
     with pytest.raises(InputError, match="no run with LoRA files yet"):
         epoch_values(["all"], [])
+
+
+@pytest.mark.parametrize("name", ["two-step dance", "cat-steps100"])
+def test_a_runs_name_with_step_in_it_leaves_its_files_their_epochs(name: str) -> None:
+    entries = [{"path": f"{name}-000001.safetensors", "epoch": 1, "step": 2}]
+    entries += [{"path": f"{name}-step00000003.safetensors", "epoch": 2, "step": 3}]
+    entries += [{"path": f"{name}.safetensors", "epoch": 2, "step": 4}]
+    found = RunFiles.of(name, entries)
+    assert found.epochs == {"1": 1, "step 3": None, "2": 2}
+    assert [path.stem for path in found.files.values()] == [f"{name}-000001", f"{name}-step00000003", name]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_trainer.cli import main
 from lora_trainer.errors import InputError
 from lora_trainer.network.modules import group
-from lora_trainer.runs import Run
+from lora_trainer.runs import Run, Runs
 from lora_trainer.validation.block_norms import LoraFile, find_file, heat_csv, heat_map, run_files
+from lora_trainer.validation.grid import GridOptions, plan_grid
+from tests.helpers import CHECKPOINT
 from tests.network.made import KEYS, delta, lora, randn, some_lora, tensors
 
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
@@ -133,3 +138,28 @@ def test_a_file_is_found_by_name_or_epoch_and_else_the_last(tmp_path: Path) -> N
         find_file(run)
     with pytest.raises(InputError, match="no LoRA files"):
         find_file(Run(tmp_path, {"state": "running", "files": []}))
+
+
+CASE = Path(__file__).parents[1] / "cases" / "run-named-step"
+
+
+def test_a_run_with_step_in_its_name_keeps_its_epochs_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The case's run, trained, and asked by command line and grid."""
+    shutil.copytree(CASE, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "run.toml").read_text(encoding="utf-8")
+    (tmp_path / "run.toml").write_text(
+        text.replace("lora_trainer/demo/assets/small-sd1.safetensors", CHECKPOINT.as_posix())
+        + "[save]\nevery_epochs=1\nevery_steps=3\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "run.toml", "--root", "root", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["blocks", "analyze", "two-step dance", "--root", "root", "--json"]) == 0
+    assert [row["label"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["epoch 1", "step 3", "epoch 2"]
+    run = Runs(tmp_path / "root" / "runs").get("two-step dance")
+    assert [entry["by_step"] for entry in run.manifest["files"]] == [False, True, False]
+    assert [c.label for c in plan_grid(run, GridOptions(epochs="1,step 3")).columns] == ["no LoRA", "epoch 1", "step 3"]
+    assert find_file(run, epoch=1).path.stem == "two-step dance-000001"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -172,10 +173,8 @@ def test_the_model_is_used_in_short_turns_only_and_left_without_adapters(
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_slice_holds_no_more_than_fits(
-    host: Host, session: Session, run: Run, small: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = run.config().with_values({"validation.timesteps": 6})
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many noise levels are measured at once, from now on."""
     sizes: list[int] = []
     plain = Denoiser.fixed_losses
 
@@ -184,14 +183,55 @@ def test_a_slice_holds_no_more_than_fits(
         return plain(self, index, latent, caption, timesteps)
 
     monkeypatch.setattr(Denoiser, "fixed_losses", record)
+    return sizes
+
+
+@pytest.mark.parametrize(("area", "sizes"), [(64 * 64, [6]), (4 * 8 * 8, [4, 2]), (8 * 8, [1] * 6), (1, [1] * 6)])
+def test_no_more_is_measured_at_once_than_the_device_takes(
+    host: Host,
+    session: Session,
+    run: Run,
+    small: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    area: int,
+    sizes: list[int],
+) -> None:
+    config = run.config().with_values({"validation.timesteps": 6})
     whole = held_out_losses(host, session, config, small, [1.0])
-    assert max(sizes) == 6
-    sizes.clear()
-    monkeypatch.setattr(numbers, "SLICE", 1e-9)
+    found = recorded(monkeypatch)
+    monkeypatch.setitem(numbers._AREA, "cpu", area)
     split = held_out_losses(host, session, config, small, [1.0])
-    assert sizes == [1] * (3 * 2 * 6)
+    assert found == sizes * (3 * 2)
     for one, other in zip(whole.entries, split.entries, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-3, 0.4, 7.0])
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_the_numbers_are_the_same_to_the_last_digit_however_slow_and_interrupted(
+    host: Host,
+    session: Session,
+    run: Run,
+    small: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    stopped: int,
+) -> None:
+    """On a clock that each look at moves on, killed after some cells and gone on with."""
+    config = run.config().with_values({"validation.timesteps": 5})
+    whole = held_out_losses(host, session, config, small, [1.0])
+    ticks = itertools.count()
+    monkeypatch.setattr(numbers.time, "monotonic", lambda: seconds * next(ticks))
+
+    def stop(done: int, of: int) -> None:
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        held_out_losses(host, session, config, small, [1.0], stop, cache=tmp_path / "losses.json")
+    gone_on = held_out_losses(host, session, config, small, [1.0], cache=tmp_path / "losses.json")
+    assert [entry.losses for entry in gone_on.entries] == [entry.losses for entry in whole.entries]
 
 
 # ------------------------------------------------------------------ on which pictures
