@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import replace_atomically
+from lora_trainer.files import remove, replace_atomically
 from lora_trainer.training.optimizers import keep_together
 from lora_trainer.training.trainer import Trainer
 
@@ -40,7 +40,7 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
     content = safetensors_bytes(tensors, {"state": json.dumps(plain)})
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
     for old in states(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+        remove(old)
     return path
 
 
