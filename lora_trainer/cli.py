@@ -160,7 +160,8 @@ def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, as_json: bo
     while not jobs.wait(run, 0.5):
         if not (wish := ending.next()):
             continue
-        if any([_stopped(jobs, each, wish) for each in runs]):
+        stopped = [_stopped(jobs, each, wish) for each in runs]
+        if any(stopped):
             tell("\nStopping after this step; what is learned is kept.")
         else:
             tell("\nWhat is learned is being saved; please wait.")

@@ -37,7 +37,7 @@ class Control:
 
 @contextmanager
 def only_telling() -> Iterator[None]:
-    """Around what only tells of work that goes on, such as a progress bar: whatever goes wrong there does not end it."""
+    """Around what only tells of work, such as a progress bar: whatever goes wrong there does not end the work."""
     try:
         yield
     except BaseException as error:

@@ -20,10 +20,10 @@ from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import Control, only_telling
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import FileTools
+from lora_trainer.files import remove_unfinished
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.mixing import Mixing
-from lora_trainer.files import remove_unfinished
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended

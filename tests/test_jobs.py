@@ -158,7 +158,9 @@ def test_a_grid_whose_program_ended_says_so(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, "zorp")
     run.update(grid={"state": "running", "done": 1, "of": 4, "process": [1, 1.0]}, now=True)
     assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "stopped"
-    run.update(grid={"state": "running", "process": [os.getppid(), psutil.Process(os.getppid()).create_time()]}, now=True)
+    run.update(
+        grid={"state": "running", "process": [os.getppid(), psutil.Process(os.getppid()).create_time()]}, now=True
+    )
     assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "running"
 
 
@@ -166,7 +168,8 @@ def test_a_grid_whose_program_ended_says_so(tmp_path: Path) -> None:
 def other_program(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
     """Starts a program that has a run's lock until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from lora_trainer.process import Lock; lock = Lock(Path(sys.argv[1]));"
+        "import sys, time; from pathlib import Path; from lora_trainer.process import Lock;"
+        "lock = Lock(Path(sys.argv[1]));"
         "print(lock.take(), flush=True); time.sleep(600)"
     )
     started: list[subprocess.Popen[str]] = []
@@ -366,14 +369,14 @@ LOOKS: dict[str, Callable[[Jobs], object]] = {
     "list": lambda jobs: jobs.list(),
     "page": lambda jobs: [jobs.settled(name) for name in ("three", "one", "two")],
     "other": lambda jobs: make_jobs(jobs.host.folders.runs.parent).list(),
-    "move": lambda jobs: pytest.raises(InputError, jobs.move, "two", 1),
+    "waiter": lambda jobs: jobs.wait(jobs.runs.get("two"), 0.1),
 }
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_waiting_runs_are_in_line_again_after_a_restart_whoever_looks_first(tmp_path: Path, look: str) -> None:
     names = ["one", "two", "three"]
-    waiting(tmp_path, names)
+    waiting(tmp_path, names, training__steps=1)
     order: list[str] = []
     jobs = make_jobs(tmp_path)
     jobs._on_change = lambda run: order.append(run.name)
@@ -390,14 +393,16 @@ def test_a_page_that_looks_all_the_while_drops_no_waiting_run(tmp_path: Path) ->
     over = threading.Event()
 
     def look() -> None:
-        while not over.is_set():
+        while not over.wait(0.01):
             assert all(run.state != "stopped" for run in jobs.list())
 
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
-        jobs.restore()
-        until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
-        over.set()
+        try:
+            jobs.restore()
+            until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
+        finally:
+            over.set()
         looking.result(30)
 
 
