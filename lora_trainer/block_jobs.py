@@ -254,7 +254,7 @@ class BlockJobs:
         except LoraTrainError as error:
             stopped = control.wish or isinstance(error, Interrupted)
             self._note(run, state="stopped" if stopped else "failed", **explain(error))
-        except Exception as error:
+        except BaseException as error:
             log.exception("The blocks of %s could not be looked at", run.name)
             self._note(run, state="failed", **explain(error))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_trainer.control import Control
-from lora_trainer.errors import InputError, Interrupted, LoraTrainError, NotFound
+from lora_trainer.errors import InputError, Interrupted, LoraTrainError, NotFound, unexpected
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import UNFINISHED
 
@@ -170,7 +170,7 @@ def _carry_out(chore: Chore, work: Callable[[Progress], Outcome], control: Contr
         chore.error, chore.state = error, "stopped"
     except LoraTrainError as error:
         chore.error, chore.state = error, "failed"
-    except Exception as error:
+    except BaseException as error:
         log.exception("%s failed", chore.id)
-        chore.error = LoraTrainError("Unexpected error, {name}: {error}.", name=type(error).__name__, error=error)
+        chore.error = unexpected(error)
         chore.state = "failed"

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input (one line that says what, whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from lora_trainer.cli_blocks import add_analysis_commands
 from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
 from lora_trainer.cli_parser import Parser, epochs, numbers
 from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.ending import Ending, tell
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
@@ -142,21 +144,38 @@ def _demo(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     config = beside(args.config, TrainConfig.from_toml(args.config).with_values(dict(_setting(s) for s in args.set)))
     jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else ProgressBar())
-    if args.sweep:
-        runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
-    else:
-        runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
-    return max(_wait(jobs, run, args.json) for run in runs)
-
-
-def _wait(jobs: Jobs, run: Run, as_json: bool) -> int:
     try:
-        jobs.wait(run)
-    except KeyboardInterrupt:
-        print("\nStopping after this step; what is learned is kept.", file=sys.stderr)
-        jobs.stop(run.name)
-        jobs.wait(run)
+        if args.sweep:
+            runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
+        else:
+            runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
+        with Ending() as ending:
+            return max(_wait(jobs, run, runs, ending, args.json) for run in runs)
+    finally:
+        jobs.shutdown()
+
+
+def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, as_json: bool) -> int:
+    """Wait for one of the runs; what is learned is kept whatever ends the program."""
+    while not jobs.wait(run, 0.5):
+        if not (wish := ending.next()):
+            continue
+        stopped = [_stopped(jobs, each, wish) for each in runs]
+        if any(stopped):
+            tell("\nStopping after this step; what is learned is kept.")
+        else:
+            tell("\nWhat is learned is being saved; please wait.")
     return _finish(run, as_json)
+
+
+def _stopped(jobs: Jobs, run: Run, wish: str) -> bool:
+    """Whether this is the first time that a run is asked to stop; one that is over is left alone."""
+    task = jobs.training.find(run)
+    if task is None or task.control.wants_end_now:
+        return False
+    with contextlib.suppress(LoraTrainError):  # it has just ended, or its manifest cannot be written
+        jobs.stop(run.name, wish)
+    return True
 
 
 def beside(path: Path, config: TrainConfig) -> TrainConfig:

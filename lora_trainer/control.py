@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+log = logging.getLogger(__name__)
 AFTER_EPOCH = "epoch"
 
 
@@ -29,3 +33,18 @@ class Control:
         with self._lock:
             if not self.wants_end_now:
                 self._wish = wish
+
+
+@contextmanager
+def only_telling() -> Iterator[None]:
+    """Around what only tells of work, such as a progress bar: whatever goes wrong there does not end the work."""
+    try:
+        yield
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"
+        if problem not in _told:  # it may come with every step
+            _told.add(problem)
+            log.exception("The work goes on, but it cannot be told how far it is")
+
+
+_told: set[str] = set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 
@@ -66,9 +69,32 @@ class CheckpointChanged(RunError):
     """The host has switched to another checkpoint or unloaded it while a run was using it."""
 
 
-def explain(error: Exception) -> dict[str, Any]:
+def explain(error: BaseException) -> dict[str, Any]:
     """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
-    if isinstance(error, LoraTrainError):
-        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
-        return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
-    return {"message": f"Unexpected error, {type(error).__name__}: {error}", "error": {}}
+    if not isinstance(error, LoraTrainError):
+        error = unexpected(error)
+    values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
+    return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
+
+
+def unexpected(error: BaseException) -> RunError:
+    """The sentence for an error that nobody has foreseen; a library's ``exit()`` is one, too."""
+    if isinstance(error, SystemExit):
+        return RunError(
+            "The library {library} wanted to end the whole program (exit code {code}); what it printed last, in the "
+            "console, tells why.",
+            library=_library(error.__traceback__),
+            code=error.code,
+        )
+    return RunError("Unexpected error, {name}: {error}.", name=type(error).__name__, error=str(error).rstrip("."))
+
+
+def _library(traceback: TracebackType | None) -> str:
+    """The package that raised an error; Python's own modules, such as that of ``exit()``, are passed over."""
+    name = "?"
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if module and module not in sys.stdlib_module_names and module != Path(__file__).parent.name:
+            name = module
+        traceback = traceback.tb_next
+    return name

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_trainer.errors import RunError
 from lora_trainer.plain_json import json_text, parse_json
+from lora_trainer.process import has_ended, this_owner
 
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _UNFINISHED = ".lora-train-tmp"
+_OURS = re.compile(r"\.(?:(?P<owner>\d+-\d+-[0-9a-f]{8})-)?[a-z0-9_]{8}\.lora-train-tmp")
+"""Names of temporary files and folders; those of versions before 2026-12 name no owner."""
+_FOREIGN_SECONDS = 24 * 3600.0
+"""Nobody writes into one file for so long; only for those whose process cannot be asked for."""
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1.0) if os.name == "nt" else ()
 """Seconds before each further try, see :func:`patiently`."""
+_UNSUPPORTED = {
+    getattr(errno, name, None)
+    for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EPERM", "EACCES", "EROFS", "EBADF", "ENOTTY")
+}
+"""What a file system says that cannot flush (some network, FUSE and cloud mounts)."""
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -35,8 +49,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
         RunError: the disk is full, or the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=_UNFINISHED, dir=path.parent)
+        _enter(path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=_UNFINISHED, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise write_error(path, error) from error
@@ -45,7 +59,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
         write(temporary)
         if durable:
             _flush(temporary)
-        temporary.chmod(0o666 & ~_UMASK)
+        _usual_rights(temporary, 0o666)
         patiently(lambda: os.replace(temporary, path))
         if durable:
             _flush_folder(path.parent)
@@ -56,7 +70,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
             raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -66,30 +80,96 @@ def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         RunError: the disk is full, the parent cannot be written, or the folder exists.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unborn = Path(tempfile.mkdtemp(prefix=".", suffix=_UNFINISHED, dir=folder.parent))
-        try:
+        with temporary_folder(folder.parent) as unborn:
             fill(unborn)
-            unborn.chmod(0o777 & ~_UMASK)
+            _usual_rights(unborn, 0o777)
             patiently(lambda: unborn.rename(folder))
-        finally:
-            shutil.rmtree(unborn, ignore_errors=True)
     except OSError as error:
         raise write_error(folder, error) from error
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder for files that are needed for a moment under names of their own; it goes with all that is in it.
+
+    Args:
+        parent: the folder that it is in, which is made.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        _enter(parent)
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(), suffix=_UNFINISHED, dir=parent))
+    except OSError as error:
+        raise write_error(parent, error) from error
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def patiently(action: Callable[[], T]) -> T:
     """Do something with a file, on Windows a few times if need be.
 
-    There a file that somebody has open, be it this program's own page or a virus scanner, cannot be replaced, and one
-    that is being replaced cannot be opened.
+    There a file that somebody has open, be it this program's own page or a virus scanner, cannot be replaced, renamed
+    or deleted, one that is being replaced cannot be opened, and a folder that is being deleted cannot be made again.
     """
     for seconds in _WAITS:
         try:
             return action()
-        except PermissionError:
+        except OSError as error:
+            if not isinstance(error, PermissionError) and error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                raise
             time.sleep(seconds)
     return action()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; it may be gone already.
+
+    One that somebody holds open for too long is left, since nothing of ours fails for a file that is one too many.
+    """
+    try:
+        patiently(lambda: _delete(path))
+    except OSError as error:
+        log.warning("%s could not be deleted (%s).", path, error)
+
+
+def make_parents(folder: Path) -> None:
+    """Make a folder, and those above it; it may be there. Raises :class:`OSError`."""
+    patiently(lambda: folder.mkdir(parents=True, exist_ok=True))
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, on a line of its own even when a crash has cut off the last one.
+
+    Raises:
+        RunError: the disk is full, or the file cannot be written.
+    """
+    try:
+        with patiently(lambda: path.open("a+b")) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+            is_cut_off = end and file.read(1) != b"\n"
+            file.write((b"\n" if is_cut_off else b"") + line + b"\n")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def remove_unfinished(folder: Path, *, below: bool = False) -> None:
+    """Delete what processes that have ended had not finished writing; files of others stay.
+
+    Args:
+        folder: may be missing.
+        below: look into the folders in it, too.
+    """
+    for place, folders, names in os.walk(folder):
+        unfinished = {name for name in (*folders, *names) if _is_abandoned(Path(place, name))}
+        for name in unfinished:
+            remove(Path(place, name))
+        folders[:] = [name for name in folders if below and name not in unfinished]
 
 
 def read_json(path: Path) -> Any:
@@ -100,12 +180,6 @@ def read_json(path: Path) -> Any:
         ValueError: it is no JSON, or nested absurdly deep.
     """
     return parse_json(patiently(path.read_bytes))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a process that was killed had not finished; call it when nobody writes into ``folder``."""
-    for path in folder.glob(f".*{_UNFINISHED}"):
-        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,16 +219,66 @@ def _read_umask() -> int:
 _UMASK = _read_umask()
 
 
+def _prefix() -> str:
+    return f".{this_owner()}-"
+
+
+_entered: set[Path] = set()
+"""Folders that this process has written into."""
+
+
+def _enter(folder: Path) -> None:
+    """Make a folder, and the first time clear away what a process that was killed has left there."""
+    make_parents(folder)
+    if folder not in _entered:
+        _entered.add(folder)
+        remove_unfinished(folder)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether this is a temporary file or folder of ours that nobody writes any more."""
+    match = _OURS.fullmatch(path.name)
+    if match is None:
+        return False
+    ended = has_ended(match["owner"]) if match["owner"] else None
+    if ended is not None:
+        return ended
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_SECONDS
+    except OSError:
+        return False
+
+
+def _delete(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _usual_rights(path: Path, rights: int) -> None:
+    """Those of any new file, not of a temporary one; some file systems (CIFS, exFAT) have none, and need none."""
+    with suppress(OSError, NotImplementedError):
+        path.chmod(rights & ~_UMASK)
+
+
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
 
 
 def _flush_folder(folder: Path) -> None:
+    """So that the new name outlives a power cut; the file is whole and has it already, so no failure counts."""
     if os.name == "nt":  # folders cannot be opened there; NTFS journals the rename
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

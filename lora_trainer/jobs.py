@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from lora_trainer.access import require_readable
 from lora_trainer.block_jobs import BlockJobs
 from lora_trainer.chores import Chores
 from lora_trainer.config import DataConfig, TrainConfig
-from lora_trainer.control import Control
+from lora_trainer.control import Control, only_telling
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import FileTools
+from lora_trainer.files import remove_unfinished
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.mixing import Mixing
@@ -54,8 +56,11 @@ class Jobs:
         self.drawing = Line("lora-train grids")
         self.files = FileTools(host, Chores(Line("lora-train files")))
         self.mixing = Mixing(host, Chores(self.drawing))
-        self.blocks = BlockJobs(host, self.settled, self.drawing, on_change)
+        self.blocks = BlockJobs(host, self.settled, self.drawing, self._tell)
         self._suspended = Suspended(self.resume)
+        self._order = threading.RLock()
+        """Held while it is decided who goes on with a run."""
+        self._restored = False
         self._on_change = on_change
         self._confined = confined
 
@@ -101,7 +106,9 @@ class Jobs:
         self.check(config)
         checkpoint = self.host.check(config)
         known = {"name": checkpoint.name, "sha256": checkpoint.sha256, "family": checkpoint.family.name}
-        run = self.runs.create(config, host=self.host.name, checkpoint=known)
+        now = {"process": this_process(), "place": time.time()}
+        run = self.runs.create(config, host=self.host.name, checkpoint=known, **now)
+        self._require_ours(run)
         self._train(run)
         return run
 
@@ -120,31 +127,57 @@ class Jobs:
         """Put a stopped, paused or failed run into the line again; it goes on from its last state.
 
         Raises:
-            InputError: no such run, it is not stopped, or another checkpoint is loaded.
+            InputError: no such run, it is not stopped, another program has it, or another checkpoint is loaded.
+            RunError: the manifest cannot be written.
         """
-        run = self.settled(name)
-        if run.state == "done":
-            raise InputError(
-                "The run {name} is done; to train on, start a new run that continues from its last file "
-                "(network.continue_from).",
-                name=name,
-            )
-        if run.state not in RESUMABLE:
-            raise InputError(
-                "The run {name} is {state}; only a stopped one can be resumed.", name=name, state=run.state
-            )
+        with self._order:
+            run = self.settled(name)
+            self._require_resumable(run)
+            had = run.is_taken
+            self._require_ours(run)
+            try:
+                self._resume(run)
+            except BaseException:
+                if not had:
+                    run.give_up()
+                raise
+        return run
+
+    def _resume(self, run: Run) -> None:
+        """Put a run into the line that no other program can work on any more."""
+        if self.training.find(run) is None:
+            run.reread()  # it may be another program that has done it meanwhile
+            self._settle(run)
+        self._require_resumable(run)
         checkpoint = self.host.check(run.config())
         wanted = run.manifest.get("checkpoint", {})
         if wanted.get("sha256") and checkpoint.sha256 and wanted["sha256"] != checkpoint.sha256:
             raise InputError(
                 "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
-                name=name,
+                name=run.name,
                 checkpoint=wanted.get("name"),
             )
+        values = {"process": this_process(), "place": time.time()}
+        run.change(state="queued", message="", error={}, waits="", **values)
         self._suspended.remove(run)
-        run.update(state="queued", message="", error={}, waits="", now=True)
         self._train(run)
-        return run
+
+    def _require_resumable(self, run: Run) -> None:
+        if run.state == "done":
+            raise InputError(
+                "The run {name} is done; to train on, start a new run that continues from its last file "
+                "(network.continue_from).",
+                name=run.name,
+            )
+        if run.state not in RESUMABLE and self._is_worked_on(run):
+            raise InputError(
+                "The run {name} is {state}; only a stopped one can be resumed.", name=run.name, state=run.state
+            )
+
+    @staticmethod
+    def _require_ours(run: Run) -> None:
+        if not run.take():
+            raise _elsewhere(run)
 
     def load_checkpoint(self, name: str) -> Run:
         """Let the host load the checkpoint that a run was trained on; one that waits for it goes on then.
@@ -162,17 +195,22 @@ class Jobs:
         run = self.runs.get(name)
         task = self.training.find(run)
         if task is None:
-            run = self.settled(name)
-            if self._suspended.remove(run):
-                self._give_up(run, wish)
-                return run
-            if run.state in UNFINISHED:
-                raise InputError("The run {name} is worked on by another program; stop it there.", name=name)
-            raise InputError("The run {name} is not running; it is {state}.", name=name, state=run.state)
+            return self._stop_waiting(name, wish)
         if self.training.remove(task):
-            run.update(state="paused" if wish == "pause" else "stopped", now=True)
+            self._give_up(run, wish)
         else:
             task.control.ask(wish)
+        return run
+
+    def _stop_waiting(self, name: str, wish: str) -> Run:
+        """Stop a run that is not in line: it waits for its checkpoint, or its program ended while it waited."""
+        with self._order:
+            run = self.settled(name)
+            if not self._suspended.remove(run):
+                if run.state not in UNFINISHED and not run.manifest.get("waits"):
+                    raise InputError("The run {name} is not running; it is {state}.", name=name, state=run.state)
+                self._require_ours(run)
+            self._give_up(run, wish)
         return run
 
     def grid(self, name: str, **wishes: Any) -> Run:
@@ -197,9 +235,10 @@ class Jobs:
         self.host.check(config)
 
         def work(control: Control) -> None:
-            _Drawing(run, self.host, control, self._on_change).draw(plan, options)
+            _Drawing(run, self.host, control, self._tell).draw(plan, options)
 
-        run.update(grid={"state": "queued", "done": 0, "of": len(plan.places()), "message": ""}, now=True)
+        begun = {"state": "queued", "done": 0, "of": len(plan.places()), "message": "", "process": this_process()}
+        run.update(grid=begun, now=True)
         self.drawing.add(Task(run, work))
         return run
 
@@ -232,26 +271,63 @@ class Jobs:
         return run
 
     def restore(self) -> None:
-        """Put runs that waited, in line or for their checkpoint, when their program ended into the line again."""
-        runs = [run for run in self.runs.list() if run.state == "queued" or run.manifest.get("waits")]
-        waiting = [run for run in runs if not self._is_worked_on(run)]
-        for run in sorted(waiting, key=_place):
-            run.update(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process(), now=True)
-            self._suspended.add(run)
+        """Go on where the program before this one ended, however it ended; for a server, once, at its start.
+
+        Runs that waited, in line or for their checkpoint, come into the line again in their order; one that was being
+        trained is told to have stopped; what was not finished writing is deleted. Whoever looks at the runs before
+        changes nothing of that.
+        """
+        for run in sorted(self.runs.list(), key=_place):
+            try:
+                with self._order:
+                    self._restore(run)
+            except LoraTrainError as error:
+                log.warning("%s", error)
+        self._restored = True
+        folders = self.host.folders
+        for folder in (folders.runs, folders.loras, folders.cache, folders.presets):
+            remove_unfinished(folder, below=True)
+
+    def _restore(self, run: Run) -> None:
+        if self._is_worked_on(run) or not run.take():
+            return
+        keep = False
+        try:
+            run.reread()
+            if run.state == "queued" or run.manifest.get("waits"):
+                run.change(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process())
+                self._suspended.add(run)
+                keep = True
+            elif run.state == "running":
+                run.change(**_PROGRAM_ENDED)
+        finally:
+            if not keep:
+                run.give_up()
 
     def _is_worked_on(self, run: Run) -> bool:
-        return self.training.find(run) is not None or is_alive(run.manifest.get("process"))
+        return self.training.find(run) is not None or self._suspended.has(run) or run.is_elsewhere
 
     def settled(self, name: str) -> Run:
-        """The run, after making sure that one whose program ended says so."""
+        """The run, after making sure that one whose program ended says so; nothing is written."""
         run = self.runs.get(name)
-        if run.state in UNFINISHED and not self._is_worked_on(run):
-            run.update(state="stopped", message="The program ended while this run was going on; resume it.", now=True)
+        self._settle(run)
         return run
+
+    def _settle(self, run: Run) -> None:
+        """Tell of what its program cannot tell any more; a run that waits is left to :meth:`restore`."""
+        waits_for_nobody = run.state == "queued" and self._restored
+        if (run.state == "running" or waits_for_nobody) and not self._is_worked_on(run):
+            run.show(**_PROGRAM_ENDED)
+        grid = run.manifest.get("grid") or {}
+        if grid.get("state") in UNFINISHED and self.drawing.find(run) is None and not _is_others(grid):
+            run.show(grid={**grid, "state": "stopped", **explain(_grid_stopped())})
 
     def list(self) -> list[Run]:
         """All runs, newest first."""
-        return [self.settled(run.name) for run in self.runs.list()]
+        found = self.runs.list()
+        for run in found:
+            self._settle(run)
+        return found
 
     def wait(self, run: Run, timeout: float | None = None) -> bool:
         """Wait until nothing is done or to be done for ``run``."""
@@ -266,21 +342,30 @@ class Jobs:
 
     # -------------------------------------------------------------- within
     def _train(self, run: Run) -> None:
-        run.update(process=this_process(), place=time.time(), now=True)
         self.training.add(Task(run, lambda control: self._carry_out(run, control)))
 
     def _carry_out(self, run: Run, control: Control) -> None:
-        carry_out(run, self.host, control, self._on_change)
-        if not run.manifest.get("waits"):
+        if not run.take():  # it was resumed while an earlier part of it was ending, and another program was faster
+            log.warning("%s", _elsewhere(run))
             return
-        if control.wish:  # asked for while the run was being put aside
-            self._give_up(run, control.wish)
-        else:
-            self._suspended.add(run)
+        carry_out(run, self.host, control, self._tell)
+        with self._order:
+            if not run.manifest.get("waits"):
+                run.give_up()
+            elif control.wish:  # asked for while the run was being put aside
+                self._give_up(run, control.wish)
+            else:
+                self._suspended.add(run)
 
-    @staticmethod
-    def _give_up(run: Run, wish: str) -> None:
-        run.update(state="paused" if wish == "pause" else "stopped", waits="", now=True)
+    def _give_up(self, run: Run, wish: str) -> None:
+        try:
+            run.update(state="paused" if wish == "pause" else "stopped", waits="", now=True)
+        finally:
+            run.give_up()
+
+    def _tell(self, run: Run) -> None:
+        with only_telling():
+            self._on_change(run)
 
     def _check_output(self, config: TrainConfig) -> None:
         loras = self.host.folders.loras
@@ -295,32 +380,51 @@ class Jobs:
         require_free(config, self.host, self.runs.root)
 
 
+_PROGRAM_ENDED = {
+    "state": "stopped",
+    "phase": "",
+    "waiting": False,
+    "message": "The program ended while this run was going on; resume it.",
+}
+
+
 def _place(run: Run) -> float:
     """Where a run stands in line: when it came, or the place that it was given."""
-    return float(run.manifest.get("place") or run.manifest.get("created", 0))
+    place = run.manifest.get("place") or run.manifest.get("created", 0)
+    return float(place) if isinstance(place, (int, float)) else 0.0
+
+
+def _is_others(grid: Mapping[str, Any]) -> bool:
+    """Whether another program draws a grid, as far as its manifest can tell."""
+    process = grid.get("process")
+    return process != this_process() and is_alive(process)
+
+
+def _elsewhere(run: Run) -> InputError:
+    return InputError("The run {name} is worked on by another program; stop it there.", name=run.name)
 
 
 def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
     """Do a run's work; whatever goes wrong ends up as a sentence in its manifest."""
     from lora_trainer.training.run import TrainingRun
 
-    run.update(state="running", message="", started=time.time(), process=this_process(), now=True)
     try:
+        run.update(state="running", message="", started=time.time(), process=this_process(), now=True)
         TrainingRun(run, host, control, on_change).execute()
     except CheckpointChanged as error:
         _end(run, error, state="paused", waits=WAITS_FOR_CHECKPOINT)
     except LoraTrainError as error:
         _end(run, error, state="failed")
-    except Exception as error:
+    except BaseException as error:  # a library's SystemExit, too
         log.exception("The run %s failed", run.name)
         _end(run, error, state="failed")
     on_change(run)
 
 
-def _end(run: Run, error: Exception, **values: str) -> None:
+def _end(run: Run, error: BaseException, **values: str) -> None:
     try:
         run.update(phase="", waiting=False, finished=time.time(), **explain(error), **values, now=True)
-    except LoraTrainError:
+    except Exception:
         log.exception("The manifest of %s could not be written", run.name)
 
 
@@ -345,7 +449,7 @@ class _Drawing:
         except LoraTrainError as error:
             stopped = self._control.wish or isinstance(error, Interrupted)
             self._note("stopped" if stopped else "failed", **explain(error))
-        except Exception as error:
+        except BaseException as error:
             log.exception("The grid of %s failed", self._run.name)
             self._note("failed", **explain(error))
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, is_file_name, shown_name
 from lora_trainer.errors import InputError, NotFound
-from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.files import append_line, make_folder, read_json, remove_unfinished, write_json, write_text
 from lora_trainer.plain_json import json_text, parse_json
+from lora_trainer.process import Lock, is_alive, this_process
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -30,7 +31,9 @@ class Run:
         self.folder = folder
         self.manifest = manifest or {}
         self._path = folder / "manifest.json"
-        self._seen = 0
+        self._hold = Lock(folder / "lock")
+        self._seen: tuple[int, int] = (0, 0)
+        self._unwritten: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._written = time.monotonic() if manifest else 0.0
 
@@ -72,21 +75,82 @@ class Run:
         """Change the manifest; it is written at once when ``now`` or a second after the last time."""
         with self._lock:
             self.manifest.update(values)
+            self._unwritten.update(values)
             if now or time.monotonic() - self._written >= _WRITE_EVERY:
                 self.write()
 
-    def write(self) -> None:
-        """Write the manifest."""
+    def change(self, **values: Any) -> None:
+        """Change the manifest on the disk, or nothing when it cannot be written."""
         with self._lock:
+            before, unwritten = dict(self.manifest), dict(self._unwritten)
+            try:
+                self.update(now=True, **values)
+            except BaseException:
+                self.manifest, self._unwritten = before, unwritten
+                raise
+
+    def show(self, **values: Any) -> None:
+        """Tell something else of the run than its manifest says, until that is written again."""
+        with self._lock:
+            self.manifest.update(values)
+
+    def write(self) -> None:
+        """Write the manifest; what another program has written meanwhile (a grid, while this one trains) is kept."""
+        with self._lock:
+            if self._seen[0] and self._seen != self._stamp():
+                with suppress(OSError, ValueError, TypeError):
+                    self.manifest = {**self.manifest, **read_json(self._path), **self._unwritten}
             write_json(self._path, self.manifest)
-            self._seen = self._path.stat().st_mtime_ns
+            self._unwritten.clear()
+            self._seen = self._stamp()
             self._written = time.monotonic()
+
+    def _stamp(self) -> tuple[int, int]:
+        """Another one for each time that the manifest was written."""
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return (0, 0)
+        return (stat.st_mtime_ns, stat.st_ino)
+
+    # -------------------------------------------------------------- who works on it
+    def take(self) -> bool:
+        """Make this program the one that works on the run, until it ends or gives it up; ``False`` if another does.
+
+        Where the file system has no locks, what the manifest says of the other program is believed.
+        """
+        taken = self._hold.take()
+        return not self._seems_elsewhere() if taken is None else taken
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether this program works on the run or has it in line."""
+        return self._hold.is_ours
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another program works on the run or has it in line."""
+        elsewhere = self._hold.is_elsewhere()
+        return self._seems_elsewhere() if elsewhere is None else elsewhere
+
+    def _seems_elsewhere(self) -> bool:
+        process = self.manifest.get("process")
+        goes_on = self.manifest.get("state") in UNFINISHED or bool(self.manifest.get("waits"))
+        return goes_on and process != this_process() and is_alive(process)
+
+    def give_up(self) -> None:
+        """Let other programs work on the run."""
+        self._hold.release()
 
     def remove_unfinished(self) -> None:
         """Delete what a process that was killed had not finished writing."""
+        remove_unfinished(self.folder, below=True)
+
+    def reread(self) -> None:
+        """Read the manifest again in any case; raises as :meth:`refresh`."""
         with self._lock:
-            remove_unfinished(self.folder)
-            remove_unfinished(self.states)
+            self._seen = (0, 0)
+            self.refresh()
 
     def refresh(self) -> None:
         """Read the manifest again when another program has written it.
@@ -97,7 +161,8 @@ class Run:
         """
         with self._lock:
             try:
-                changed = self._path.stat().st_mtime_ns
+                stat = self._path.stat()
+                changed = (stat.st_mtime_ns, stat.st_ino)
                 if changed != self._seen:
                     manifest = read_json(self._path)
                     if manifest["state"] not in STATES:
@@ -113,12 +178,7 @@ class Run:
 
     def log(self, **entry: Any) -> None:
         """Append one object to ``log.jsonl``."""
-        path = self.folder / "log.jsonl"
-        try:
-            with path.open("a+b") as file:
-                file.write(_line_break_missing(file) + json_text(entry).encode() + b"\n")
-        except OSError as error:
-            raise write_error(path, error) from error
+        append_line(self.folder / "log.jsonl", json_text(entry).encode())
 
     def entries(self, after: int = 0) -> list[dict[str, Any]]:
         """Log entries behind step ``after``; of steps done twice (resumed), the later ones."""
@@ -198,7 +258,12 @@ class Runs:
         """Names of all runs, newest first."""
         if not self.root.is_dir():
             return []
-        found = [(p.stat().st_mtime, p.parent.name) for p in self.root.glob("*/config.toml")]
+        found = []
+        for path in self.root.glob("*/config.toml"):
+            if not is_file_name(path.parent.name):  # a run that was never finished being made, or somebody's own folder
+                continue
+            with suppress(OSError):  # it is being deleted
+                found.append((path.stat().st_mtime, path.parent.name))
         return [name for _, name in sorted(found, reverse=True)]
 
     def list(self) -> list[Run]:
@@ -231,14 +296,6 @@ def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:
         return bool(entry["by_step"])
     stem = Path(entry["path"]).stem
     return stem != run and _OF_STEP.search(stem) is not None
-
-
-def _line_break_missing(file: BinaryIO) -> bytes:
-    """What has to stand before the next line when a crash has cut off the last one."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return b""
-    file.seek(-1, os.SEEK_END)
-    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

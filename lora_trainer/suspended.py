@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from lora_trainer.errors import InputError
+from lora_trainer.errors import LoraTrainError
 from lora_trainer.runs import Run
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ class Suspended:
     """Looks from time to time whether a run can go on; without runs there is no thread.
 
     Args:
-        resume: puts a run of this name into the line again, or raises :class:`InputError`.
+        resume: puts a run of this name into the line again, or raises :class:`LoraTrainError`.
     """
 
     def __init__(self, resume: Callable[[str], object]) -> None:
@@ -30,10 +30,16 @@ class Suspended:
     def add(self, run: Run) -> None:
         """Wait for this run's checkpoint."""
         with self._lock:
-            self._runs.append(run)
+            if run not in self._runs:
+                self._runs.append(run)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._go, name="lora-train suspended", daemon=True)
                 self._thread.start()
+
+    def has(self, run: Run) -> bool:
+        """Whether this run is waited for."""
+        with self._lock:
+            return run in self._runs
 
     def remove(self, run: Run) -> bool:
         """Wait no longer; ``False`` when it was not waited for."""
@@ -58,8 +64,8 @@ class Suspended:
     def _try(self, run: Run) -> None:
         try:
             self._resume(run.name)
-        except InputError:
+        except LoraTrainError:
             return  # not yet
-        except Exception:
+        except BaseException:  # a library's SystemExit, too, would end the looking with it
             log.exception("The run %s cannot go on by itself", run.name)
         self.remove(run)

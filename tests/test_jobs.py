@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -136,23 +140,144 @@ def test_a_run_is_not_resumed_on_another_checkpoint(tmp_path: Path) -> None:
         jobs.resume("zorp")
 
 
-def test_a_run_whose_program_ended_says_so(tmp_path: Path) -> None:
-    run = run_to_end(tmp_path, "zorp")
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    run.update(state="running", process=[ended.pid, time.time()], now=True)
-    found = make_jobs(tmp_path).settled("zorp")
-    assert found.state == "stopped"
-    assert "resume" in found.manifest["message"]
-
-
-def test_a_run_of_another_living_program_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_whose_program_ended_says_so_and_looking_writes_nothing(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, "zorp")
     run.update(state="running", process=[os.getppid(), psutil.Process(os.getppid()).create_time()], now=True)
+    before = (run.folder / "manifest.json").read_bytes()
+    jobs = make_jobs(tmp_path)
+    for found in (jobs.settled("zorp"), *jobs.list()):  # whatever lives under the number of its process now
+        assert found.state == "stopped"
+        assert "resume" in found.manifest["message"]
+    assert (run.folder / "manifest.json").read_bytes() == before
+    run = jobs.resume("zorp")
+    assert jobs.wait(run, 60)
+    assert run.state == "done"
+
+
+def test_a_grid_whose_program_ended_says_so(tmp_path: Path) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    run.update(grid={"state": "running", "done": 1, "of": 4, "process": [1, 1.0]}, now=True)
+    assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "stopped"
+    run.update(
+        grid={"state": "running", "process": [os.getppid(), psutil.Process(os.getppid()).create_time()]}, now=True
+    )
+    assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "running"
+
+
+@pytest.fixture
+def other_program(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Starts a program that has a run's lock until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from lora_trainer.process import Lock;"
+        "lock = Lock(Path(sys.argv[1]));"
+        "print(lock.take(), flush=True); time.sleep(600)"
+    )
+    started: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        program = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder / "lock")], stdout=subprocess.PIPE, text=True
+        )
+        started.append(program)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "True\n"
+        return program
+
+    yield start
+    for program in started:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.parametrize("process", [None, [1, 1.0], "from another container"])
+def test_a_run_of_another_living_program_is_left_alone(
+    tmp_path: Path, other_program: Callable[[Path], subprocess.Popen[str]], process: object
+) -> None:
+    run = run_to_end(tmp_path, "zorp")
+    run.update(state="running", process=process, now=True)
+    program = other_program(run.folder)
+    jobs = make_jobs(tmp_path)
+    jobs.restore()
+    assert jobs.settled("zorp").state == "running"
+    with pytest.raises(InputError, match="another program"):
+        jobs.stop("zorp")
+    with pytest.raises(InputError, match="only a stopped one"):
+        jobs.resume("zorp")
+    program.kill()
+    program.wait()
+    assert jobs.settled("zorp").state == "stopped"
+
+
+def test_of_two_programs_that_resume_a_run_at_once_one_does(
+    tmp_path: Path, other_program: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    run = run_to_end(tmp_path, "zorp", training__steps=4)
+    run.update(state="stopped", now=True)
+    jobs = make_jobs(tmp_path)
+    assert jobs.settled("zorp").state == "stopped"
+    other_program(run.folder)  # between the other's look and its act
+    with pytest.raises(InputError, match="worked on by another program"):
+        jobs.resume("zorp")
+    assert jobs.training.find(jobs.runs.get("zorp")) is None
+
+
+def test_what_another_program_made_of_a_run_meanwhile_counts(tmp_path: Path) -> None:
+    run_to_end(tmp_path, "zorp").update(state="running", now=True)
+    jobs = make_jobs(tmp_path)
+    assert jobs.settled("zorp").state == "stopped"
+    make_jobs(tmp_path).runs.get("zorp").update(state="done", now=True)
+    with pytest.raises(InputError, match="zorp is done"):
+        jobs.resume("zorp")
+
+
+def test_two_buttons_pressed_at_once_resume_a_run_once(tmp_path: Path) -> None:
+    run_to_end(tmp_path, "zorp", training__steps=4).update(state="stopped", now=True)
+    jobs = make_jobs(tmp_path)
+    added: list[object] = []
+    add = jobs.training.add
+    jobs.training.add = lambda task: (added.append(task), add(task))  # type: ignore[method-assign,assignment]
+    answers: list[str] = []
+    together = threading.Barrier(6)
+
+    def press() -> None:
+        together.wait()
+        try:
+            answers.append(jobs.resume("zorp").name)
+        except InputError:
+            answers.append("refused")
+
+    threads = [threading.Thread(target=press) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(added), answers.count("zorp"), answers.count("refused")) == (1, 1, 5)
+    assert jobs.wait(jobs.runs.get("zorp"), 60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lock of another kind of system")
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_the_file_system_has_no_locks_number_and_start_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def none(file: int, shared: bool) -> None:
+        raise OSError(reason, "no locks")
+
+    monkeypatch.setattr("lora_trainer.process._lock", none)
+    run = run_to_end(tmp_path, "zorp")
+    assert run.state == "done"
+    others = [os.getppid(), psutil.Process(os.getppid()).create_time()]
+    run.update(state="running", process=others, now=True)
     jobs = make_jobs(tmp_path)
     assert jobs.settled("zorp").state == "running"
     with pytest.raises(InputError, match="another program"):
         jobs.stop("zorp")
+    for number in (1.0, others[1] - 3600):
+        run.update(state="running", process=[others[0], number], now=True)
+        assert make_jobs(tmp_path).settled("zorp").state == "stopped"
+    run = jobs.resume("zorp")
+    assert jobs.wait(run, 60)
+    assert run.state == "done"
 
 
 def test_shutdown_pauses_the_run(tmp_path: Path) -> None:
@@ -185,12 +310,6 @@ def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], par
     run_to_end(tmp_path, "zorp")
     with pytest.raises(InputError, match=part):
         make_jobs(tmp_path).grid("zorp", weights=weights)
-
-
-def test_another_process_with_the_number_of_an_ended_one_is_not_it(tmp_path: Path) -> None:
-    run = run_to_end(tmp_path, "zorp")
-    run.update(state="running", process=[os.getppid(), 1.0], now=True)
-    assert make_jobs(tmp_path).settled("zorp").state == "stopped"
 
 
 def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
@@ -236,19 +355,87 @@ def test_a_waiting_run_can_be_put_in_front(tmp_path: Path) -> None:
     assert jobs.wait(third, 120)
 
 
-def test_waiting_runs_are_in_line_again_after_a_restart_in_their_order(tmp_path: Path) -> None:
-    ended = make_jobs(tmp_path)
-    names = ["one", "two", "three"]
+def waiting(root: Path, names: Sequence[str], **changes: object) -> None:
+    """Runs that waited in line when their program ended."""
+    ended = make_jobs(root)
     for number, name in enumerate(names):
-        config = TrainConfig.from_dict(document(tmp_path, name))
+        config = TrainConfig.from_dict(document(root, name, **changes))
         checkpoint = {"sha256": ended.host.check(config).sha256}
         ended.runs.create(config, checkpoint=checkpoint, process=[1, 1.0]).update(created=float(number), now=True)
+
+
+LOOKS: dict[str, Callable[[Jobs], object]] = {
+    "nobody": lambda jobs: None,
+    "list": lambda jobs: jobs.list(),
+    "page": lambda jobs: [jobs.settled(name) for name in ("three", "one", "two")],
+    "other": lambda jobs: make_jobs(jobs.host.folders.runs.parent).list(),
+    "waiter": lambda jobs: jobs.wait(jobs.runs.get("two"), 0.1),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_waiting_runs_are_in_line_again_after_a_restart_whoever_looks_first(tmp_path: Path, look: str) -> None:
+    names = ["one", "two", "three"]
+    waiting(tmp_path, names, training__steps=1)
     order: list[str] = []
     jobs = make_jobs(tmp_path)
     jobs._on_change = lambda run: order.append(run.name)
+    LOOKS[look](jobs)
     jobs.restore()
     until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
     assert list(dict.fromkeys(order)) == names
+
+
+def test_a_page_that_looks_all_the_while_drops_no_waiting_run(tmp_path: Path) -> None:
+    names = ["one", "two", "three"]
+    waiting(tmp_path, names, training__steps=1)
+    jobs = make_jobs(tmp_path)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.01):
+            assert all(run.state != "stopped" for run in jobs.list())
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            jobs.restore()
+            until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
+        finally:
+            over.set()
+        looking.result(30)
+
+
+def test_a_waiting_run_of_an_ended_program_can_be_stopped_or_resumed_at_once(tmp_path: Path) -> None:
+    waiting(tmp_path, ["one", "two"])
+    jobs = make_jobs(tmp_path)
+    assert jobs.stop("one").state == "stopped"
+    run = jobs.resume("two")
+    jobs.restore()
+    assert jobs.wait(run, 60)
+    assert (run.state, jobs.runs.get("one").state) == ("done", "stopped")
+
+
+def test_two_servers_on_the_same_folder_share_the_waiting_runs(tmp_path: Path) -> None:
+    names = ["one", "two", "three"]
+    waiting(tmp_path, names, training__steps=2)
+    servers = [make_jobs(tmp_path) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Jobs.restore, servers))
+    until(lambda: all(make_jobs(tmp_path).runs.get(name).state == "done" for name in names))
+    for name in names:
+        entries = (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()
+        assert [json.loads(entry)["step"] for entry in entries] == [1, 2]
+
+
+def test_a_damaged_run_does_not_keep_others_from_going_on(tmp_path: Path) -> None:
+    waiting(tmp_path, ["bad", "one"])
+    bad = tmp_path / "runs" / "bad" / "manifest.json"
+    bad.write_text(json.dumps({**json.loads(bad.read_text()), "created": "x", "place": ["x"]}))
+    (tmp_path / "runs" / "bad" / "config.toml").write_text("[")
+    jobs = make_jobs(tmp_path)
+    jobs.restore()
+    until(lambda: jobs.runs.get("one").state == "done")
 
 
 def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.config import TrainConfig
+from lora_trainer.control import only_telling
 from lora_trainer.dataset.plan import Step
 from lora_trainer.errors import CheckpointChanged, LoraTrainError
-from lora_trainer.files import remove_unfinished, save_picture, write_json
+from lora_trainer.files import remove_unfinished, replace_atomically, save_picture, temporary_folder, write_json
 from lora_trainer.hosts.base import Host, LoraUse, draw_request
 from lora_trainer.network.lora_file import file_name, save_lora, verify
 from lora_trainer.runs import Run, output_folder
@@ -36,7 +37,7 @@ class Outputs:
         self._began = float(run.manifest.get("started", time.time()))
 
     def remove_unfinished(self) -> None:
-        """Delete what was not finished when an earlier part of the run was killed."""
+        """Delete what was not finished when an earlier part of the run was killed; other programs' files stay."""
         self._run.remove_unfinished()
         remove_unfinished(self._folder)
 
@@ -117,20 +118,23 @@ class Outputs:
         write_json(path.with_suffix(".json"), sidecar(config, work.learned, model.info))
         entry: dict[str, Any] = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
         self._run.add_file({**entry, "by_step": "step" in label, "metrics": metrics})
-        self._host.announce(path)
+        with only_telling():
+            self._host.announce(path)
         return path
 
     def _sample(self, work: Work, step: Step, path: Path | None, prompts: Sequence[str]) -> None:
         """Draw samples; a picture that fails is reported and the run goes on."""
-        temporary = None
         try:
-            if path is None:
-                temporary = path = self._run.samples / f"{self._config.name}-sample-{step.number:08d}.safetensors"
-                save_lora(path, work.trainer.adapters.state_dict(), {}, self._config.save.precision)
-            for index, prompt in enumerate(prompts):
-                picture = self._draw(work, step, path, index, prompt)
-                if index == 0 and temporary is None:
-                    path.with_suffix(".png").write_bytes(picture.read_bytes())
+            with ExitStack() as until_drawn:
+                used = path
+                if used is None:
+                    folder = until_drawn.enter_context(temporary_folder(self._run.samples))
+                    used = folder / f"{self._config.name}-sample-{step.number:08d}.safetensors"
+                    save_lora(used, work.trainer.adapters.state_dict(), {}, self._config.save.precision)
+                for index, prompt in enumerate(prompts):
+                    picture = self._draw(work, step, used, index, prompt)
+                    if index == 0 and path is not None:
+                        self._make_card(path, picture)
         except CheckpointChanged:
             raise
         except (LoraTrainError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -138,9 +142,11 @@ class Outputs:
             if is_out_of_memory(error):
                 free_memory()
             self._note(message=f"A sample could not be drawn: {error}", now=True)
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def _make_card(path: Path, picture: Path) -> None:
+        content = picture.read_bytes()
+        replace_atomically(path.with_suffix(".png"), lambda temporary: temporary.write_bytes(content))
 
     def _draw(self, work: Work, step: Step, path: Path, index: int, prompt: str) -> Path:
         request = draw_request(self._config.samples, prompt, self._config.data.resolution)

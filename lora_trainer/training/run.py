@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.control import AFTER_EPOCH, Control
+from lora_trainer.control import AFTER_EPOCH, Control, only_telling
 from lora_trainer.dataset.plan import Step
 from lora_trainer.errors import CheckpointChanged, RunError
 from lora_trainer.hosts.base import Host, Session
@@ -143,7 +143,8 @@ class TrainingRun:
             self._run.log(step=step.number, epoch=step.epoch, loss=loss, lr=entry.rates, seconds=round(seconds, 3))
         pace = sum(count for count, _ in self._paces) / max(1e-9, sum(spent for _, spent in self._paces))
         last, total = learned[-1].step, work.plan.total_steps
-        work.session.show_progress(self._run.name, last.number, total)
+        with only_telling():
+            work.session.show_progress(self._run.name, last.number, total)
         self._note(
             step=last.number,
             epoch=last.epoch,
@@ -199,7 +200,8 @@ class TrainingRun:
 
     def _note(self, *, now: bool = False, **values: Any) -> None:
         self._run.update(now=now, **values)
-        self._changed(self._run)
+        with only_telling():
+            self._changed(self._run)
 
 
 def not_finite(step: int, precision: str) -> RunError:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from lora_trainer.errors import InputError, RunError
+from lora_trainer.files import remove
 from lora_trainer.tensor_file import read_checked, write_checked
 from lora_trainer.training.optimizers import keep_together
 from lora_trainer.training.trainer import Trainer
@@ -39,7 +40,7 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
     write_checked(path, tensors, {"state": json.dumps(plain)})
     for old in states(folder)[KEPT:]:
         if old.is_file():
-            old.unlink(missing_ok=True)
+            remove(old)
     return path
 
 

@@ -156,7 +156,7 @@ class BlocksPanel:
         }
 
     def _run(self, name: str, names: list[str]) -> Run | None:
-        for candidate in (name, *names[:1]):
+        for candidate in (name, *names):
             try:
                 if candidate:
                     return self._jobs.settled(candidate)

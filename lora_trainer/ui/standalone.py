@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import gradio as gr
 
 from lora_trainer import api
+from lora_trainer.ending import Ending, as_interrupt
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs import Jobs, shared_jobs
@@ -39,5 +41,11 @@ def serve(host: Host, port: int) -> None:
     except OSError as error:  # gradio's sentence speaks of its own options
         raise InputError("The port {port} is in use; name another with --port.", field="port", port=port) from error
     api.mount(app, jobs)
+    threading.Thread(target=jobs.restore, name="lora-train restore", daemon=True).start()
     print(f"LoRA Train: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    demo.block_thread()
+    try:
+        with as_interrupt():
+            demo.block_thread()
+    finally:
+        with Ending():  # a second Ctrl-C does not lose what is being saved
+            jobs.shutdown()

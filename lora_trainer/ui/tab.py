@@ -322,9 +322,9 @@ class Tab:
         }
 
     def _shown_run(self, name: str | None) -> Run | None:
-        """The chosen run; without one what is worked on, else the newest: so a reloaded page finds it again."""
+        """The chosen run; without one what is worked on, else the newest readable: a reloaded page finds it again."""
         current = self._jobs.training.current()
-        for candidate in (name, current.run.name if current else None, *self._run_names()[:1]):
+        for candidate in (name, current.run.name if current else None, *self._run_names()):
             try:
                 if candidate:
                     return self._jobs.settled(candidate)

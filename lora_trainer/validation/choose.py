@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import InputError
-from lora_trainer.files import read_json, replace_atomically, write_error, write_json
+from lora_trainer.files import patiently, read_json, replace_atomically, write_error, write_json
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.runs import Run
 
@@ -185,7 +185,7 @@ def _place_preview(choice: Choice, file: Path) -> tuple[Path, list[Path]]:
             if not _is_of_run(choice.run, old, picture):
                 kept.append(_set_aside(old))
             elif old != path:  # the WebUI would show either of the two
-                old.unlink()
+                patiently(old.unlink)
     except FileNotFoundError as error:
         raise InputError("This cell is not drawn yet; wait for its picture.", field="cell") from error
     except OSError as error:
@@ -218,7 +218,8 @@ def _set_aside(picture: Path) -> Path:
     from lora_trainer.network.derived import free_name
 
     stem = picture.name.partition(".preview.")[0] if ".preview." in picture.name else picture.stem
-    return picture.rename(free_name(picture.with_name(f"{stem}-preview-kept{picture.suffix}")))
+    kept = free_name(picture.with_name(f"{stem}-preview-kept{picture.suffix}"))
+    return patiently(lambda: picture.rename(kept))
 
 
 # ------------------------------------------------------------------ a new file

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
-from lora_trainer.files import patiently, read_json, save_picture, write_error, write_json
+from lora_trainer.files import patiently, read_json, remove, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.lists import parts
 from lora_trainer.runs import Run, is_by_step
@@ -261,7 +261,7 @@ def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
     place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
     path = place
     try:
-        place.mkdir()
+        patiently(place.mkdir)
         for path in [*folder.glob("grid*.png"), *folder.glob("grid*.csv"), folder / "grid.json"]:
             patiently(lambda path=path: os.replace(path, place / path.name))  # type: ignore[misc]
     except OSError as error:
@@ -368,7 +368,7 @@ def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
         save_picture(paths[-1], sheet)
     for stale in folder.glob("grid-*.png"):
         if stale not in paths:
-            stale.unlink(missing_ok=True)
+            remove(stale)
     return paths
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.dataset.images import is_whole
-from lora_trainer.files import save_picture, write_json, write_text
+from lora_trainer.files import save_picture, temporary_folder, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.network.stacks import MixRule, Stack, mixes
 from lora_trainer.training.memory import free_memory, is_out_of_memory
@@ -150,7 +150,7 @@ def _draw(
     request = replace(plan.request, prompt=stack.prompt(plan.request.prompt))
     if reads_tags:
         return _drawn(session, request, None)
-    with _one_file(plan, stack, picture.with_suffix(".safetensors"), presets) as path:
+    with _one_file(plan, stack, picture, presets) as path:
         use = LoraUse(path)
         image = _drawn(session, plan.request, use)
     made = image.info["parameters"]
@@ -170,7 +170,7 @@ def _drawn(session: Session, request: DrawRequest, lora: LoraUse | None) -> Imag
 
 
 @contextmanager
-def _one_file(plan: MixPlan, stack: Stack, path: Path, presets: Presets | None) -> Iterator[Path]:
+def _one_file(plan: MixPlan, stack: Stack, picture: Path, presets: Presets | None) -> Iterator[Path]:
     """The LoRAs of a mix as one file, for a host that uses one in a picture; deleted after.
 
     Each mix has a path of its own: the standalone host keeps the last file by its path.
@@ -183,11 +183,10 @@ def _one_file(plan: MixPlan, stack: Stack, path: Path, presets: Presets | None) 
     for tag in stack.tags:
         require_constant(tag)
     sources = [Ingredient.of(tag, plan.files[tag.name]).source(presets) for tag in stack.tags]
-    try:
+    with temporary_folder(picture.parent) as folder:
+        path = folder / f"{picture.stem}.safetensors"
         write_derived(path, merge(sources, precision="fp32").stored, {})
         yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def table(document: Mapping[str, Any]) -> str:
