@@ -21,6 +21,7 @@ from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, Lora
 from lora_trainer.file_tools import FileTools
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
+from lora_trainer.manifest import DAMAGED
 from lora_trainer.mixing import Mixing
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
@@ -248,9 +249,18 @@ class Jobs:
             run.update(state="stopped", message="The program ended while this run was going on; resume it.", now=True)
         return run
 
-    def list(self) -> list[Run]:
-        """All runs, newest first."""
-        return [self.settled(run.name) for run in self.runs.list()]
+    def shown(self, name: str) -> Run:
+        """The run as :meth:`settled`, or one of the state ``damaged`` in place of one that cannot be read.
+
+        Raises:
+            NotFound: there is none.
+        """
+        run = self.runs.shown(name)
+        return run if run.state == DAMAGED else self.settled(name)
+
+    def list(self, offset: int = 0, limit: int | None = None) -> list[Run]:
+        """All runs, newest first, as :meth:`shown`; ``limit`` of them behind the first ``offset``."""
+        return [self.shown(run.name) for run in self.runs.list(offset, limit)]
 
     def wait(self, run: Run, timeout: float | None = None) -> bool:
         """Wait until nothing is done or to be done for ``run``."""

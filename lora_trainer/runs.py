@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, name_problem
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.documents import Damaged
+from lora_trainer.errors import InputError, NotFound, explain
+from lora_trainer.files import make_folder, remove_unfinished, without_nan, write_json, write_text
+from lora_trainer.manifest import DAMAGED, VERSION, LogEntry, Newer, read_manifest, stand_in
+from lora_trainer.run_log import RunLog
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -22,11 +23,15 @@ _WRITE_EVERY = 1.0
 
 
 class Run:
-    """One run's folder. ``manifest`` is the in-memory truth of the process that works on it."""
+    """One run's folder.
+
+    ``manifest`` is the in-memory truth of the process that works on it: a :class:`lora_trainer.manifest.Manifest`.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
         self.folder = folder
         self.manifest = manifest or {}
+        self.history = RunLog(folder / "log.jsonl")
         self._path = folder / "manifest.json"
         self._seen = 0
         self._lock = threading.RLock()
@@ -39,7 +44,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One of :data:`STATES`."""
+        """One of :data:`STATES`, or :data:`~lora_trainer.manifest.DAMAGED`."""
         return str(self.manifest["state"])
 
     @property
@@ -66,16 +71,31 @@ class Run:
         """The run's settings as they were submitted."""
         return TrainConfig.from_toml(self.folder / "config.toml")
 
-    def update(self, *, now: bool = False, **values: Any) -> None:
-        """Change the manifest; it is written at once when ``now`` or a second after the last time."""
+    def snapshot(self) -> dict[str, Any]:
+        """The manifest as it is at this moment, whoever goes on changing it."""
         with self._lock:
-            self.manifest.update(values)
+            return dict(self.manifest)
+
+    def update(self, *, now: bool = False, **values: Any) -> None:
+        """Change the manifest; it is written at once when ``now`` or a second after the last time.
+
+        NaN and Infinity become ``None``: JSON does not know them, and whoever reads the manifest must.
+        """
+        with self._lock:
+            self.manifest.update(without_nan(values))
             if now or time.monotonic() - self._written >= _WRITE_EVERY:
                 self.write()
 
     def write(self) -> None:
-        """Write the manifest."""
+        """Write the manifest.
+
+        Raises:
+            InputError: it could not be read, so it would be lost.
+            RunError: it cannot be written.
+        """
         with self._lock:
+            if self.state == DAMAGED:
+                raise self.problem()
             write_json(self._path, self.manifest)
             self._seen = self._path.stat().st_mtime_ns
             self._written = time.monotonic()
@@ -91,41 +111,48 @@ class Run:
 
         Raises:
             NotFound: it is gone.
-            InputError: it is damaged.
+            InputError: it is damaged, or of a later version of this program.
         """
         with self._lock:
             try:
                 changed = self._path.stat().st_mtime_ns
                 if changed != self._seen:
-                    manifest = read_json(self._path)
-                    if manifest["state"] not in STATES:
-                        raise ValueError(manifest["state"])
-                    self.manifest = {"files": [], "samples": [], "validation": {}, **manifest}
+                    self.manifest = {**read_manifest(self._path), "name": self.name}
                     self._seen = changed
             except FileNotFoundError as error:
                 raise NotFound("There is no run named {name}.", field="name", name=self.name[:100]) from error
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except Newer as error:
                 raise InputError(
-                    "The run {name} cannot be read: {path} is damaged.", name=self.name, path=self._path
+                    "The run {name} was made by a newer version of LoRA Train; update the extension to open it.",
+                    name=self.name,
                 ) from error
+            except Damaged as error:
+                raise self.problem(error.place) from error
+            except OSError as error:
+                raise InputError(
+                    "The run {name} cannot be read: {path}: {error}.",
+                    name=self.name,
+                    path=self._path,
+                    error=error.strerror or error,
+                ) from error
+
+    def problem(self, place: str = "") -> InputError:
+        """The sentence for a manifest that is damaged at ``place``."""
+        return InputError(
+            "The run {name} cannot be read: {path} is damaged (at {place}); put back a copy of that file, or delete "
+            "the run's folder. Its LoRA files are not touched.",
+            name=self.name,
+            path=self._path,
+            place=place or "?",
+        )
 
     def log(self, **entry: Any) -> None:
         """Append one object to ``log.jsonl``."""
-        path = self.folder / "log.jsonl"
-        try:
-            with path.open("a+b") as file:
-                file.write(_line_break_missing(file) + json.dumps(entry).encode() + b"\n")
-        except OSError as error:
-            raise write_error(path, error) from error
+        self.history.append(entry)
 
-    def entries(self, after: int = 0) -> list[dict[str, Any]]:
-        """Log entries behind step ``after``; of steps done twice (resumed), the later ones."""
-        found: dict[tuple[int, str], dict[str, Any]] = {}
-        for entry in _read_lines(self.folder / "log.jsonl"):
-            step = entry.get("step")
-            if isinstance(step, int) and step > after:
-                found[step, "validation" if "validation" in entry else "step"] = entry
-        return [found[key] for key in sorted(found)]
+    def entries(self, after: int = 0, limit: int | None = None) -> list[LogEntry]:
+        """Log entries behind step ``after``, see :meth:`RunLog.entries`."""
+        return self.history.entries(after, limit)
 
     def add_file(self, entry: dict[str, Any]) -> None:
         """Note a LoRA file in the manifest."""
@@ -153,7 +180,7 @@ class Runs:
             if folder.exists():
                 raise InputError("name: a run “{name}” exists already.", field="name", name=config.name)
             values = {
-                "version": 1,
+                "version": VERSION,
                 "program": f"LoRA Train {__version__}",
                 "name": config.name,
                 "state": "queued",
@@ -192,46 +219,55 @@ class Runs:
             self._open[name] = run
             return run
 
+    def shown(self, name: str) -> Run:
+        """The run ``name``, to show it: in place of one that cannot be read, one of the state ``damaged`` says why.
+
+        Raises:
+            NotFound: there is none, or the name is no name.
+        """
+        try:
+            return self.get(name)
+        except NotFound:
+            if name_problem(name) or not (self.root / name / "config.toml").is_file():
+                raise
+            found = Run(self.root / name)
+            problem = found.problem("manifest.json")
+        except InputError as error:
+            problem = error
+        return Run(self.root / name, {**stand_in(name, explain(problem))})
+
     def names(self) -> list[str]:
         """Names of all runs, newest first."""
-        if not self.root.is_dir():
+        try:
+            with os.scandir(self.root) as entries:
+                begun = {e.name: _begun(Path(e.path)) for e in entries if not e.name.startswith(".")}
+        except OSError:
             return []
-        found = [(p.stat().st_mtime, p.parent.name) for p in self.root.glob("*/config.toml")]
+        found = [(time, name) for name, time in begun.items() if time is not None]
         return [name for _, name in sorted(found, reverse=True)]
 
-    def list(self) -> list[Run]:
-        """All readable runs, newest first."""
-        found = []
-        for name in self.names():
-            try:
-                found.append(self.get(name))
-            except InputError:
-                continue
-        return found
+    def list(self, offset: int = 0, limit: int | None = None) -> list[Run]:
+        """All runs, newest first, as :meth:`shown`; ``limit`` of them behind the first ``offset``."""
+        names = self.names()[offset:]
+        return [run for name in names[:limit] if (run := self._shown_if_there(name)) is not None]
+
+    def _shown_if_there(self, name: str) -> Run | None:
+        try:
+            return self.shown(name)
+        except NotFound:  # deleted just now, or no name that a run can have
+            return None
+
+
+def _begun(folder: Path) -> float | None:
+    """When the run in a folder was made: time of its ``config.toml``, which is never written again; else ``None``."""
+    for name in ("config.toml", "manifest.json"):
+        try:
+            return (folder / name).stat().st_mtime
+        except OSError:
+            continue
+    return None
 
 
 def output_folder(config: TrainConfig, loras: Path) -> Path:
     """Where a run's LoRA files go: a folder of its name among the LoRAs, or the one that the config names."""
     return loras / Path(config.save.folder).expanduser() if config.save.folder else loras / config.name
-
-
-def _line_break_missing(file: BinaryIO) -> bytes:
-    """What has to stand before the next line when a crash has cut off the last one."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return b""
-    file.seek(-1, os.SEEK_END)
-    return b"" if file.read(1) == b"\n" else b"\n"
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line cut off by a crash is left out."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry

@@ -304,7 +304,7 @@ class Tab:
             "status": (dict(m), lambda: views.status_card(m, before, t) if run else self._no_run()),
             "curves": (
                 (run and run.name, m.get("step"), m.get("validation")),
-                lambda: views.curves(run.entries(), m, t) if run else "",
+                lambda: self._curves(run),
             ),
             "samples": (list(m.get("samples", [])), lambda: _gallery(m)),
             "files": (list(m.get("files", [])), lambda: self._files(run)),
@@ -327,10 +327,16 @@ class Tab:
         for candidate in (name, current.run.name if current else None, *self._run_names()[:1]):
             try:
                 if candidate:
-                    return self._jobs.settled(candidate)
+                    return self._jobs.shown(candidate)
             except InputError:
                 continue
         return None
+
+    def _curves(self, run: Run | None) -> str:
+        try:
+            return views.curves(run.history.curve(), run.manifest, self._t) if run else ""
+        except InputError as error:  # the log cannot be read
+            return views.error_notice(error, self._t)
 
     def _base_model(self, health: dict[str, Any]) -> str:
         try:
