@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
@@ -12,6 +13,10 @@ VERSION = 1
 DAMAGED = "damaged"
 """The state of a run whose manifest cannot be read; it stands in no file."""
 WorkState = Literal["queued", "running", "stopped", "failed", "done"]
+
+
+Nothing = Annotated[dict[str, Any], operator.not_]
+"""An empty table."""
 
 
 class FileStart(TypedDict):
@@ -99,11 +104,16 @@ class GridProgress(Progress, total=False):
     error: Sentence
 
 
-class BlocksProgress(Progress, total=False):
+class BlocksStart(Progress):
     """How far an analysis or a tuning of blocks is, and of which file."""
 
     kind: str
     file: str
+
+
+class BlocksProgress(BlocksStart, total=False):
+    """The same, with what is told of it."""
+
     message: str
     error: Sentence
 
@@ -151,8 +161,8 @@ class Manifest(ManifestStart, total=False):
     lr: dict[str, float | None]
     precision: str
     dataset: DatasetSummary
-    grid: GridProgress
-    blocks: BlocksProgress
+    grid: Nothing | GridProgress
+    blocks: Nothing | BlocksProgress
 
 
 class LogStart(TypedDict):
