@@ -328,7 +328,8 @@ def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run],
     """Do a run's work; whatever goes wrong ends up as a sentence in its manifest."""
     from lora_trainer.training.run import TrainingRun
 
-    run.update(state="running", message="", started=time.time(), process=this_process(), now=True)
+    started = run.manifest.get("started") or time.time()  # a resumed run's files tell when it began
+    run.update(state="running", message="", started=started, process=this_process(), now=True)
     try:
         TrainingRun(run, host, control, on_change).execute()
     except CheckpointChanged as error:
