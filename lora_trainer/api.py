@@ -296,7 +296,7 @@ def health_report(jobs: Jobs) -> dict[str, Any]:
     """What the server can do now."""
     try:
         info = jobs.host.check(TrainConfig(name="health"))
-        checkpoint: dict[str, Any] = {"name": info.name, "sha256": info.sha256, "family": info.family.name}
+        checkpoint: dict[str, Any] = info.to_dict()
         problem = ""
     except LoraTrainError as error:
         checkpoint, problem = {}, str(error)

@@ -23,6 +23,7 @@ from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.mixing import Mixing
+from lora_trainer.model.families import UNKNOWN_CHECKPOINT, CheckpointInfo, is_same_checkpoint
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
@@ -100,8 +101,7 @@ class Jobs:
         """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
         self.check(config)
         checkpoint = self.host.check(config)
-        known = {"name": checkpoint.name, "sha256": checkpoint.sha256, "family": checkpoint.family.name}
-        run = self.runs.create(config, host=self.host.name, checkpoint=known)
+        run = self.runs.create(config, host=self.host.name, checkpoint=checkpoint.to_dict())
         self._train(run)
         return run
 
@@ -133,14 +133,7 @@ class Jobs:
             raise InputError(
                 "The run {name} is {state}; only a stopped one can be resumed.", name=name, state=run.state
             )
-        checkpoint = self.host.check(run.config())
-        wanted = run.manifest.get("checkpoint", {})
-        if wanted.get("sha256") and checkpoint.sha256 and wanted["sha256"] != checkpoint.sha256:
-            raise InputError(
-                "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
-                name=name,
-                checkpoint=wanted.get("name"),
-            )
+        require_its_checkpoint(run, self.host.check(run.config()))
         self._suspended.remove(run)
         run.update(state="queued", message="", error={}, waits="", now=True)
         self._train(run)
@@ -322,6 +315,24 @@ class Jobs:
 def _place(run: Run) -> float:
     """Where a run stands in line: when it came, or the place that it was given."""
     return float(run.manifest.get("place") or run.manifest.get("created", 0))
+
+
+def require_its_checkpoint(run: Run, loaded: CheckpointInfo) -> None:
+    """Whether a run can go on with a checkpoint.
+
+    Raises:
+        InputError: it was trained on another one, or nobody can tell.
+    """
+    wanted = run.manifest.get("checkpoint", {})
+    same = is_same_checkpoint(wanted, loaded.to_dict())
+    if same is None:
+        raise InputError(UNKNOWN_CHECKPOINT, name=run.name, checkpoint=wanted.get("name", ""))
+    if not same:
+        raise InputError(
+            "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
+            name=run.name,
+            checkpoint=wanted.get("name", ""),
+        )
 
 
 def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:

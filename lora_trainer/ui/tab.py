@@ -17,6 +17,7 @@ from lora_trainer.dataset.scan import Dataset
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
+from lora_trainer.model.families import is_same_checkpoint
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
@@ -402,7 +403,8 @@ def _gallery(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_loaded(manifest: dict[str, Any], health: dict[str, Any]) -> bool:
-    return manifest.get("checkpoint", {}).get("sha256") == health["checkpoint"].get("sha256")
+    """Whether a run's checkpoint is loaded, as far as is known."""
+    return is_same_checkpoint(manifest.get("checkpoint", {}), health["checkpoint"]) is True
 
 
 def _modified(path: str | None) -> float:

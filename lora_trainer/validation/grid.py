@@ -109,7 +109,7 @@ class GridPlan:
 
     def on(self, checkpoint: CheckpointInfo, settings: str = "") -> GridPlan:
         """The same grid on a checkpoint with a host's settings, whose pictures are kept apart from those of others."""
-        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)
+        known = (checkpoint.name, checkpoint.key, checkpoint.vae)
         return replace(self, base=repr((known, settings)))
 
     def cell(self, column: int, weight: float, prompt: int, seed: int) -> Cell:
