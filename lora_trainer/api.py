@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
@@ -22,6 +22,12 @@ from lora_trainer.runs import Run
 from lora_trainer.schema import MAX_DOCUMENT_BYTES, schema_of
 
 PREFIX = "/lora-train/v1"
+RUNS_A_PAGE = 100
+ENTRIES_A_PAGE = 10_000
+_LONG = ("files", "samples", "dataset")
+Offset = Query(0, ge=0, le=2**31)
+Limit = Query(RUNS_A_PAGE, ge=1, le=1000)
+LogLimit = Query(ENTRIES_A_PAGE, ge=1, le=ENTRIES_A_PAGE)
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -98,17 +104,22 @@ class Api:
         """Measure the memory (bytes) and time (seconds) that a run would take; nothing is kept."""
         return self._jobs.measure(TrainConfig.from_dict({"name": "unnamed", **body})).to_dict()
 
-    def runs(self) -> list[dict[str, Any]]:
-        """Manifests of all runs, newest first."""
-        return [run.manifest for run in self._jobs.list()]
+    def runs(self, offset: int = Offset, limit: int = Limit, short: bool = False) -> Response:
+        """Manifests of ``limit`` runs behind the first ``offset``, newest first; the header X-Total-Count has the count
+        of all. With ``short`` without their files, samples and data sets. One that is damaged has this as its state.
+        """
+        runs = [run.snapshot() for run in self._jobs.list(offset, limit)]
+        if short:
+            runs = [{key: value for key, value in run.items() if key not in _LONG} for run in runs]
+        return JSONResponse(runs, headers={"X-Total-Count": str(len(self._jobs.runs.names()))})
 
-    def run(self, name: str) -> dict[str, Any]:
+    def run(self, name: str) -> Response:
         """A run's manifest."""
-        return self._jobs.settled(name).manifest
+        return JSONResponse(self._jobs.shown(name).snapshot())
 
-    def log(self, name: str, after: int = 0) -> list[dict[str, Any]]:
-        """A run's log entries behind step ``after``."""
-        return self._jobs.settled(name).entries(after)
+    def log(self, name: str, after: int = 0, limit: int = LogLimit) -> Response:
+        """A run's log entries behind step ``after``, about ``limit`` of them: go on behind the last one's step."""
+        return JSONResponse(self._jobs.shown(name).entries(after, limit))
 
     def stop(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Stop a run: ``{"save": false}`` discards what was learned since the last file, ``{"after_epoch": true}``."""
@@ -284,7 +295,7 @@ def health_report(jobs: Jobs) -> dict[str, Any]:
     """What the server can do now."""
     try:
         info = jobs.host.check(TrainConfig(name="health"))
-        checkpoint: dict[str, Any] = {"name": info.name, "sha256": info.sha256, "family": info.family.name}
+        checkpoint: dict[str, Any] = info.to_dict()
         problem = ""
     except LoraTrainError as error:
         checkpoint, problem = {}, str(error)

@@ -10,9 +10,9 @@ from typing import Any
 
 from lora_trainer.access import require_readable
 from lora_trainer.control import Control
+from lora_trainer.documents import Damaged
 from lora_trainer.errors import InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import concerning, read
-from lora_trainer.files import read_json
 from lora_trainer.hosts.base import Host, draw_request
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import UNFINISHED, Run
@@ -199,7 +199,7 @@ class BlockJobs:
 
         Returns:
             ``progress``, the heat map ``heat`` of all files, ``file``, and the documents ``analysis`` and ``tuning``,
-            ``None`` for what was not done with this very file.
+            ``None`` for what was not done with this very file; ``problems`` has a sentence for what is damaged.
 
         Raises:
             InputError: no such run or file.
@@ -208,12 +208,20 @@ class BlockJobs:
 
         run = self._settled(name)
         found = find_file(run, file)
+        problems = []
+        results: dict[str, Any] = {}
+        for kind in (ANALYSIS, TUNING):
+            try:
+                results[kind] = read_result(run, found.path, kind)
+            except InputError as error:
+                results[kind] = None
+                problems.append(str(error))
         return {
             "progress": self.progress(run),
             "heat": heat_map(run.name, run_files(run)),
             "file": found.path.stem,
-            ANALYSIS: read_result(run, found.path, ANALYSIS),
-            TUNING: read_result(run, found.path, TUNING),
+            **results,
+            "problems": problems,
         }
 
     def wait(self, run: Run, timeout: float | None = None) -> bool:
@@ -269,13 +277,34 @@ def blocks_folder(run: Run) -> Path:
 
 
 def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
-    """The document of a file, :data:`ANALYSIS` or :data:`TUNING`; ``None`` when it is about other bytes, or none."""
+    """The document of a file, :data:`ANALYSIS` or :data:`TUNING`; ``None`` when it is about other bytes, or none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from lora_trainer.validation.documents import read_analysis, read_tuning
+
     path = blocks_folder(run) / file.stem / f"{kind}.json"
     try:
-        document = read_json(path)
-        known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
-        return document if document["sha256"] == known.get(str(file)) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        document = read_analysis(path) if kind == ANALYSIS else read_tuning(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, Damaged) as error:
+        raise InputError(
+            "What is known of the blocks of {file} cannot be read: {path} is damaged ({place}); do it again.",
+            file=file.stem,
+            path=path,
+            place=error.place if isinstance(error, Damaged) else error.strerror or error,
+        ) from error
+    known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
+    return document if document["sha256"] == known.get(str(file)) else None
+
+
+def known_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
+    """As :func:`read_result`, and ``None`` for one that is damaged."""
+    try:
+        return read_result(run, file, kind)
+    except InputError:
         return None
 
 

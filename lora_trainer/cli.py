@@ -22,7 +22,9 @@ from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.ending import Ending, tell
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.i18n import filled
 from lora_trainer.jobs import Jobs
+from lora_trainer.manifest import DAMAGED
 from lora_trainer.plain_json import json_text
 from lora_trainer.runs import Run, Runs
 from lora_trainer.schema import parse_toml
@@ -223,6 +225,9 @@ def _runs(args: argparse.Namespace) -> int:
         print(f"There are no runs in {runs.root}.")
     for run in found:
         m = run.manifest
+        if run.state == DAMAGED:
+            print(f"{run.name:30} {run.state:8} {m['message']}")
+            continue
         print(f"{run.name:30} {run.state:8} step {m['step']}/{m['steps']} files {len(m['files'])} {m['message']}")
     return 0
 
@@ -247,7 +252,7 @@ def _grid(args: argparse.Namespace) -> int:
         print(json_text({"grid": grid["path"], **document}))
         return 0
     for sentence in (document["verdict"] or {}).get("sentences", []):
-        print(sentence["template"].format(**sentence["values"]))
+        print(filled(sentence))
     for path in (*document["sheets"], document["csv"]):
         if path:
             print(path)

@@ -13,6 +13,7 @@ from lora_trainer.cli_parser import numbers
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import SAMPLERS
+from lora_trainer.i18n import filled
 
 if TYPE_CHECKING:
     from lora_trainer.config import TrainConfig
@@ -259,7 +260,7 @@ def _print_heat(heat: Mapping[str, Any]) -> None:
     print(" " * width, *(f"{block:>6}" for block in heat["blocks"]))
     for row in heat["rows"]:
         if row["problem"]:
-            print(f"{row['label']:{width}} {row['problem']['template'].format(**row['problem']['values'])}")
+            print(f"{row['label']:{width}} {filled(row['problem'])}")
         else:
             print(f"{row['label']:{width}}", *(f"{'-' if n is None else f'{n:.3f}':>6}" for n in row["norms"]))
     if "csv" in heat:
@@ -303,4 +304,4 @@ def _print_tuning(found: Mapping[str, Any]) -> None:
 
 def _print_sentences(sentences: list[dict[str, Any]]) -> None:
     for sentence in sentences:
-        print(sentence["template"].format(**sentence["values"]))
+        print(filled(sentence))

@@ -185,7 +185,11 @@ class TrainingConfig:
         1.0, "Polynomial power", "Power of the polynomial schedule.", min=0.01, max=10, advanced=True
     )
     seed: int = option(
-        42, "Seed", "The same seed and settings give the same file, byte for byte.", min=0, max=2**32 - 1
+        42,
+        "Seed",
+        "The same seed and settings give the same weights, byte for byte; only times in the file's header differ.",
+        min=0,
+        max=2**32 - 1,
     )
     precision: str = option(
         "auto",

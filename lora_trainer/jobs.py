@@ -23,7 +23,9 @@ from lora_trainer.file_tools import FileTools
 from lora_trainer.files import remove_unfinished
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
+from lora_trainer.manifest import DAMAGED
 from lora_trainer.mixing import Mixing
+from lora_trainer.model.families import UNKNOWN_CHECKPOINT, CheckpointInfo, is_same_checkpoint
 from lora_trainer.naming import require_free
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
@@ -105,9 +107,8 @@ class Jobs:
         """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
         self.check(config)
         checkpoint = self.host.check(config)
-        known = {"name": checkpoint.name, "sha256": checkpoint.sha256, "family": checkpoint.family.name}
         now = {"process": this_process(), "place": time.time()}
-        run = self.runs.create(config, host=self.host.name, checkpoint=known, **now)
+        run = self.runs.create(config, host=self.host.name, checkpoint=checkpoint.to_dict(), **now)
         self._require_ours(run)
         self._train(run)
         return run
@@ -149,14 +150,7 @@ class Jobs:
             run.reread()  # it may be another program that has done it meanwhile
             self._settle(run)
         self._require_resumable(run)
-        checkpoint = self.host.check(run.config())
-        wanted = run.manifest.get("checkpoint", {})
-        if wanted.get("sha256") and checkpoint.sha256 and wanted["sha256"] != checkpoint.sha256:
-            raise InputError(
-                "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
-                name=run.name,
-                checkpoint=wanted.get("name"),
-            )
+        require_its_checkpoint(run, self.host.check(run.config()))
         values = {"process": this_process(), "place": time.time()}
         run.change(state="queued", message="", error={}, waits="", **values)
         self._suspended.remove(run)
@@ -322,12 +316,18 @@ class Jobs:
         if grid.get("state") in UNFINISHED and self.drawing.find(run) is None and not _is_others(grid):
             run.show(grid={**grid, "state": "stopped", **explain(_grid_stopped())})
 
-    def list(self) -> list[Run]:
-        """All runs, newest first."""
-        found = self.runs.list()
-        for run in found:
-            self._settle(run)
-        return found
+    def shown(self, name: str) -> Run:
+        """The run as :meth:`settled`, or one of the state ``damaged`` in place of one that cannot be read.
+
+        Raises:
+            NotFound: there is none.
+        """
+        run = self.runs.shown(name)
+        return run if run.state == DAMAGED else self.settled(name)
+
+    def list(self, offset: int = 0, limit: int | None = None) -> list[Run]:
+        """All runs, newest first, as :meth:`shown`; ``limit`` of them behind the first ``offset``."""
+        return [self.shown(run.name) for run in self.runs.list(offset, limit)]
 
     def wait(self, run: Run, timeout: float | None = None) -> bool:
         """Wait until nothing is done or to be done for ``run``."""
@@ -404,12 +404,31 @@ def _elsewhere(run: Run) -> InputError:
     return InputError("The run {name} is worked on by another program; stop it there.", name=run.name)
 
 
+def require_its_checkpoint(run: Run, loaded: CheckpointInfo) -> None:
+    """Whether a run can go on with a checkpoint.
+
+    Raises:
+        InputError: it was trained on another one, or nobody can tell.
+    """
+    wanted = run.manifest.get("checkpoint", {})
+    same = is_same_checkpoint(wanted, loaded.to_dict())
+    if same is None:
+        raise InputError(UNKNOWN_CHECKPOINT, name=run.name, checkpoint=wanted.get("name", ""))
+    if not same:
+        raise InputError(
+            "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
+            name=run.name,
+            checkpoint=wanted.get("name", ""),
+        )
+
+
 def carry_out(run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
     """Do a run's work; whatever goes wrong ends up as a sentence in its manifest."""
     from lora_trainer.training.run import TrainingRun
 
     try:
-        run.update(state="running", message="", started=time.time(), process=this_process(), now=True)
+        started = run.manifest.get("started") or time.time()  # a resumed run's files tell when it began
+        run.update(state="running", message="", started=started, process=this_process(), now=True)
         TrainingRun(run, host, control, on_change).execute()
     except CheckpointChanged as error:
         _end(run, error, state="paused", waits=WAITS_FOR_CHECKPOINT)

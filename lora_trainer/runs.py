@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, is_file_name, shown_name
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.files import append_line, make_folder, read_json, remove_unfinished, write_json, write_text
-from lora_trainer.plain_json import json_text, parse_json
+from lora_trainer.documents import Damaged
+from lora_trainer.errors import InputError, NotFound, explain
+from lora_trainer.files import make_folder, remove_unfinished, write_json, write_text
+from lora_trainer.manifest import DAMAGED, VERSION, LogEntry, Newer, read_manifest, stand_in
+from lora_trainer.plain_json import plain
 from lora_trainer.process import Lock, is_alive, this_process
+from lora_trainer.run_log import RunLog
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -25,11 +29,15 @@ _OF_STEP = re.compile(r"-step\d{8}$")
 
 
 class Run:
-    """One run's folder. ``manifest`` is the in-memory truth of the process that works on it."""
+    """One run's folder.
+
+    ``manifest`` is the in-memory truth of the process that works on it: a :class:`lora_trainer.manifest.Manifest`.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
         self.folder = folder
         self.manifest = manifest or {}
+        self.history = RunLog(folder / "log.jsonl")
         self._path = folder / "manifest.json"
         self._hold = Lock(folder / "lock")
         self._seen: tuple[int, int] = (0, 0)
@@ -44,7 +52,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One of :data:`STATES`."""
+        """One of :data:`STATES`, or :data:`~lora_trainer.manifest.DAMAGED`."""
         return str(self.manifest["state"])
 
     @property
@@ -71,8 +79,17 @@ class Run:
         """The run's settings as they were submitted."""
         return TrainConfig.from_toml(self.folder / "config.toml")
 
+    def snapshot(self) -> dict[str, Any]:
+        """The manifest as it is at this moment, whoever goes on changing it."""
+        with self._lock:
+            return dict(self.manifest)
+
     def update(self, *, now: bool = False, **values: Any) -> None:
-        """Change the manifest; it is written at once when ``now`` or a second after the last time."""
+        """Change the manifest; it is written at once when ``now`` or a second after the last time.
+
+        NaN and Infinity become ``None``: JSON does not know them, and whoever reads the manifest must.
+        """
+        values = plain(values)
         with self._lock:
             self.manifest.update(values)
             self._unwritten.update(values)
@@ -95,11 +112,18 @@ class Run:
             self.manifest.update(values)
 
     def write(self) -> None:
-        """Write the manifest; what another program has written meanwhile (a grid, while this one trains) is kept."""
+        """Write the manifest; what another program has written meanwhile (a grid, while this one trains) is kept.
+
+        Raises:
+            InputError: it could not be read, so it would be lost.
+            RunError: it cannot be written.
+        """
         with self._lock:
+            if self.state == DAMAGED:
+                raise self.problem()
             if self._seen[0] and self._seen != self._stamp():
-                with suppress(OSError, ValueError, TypeError):
-                    self.manifest = {**self.manifest, **read_json(self._path), **self._unwritten}
+                with suppress(OSError, Damaged):
+                    self.manifest = {**self.manifest, **read_manifest(self._path), **self._unwritten}
             write_json(self._path, self.manifest)
             self._unwritten.clear()
             self._seen = self._stamp()
@@ -157,37 +181,49 @@ class Run:
 
         Raises:
             NotFound: it is gone.
-            InputError: it is damaged.
+            InputError: it is damaged, or of a later version of this program.
         """
         with self._lock:
             try:
                 stat = self._path.stat()
                 changed = (stat.st_mtime_ns, stat.st_ino)
                 if changed != self._seen:
-                    manifest = read_json(self._path)
-                    if manifest["state"] not in STATES:
-                        raise ValueError(manifest["state"])
-                    self.manifest = {"files": [], "samples": [], "validation": {}, **manifest}
+                    self.manifest = {**read_manifest(self._path), "name": self.name}
                     self._seen = changed
             except FileNotFoundError as error:
                 raise NotFound("There is no run named {name}.", field="name", name=self.name[:100]) from error
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except Newer as error:
                 raise InputError(
-                    "The run {name} cannot be read: {path} is damaged.", name=self.name, path=self._path
+                    "The run {name} was made by a newer version of LoRA Train; update the extension to open it.",
+                    name=self.name,
                 ) from error
+            except Damaged as error:
+                raise self.problem(error.place) from error
+            except OSError as error:
+                raise InputError(
+                    "The run {name} cannot be read: {path}: {error}.",
+                    name=self.name,
+                    path=self._path,
+                    error=error.strerror or error,
+                ) from error
+
+    def problem(self, place: str = "") -> InputError:
+        """The sentence for a manifest that is damaged at ``place``."""
+        return InputError(
+            "The run {name} cannot be read: {path} is damaged (at {place}); put back a copy of that file, or delete "
+            "the run's folder. Its LoRA files are not touched.",
+            name=self.name,
+            path=self._path,
+            place=place or "?",
+        )
 
     def log(self, **entry: Any) -> None:
         """Append one object to ``log.jsonl``."""
-        append_line(self.folder / "log.jsonl", json_text(entry).encode())
+        self.history.append(entry)
 
-    def entries(self, after: int = 0) -> list[dict[str, Any]]:
-        """Log entries behind step ``after``; of steps done twice (resumed), the later ones."""
-        found: dict[tuple[int, str], dict[str, Any]] = {}
-        for entry in _read_lines(self.folder / "log.jsonl"):
-            step = entry.get("step")
-            if isinstance(step, int) and step > after:
-                found[step, "validation" if "validation" in entry else "step"] = entry
-        return [found[key] for key in sorted(found)]
+    def entries(self, after: int = 0, limit: int | None = None) -> list[LogEntry]:
+        """Log entries behind step ``after``, see :meth:`RunLog.entries`."""
+        return self.history.entries(after, limit)
 
     def add_file(self, entry: dict[str, Any]) -> None:
         """Note a LoRA file in the manifest."""
@@ -215,7 +251,7 @@ class Runs:
             if folder.exists():
                 raise InputError("name: a run “{name}” exists already.", field="name", name=config.name)
             values = {
-                "version": 1,
+                "version": VERSION,
                 "program": f"LoRA Train {__version__}",
                 "name": config.name,
                 "state": "queued",
@@ -254,27 +290,53 @@ class Runs:
             self._open[name] = run
             return run
 
+    def shown(self, name: str) -> Run:
+        """The run ``name``, to show it: in place of one that cannot be read, one of the state ``damaged`` says why.
+
+        Raises:
+            NotFound: there is none, or the name is no name.
+        """
+        try:
+            return self.get(name)
+        except NotFound:
+            if not is_file_name(name) or not (self.root / name / "config.toml").is_file():
+                raise
+            found = Run(self.root / name)
+            problem = found.problem("manifest.json")
+        except InputError as error:
+            problem = error
+        return Run(self.root / name, {**stand_in(name, explain(problem))})
+
     def names(self) -> list[str]:
         """Names of all runs, newest first."""
-        if not self.root.is_dir():
+        try:
+            with os.scandir(self.root) as entries:
+                begun = {e.name: _begun(Path(e.path)) for e in entries if not e.name.startswith(".")}
+        except OSError:
             return []
-        found = []
-        for path in self.root.glob("*/config.toml"):
-            if not is_file_name(path.parent.name):  # a run that was never finished being made, or somebody's own folder
-                continue
-            with suppress(OSError):  # it is being deleted
-                found.append((path.stat().st_mtime, path.parent.name))
+        found = [(time, name) for name, time in begun.items() if time is not None and is_file_name(name)]
         return [name for _, name in sorted(found, reverse=True)]
 
-    def list(self) -> list[Run]:
-        """All readable runs, newest first."""
-        found = []
-        for name in self.names():
-            try:
-                found.append(self.get(name))
-            except InputError:
-                continue
-        return found
+    def list(self, offset: int = 0, limit: int | None = None) -> list[Run]:
+        """All runs, newest first, as :meth:`shown`; ``limit`` of them behind the first ``offset``."""
+        names = self.names()[offset:]
+        return [run for name in names[:limit] if (run := self._shown_if_there(name)) is not None]
+
+    def _shown_if_there(self, name: str) -> Run | None:
+        try:
+            return self.shown(name)
+        except NotFound:  # deleted just now, or no name that a run can have
+            return None
+
+
+def _begun(folder: Path) -> float | None:
+    """When the run in a folder was made: time of its ``config.toml``, which is never written again; else ``None``."""
+    for name in ("config.toml", "manifest.json"):
+        try:
+            return (folder / name).stat().st_mtime
+        except OSError:
+            continue
+    return None
 
 
 def output_folder(config: TrainConfig, loras: Path) -> Path:
@@ -296,17 +358,3 @@ def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:
         return bool(entry["by_step"])
     stem = Path(entry["path"]).stem
     return stem != run and _OF_STEP.search(stem) is not None
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line cut off by a crash is left out."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry

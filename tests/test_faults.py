@@ -178,7 +178,7 @@ def test_a_damaged_manifest_hides_no_other_run(tmp_path: Path, content: str) -> 
     damaged = run_to_end(tmp_path, "bad")
     (damaged.folder / "manifest.json").write_text(content)
     jobs = make_jobs(tmp_path)
-    assert [run.name for run in jobs.list()] == ["good"]
+    assert {run.name: run.state for run in jobs.list()} == {"good": "done", "bad": "damaged"}
     with pytest.raises(InputError, match="damaged"):
         jobs.settled("bad")
 

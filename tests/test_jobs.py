@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -140,6 +141,36 @@ def test_a_run_is_not_resumed_on_another_checkpoint(tmp_path: Path) -> None:
         jobs.resume("zorp")
 
 
+@pytest.mark.parametrize(
+    ("known", "loaded", "said"),
+    [
+        ({"name": "m", "sha256": ""}, "sampled:a", "cannot be told"),  # an earlier version, with --no-hashing
+        ({"name": "m", "sha256": "", "fingerprint": "sampled:a"}, "", "cannot be told"),
+        ({"name": "m", "sha256": "0" * 64}, "sampled:a", "cannot be told"),
+        ({"name": "m", "sha256": "", "fingerprint": "sampled:b"}, "sampled:a", "was trained on m"),
+        ({"name": "m", "sha256": "0" * 64, "fingerprint": "sampled:b"}, "sampled:a", "was trained on m"),
+        ({"name": "m", "sha256": "0" * 64, "fingerprint": "sampled:a"}, "sampled:a", ""),
+    ],
+)
+def test_where_the_host_has_no_hash_a_checkpoint_is_known_by_its_weights_and_unknown_is_not_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, str], loaded: str, said: str
+) -> None:
+    run_to_end(tmp_path, "zorp")
+    jobs = make_jobs(tmp_path)
+    run = jobs.runs.get("zorp")
+    run.update(state="stopped", checkpoint=known, now=True)
+    real = jobs.host.check
+    monkeypatch.setattr(jobs.host, "check", lambda config: replace(real(config), sha256="", fingerprint=loaded))
+    if said:
+        with pytest.raises(InputError, match=said):
+            jobs.resume("zorp")
+        assert run.state == "stopped"
+        return
+    jobs.resume("zorp")
+    assert jobs.wait(run, 120)
+    assert run.state == "done"
+
+
 def test_a_run_whose_program_ended_says_so_and_looking_writes_nothing(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, "zorp")
     run.update(state="running", process=[os.getppid(), psutil.Process(os.getppid()).create_time()], now=True)
@@ -159,7 +190,13 @@ def test_a_grid_whose_program_ended_says_so(tmp_path: Path) -> None:
     run.update(grid={"state": "running", "done": 1, "of": 4, "process": [1, 1.0]}, now=True)
     assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "stopped"
     run.update(
-        grid={"state": "running", "process": [os.getppid(), psutil.Process(os.getppid()).create_time()]}, now=True
+        grid={
+            "state": "running",
+            "done": 1,
+            "of": 4,
+            "process": [os.getppid(), psutil.Process(os.getppid()).create_time()],
+        },
+        now=True,
     )
     assert make_jobs(tmp_path).settled("zorp").manifest["grid"]["state"] == "running"
 

@@ -91,8 +91,8 @@ def test_log_that_cannot_be_written_is_said(runs: Runs) -> None:
 def test_file_written_again_replaces_its_entry(runs: Runs) -> None:
     run = runs.create(config())
     for sha in ("old", "new"):
-        run.add_file({"path": "a.safetensors", "sha256": sha})
-    run.add_file({"path": "b.safetensors", "sha256": "b"})
+        run.add_file({"path": "a.safetensors", "epoch": 1, "step": 3, "sha256": sha})
+    run.add_file({"path": "b.safetensors", "epoch": 2, "step": 6, "sha256": "b"})
     assert [(f["path"], f["sha256"]) for f in again(runs).get("test").manifest["files"]] == [
         ("a.safetensors", "new"),
         ("b.safetensors", "b"),
@@ -106,14 +106,19 @@ def test_name_that_is_no_run_is_said(runs: Runs, name: str) -> None:
         runs.get(name)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"state": "odd"}', b"\xff\xfe"])
-def test_damaged_manifest_is_said_and_left_out_of_the_list(runs: Runs, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"state": "odd"}', b"\xff\xfe", b"[" * 100_000])
+def test_damaged_manifest_is_said_by_name_and_hides_no_other(runs: Runs, content: bytes) -> None:
     for name in ("good", "bad"):
         runs.create(config(name=name))
     (runs.root / "bad" / "manifest.json").write_bytes(content)
     with pytest.raises(InputError, match="is damaged"):
         again(runs).get("bad")
-    assert [run.name for run in again(runs).list()] == ["good"]
+    shown = {run.name: run for run in again(runs).list()}
+    assert (shown["good"].state, shown["bad"].state) == ("queued", "damaged")
+    assert "The run bad cannot be read" in shown["bad"].manifest["message"]
+    with pytest.raises(InputError):
+        shown["bad"].update(step=1, now=True)
+    assert (runs.root / "bad" / "manifest.json").read_bytes() == content
 
 
 def test_runs_are_listed_newest_first(runs: Runs) -> None:

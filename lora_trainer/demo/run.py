@@ -14,6 +14,7 @@ from lora_trainer.demo import drawings
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.i18n import filled
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
 
@@ -87,7 +88,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     losses = {(group["column"], group["weight"]): group["numbers"]["loss"] for group in document["groups"]}
     column = document["columns"][verdict["column"]]
     loss = losses[verdict["column"], verdict["weight"]]
-    steps = [e["loss"] for e in run.entries() if "loss" in e]
+    steps = [loss for e in run.entries() if (loss := e.get("loss")) is not None]
     share = max(1, len(steps) // config.training.epochs)
     report = {
         "loras": [entry["path"] for entry in run.manifest["files"]],
@@ -95,7 +96,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
         "numbers": document["csv"],
         "best": {"epoch": column["epoch"], "weight": verdict["weight"], "file": column["file"], "val_loss": loss},
         "verdict": verdict["state"],
-        "recommendation": [sentence["template"].format(**sentence["values"]) for sentence in verdict["sentences"]],
+        "recommendation": [filled(sentence) for sentence in verdict["sentences"]],
         "seconds": round(time.time() - began, 1),
         "loss_first": sum(steps[:share]) / share,
         "loss_last": sum(steps[-share:]) / share,

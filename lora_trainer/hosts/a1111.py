@@ -9,7 +9,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -353,7 +354,54 @@ def checkpoint_info(sd_model: Any) -> CheckpointInfo:
         family,
         prediction,
         sd_vae.get_loaded_vae_name() or "",
+        fingerprint(sd_model),
     )
+
+
+_fingerprints: weakref.WeakKeyDictionary[Any, tuple[tuple[object, ...], str]] = weakref.WeakKeyDictionary()
+
+
+def fingerprint(sd_model: Any) -> str:
+    """Of the loaded weights: there is no other way to tell them with ``--no-hashing``, nor when a file was replaced.
+
+    Computed again only when weights were changed in place, as by another checkpoint; of those that a LoRA changes for
+    a picture, the host's own copies from before count.
+    """
+    from lora_trainer.model.fingerprint import sampled_fingerprint
+
+    parts = {"unet": sd_model.model.diffusion_model, "text": sd_model.cond_stage_model}
+    named = {f"{part}.{n}": p for part, module in parts.items() for n, p in module.named_parameters()}
+    mark = (sd_model.sd_checkpoint_info.filename, len(named), sum(map(_changes, named.values())))
+    known = _fingerprints.get(sd_model)
+    if known is None or known[0] != mark:
+        kept = _kept_weights(parts.values())
+        # the host wraps the token embedding, and unwraps it now and then (sd_hijack.py:222)
+        clean = {name.replace("wrapped.", ""): kept.get(id(p), p) for name, p in named.items()}
+        _fingerprints[sd_model] = known = mark, sampled_fingerprint(clean)
+    return known[1]
+
+
+def _changes(parameter: torch.Tensor) -> int:
+    """How often it was changed in place."""
+    try:
+        return parameter._version
+    except RuntimeError:  # made in inference mode, which counts nothing
+        return 0
+
+
+def _kept_weights(modules: Iterable[torch.nn.Module]) -> dict[int, torch.Tensor]:
+    """By the id of a parameter, the host's copy of it from before it put a LoRA in (networks.py:425)."""
+    found: dict[int, torch.Tensor] = {}
+    for module in (each for part in modules for each in part.modules()):
+        weights, bias = (getattr(module, f"network_{name}_backup", None) for name in ("weights", "bias"))
+        last = getattr(module, "out_proj", module) if isinstance(module, torch.nn.MultiheadAttention) else module
+        if isinstance(weights, tuple):
+            found[id(module.in_proj_weight)], found[id(last.weight)] = weights
+        elif weights is not None:
+            found[id(last.weight)] = weights
+        if isinstance(bias, torch.Tensor):
+            found[id(last.bias)] = bias
+    return found
 
 
 def _config_of(sd_model: Any) -> dict[str, Any]:
@@ -375,7 +423,8 @@ def _text_marker(sd_model: Any) -> str:
 def _identity(sd_model: Any) -> tuple[object, ...]:
     """What must stay the same during a run."""
     first = next(sd_model.model.parameters())
-    return (sd_model.sd_checkpoint_info.filename, sd_model.sd_checkpoint_info.sha256, id(first), first.is_meta)
+    info = sd_model.sd_checkpoint_info
+    return (info.filename, info.sha256, id(first), first.is_meta, "" if first.is_meta else fingerprint(sd_model))
 
 
 def _changed() -> CheckpointChanged:

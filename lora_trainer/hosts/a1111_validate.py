@@ -19,6 +19,7 @@ from lora_trainer.errors import InputError, Interrupted, LoraTrainError
 from lora_trainer.hosts import a1111_lora as host
 from lora_trainer.hosts.a1111_axes import AxisError
 from lora_trainer.hosts.base import DrawRequest
+from lora_trainer.i18n import filled, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.network.lora_tag import TAG
 from lora_trainer.runs import Run
@@ -79,7 +80,7 @@ def _shown(p: Any, document: dict[str, Any]) -> Processed:
     images = [_open(path) for path in (*document["sheets"], *cells)]
     texts = [str(image.info.get("parameters", "")) for image in images]
     for sentence in (document.get("verdict") or {}).get("sentences", []):
-        p.comment(host.sentence(InputError(sentence["template"], **sentence["values"])))
+        p.comment(filled(sentence, translator(host.language())))
     first = len(document["sheets"])
     seed = document["seeds"][0]
     return Processed(p, images, seed, texts[0] if texts else "", infotexts=texts, index_of_first_image=first)

@@ -10,6 +10,11 @@ from lora_trainer.errors import InputError
 
 UNET_PREFIX = "model.diffusion_model."
 SD1_TEXT_PREFIX = "cond_stage_model.transformer."
+UNKNOWN_CHECKPOINT = (
+    "Whether the loaded checkpoint is that of the run {name} ({checkpoint}) cannot be told, since one of them has no "
+    "hash; start the WebUI without --no-hashing, or train on with a new run that continues from its last file "
+    "(network.continue_from)."
+)
 _LORA_PREFIXES = ("lora_", "oft_", "lycoris_")
 
 
@@ -41,6 +46,7 @@ class CheckpointInfo:
         family: SD1, …
         prediction: ``"epsilon"`` or ``"v_prediction"``.
         vae: file name of a separate VAE, or ``""``.
+        fingerprint: of its weights (:func:`~lora_trainer.model.fingerprint.sampled_fingerprint`), or ``""``.
     """
 
     name: str
@@ -49,6 +55,30 @@ class CheckpointInfo:
     family: Family
     prediction: str
     vae: str = ""
+    fingerprint: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells its weights from those of other checkpoints, as well as it is known."""
+        return self.sha256 or self.fingerprint or self.legacy_hash
+
+    def to_dict(self) -> dict[str, str]:
+        """What a run notes of it, and REST tells."""
+        known = {"name": self.name, "sha256": self.sha256, "fingerprint": self.fingerprint}
+        return {**known, "family": self.family.name}
+
+
+def is_same_checkpoint(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool | None:
+    """Whether two checkpoints have the same weights; ``None`` when nobody can tell. Names tell nothing.
+
+    Args:
+        first: ``sha256`` and ``fingerprint``, as in :meth:`CheckpointInfo.to_dict`; either may be missing or empty.
+        second: the same.
+    """
+    for key in ("sha256", "fingerprint"):
+        if first.get(key) and second.get(key):
+            return bool(first[key] == second[key])
+    return None
 
 
 SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", 512)

@@ -13,16 +13,20 @@ from typing import Any
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import only_telling
 from lora_trainer.dataset.plan import Step
-from lora_trainer.errors import CheckpointChanged, LoraTrainError
+from lora_trainer.errors import CheckpointChanged, LoraTrainError, RunError, explain
 from lora_trainer.files import remove_unfinished, replace_atomically, save_picture, temporary_folder, write_json
 from lora_trainer.hosts.base import Host, LoraUse, draw_request
-from lora_trainer.network.lora_file import file_name, save_lora, verify
+from lora_trainer.network.lora_file import file_name, read_metadata, save_lora, verify
 from lora_trainer.runs import Run, output_folder
 from lora_trainer.training.memory import free_memory, is_out_of_memory
 from lora_trainer.training.metadata import Progress, sidecar, training_metadata
 from lora_trainer.training.work import Note, Work
 
 log = logging.getLogger(__name__)
+NO_NUMBER = (
+    "The validation loss at step {step} is no number (NaN or Inf), so the LoRA is of no use there. If it stays so, "
+    "lower the learning rate, or train in bf16 or fp32."
+)
 
 
 class Outputs:
@@ -77,8 +81,8 @@ class Outputs:
 
     def _validation(self, step: Step) -> float | None:
         """The loss that was measured after a step."""
-        found = (e for e in self._run.entries() if e.get("step") == step.number and not e.get("base"))
-        return next((e["validation"] for e in found if "validation" in e), None)
+        found = (e for e in self._run.entries(step.number - 1) if e["step"] == step.number and not e.get("base"))
+        return next((e["validation"] for e in found if e.get("validation") is not None), None)
 
     def _file(self, step: Step) -> Path | None:
         """The file that was written after a step, and is still there."""
@@ -89,21 +93,31 @@ class Outputs:
         """How many pictures were drawn after a step."""
         return sum(sample["step"] == step.number for sample in self._run.manifest["samples"])
 
-    def validate(self, work: Work, step: int, epoch: int, *, base: bool = False) -> float:
-        """Measure the held-out loss, of the untouched checkpoint when ``base``."""
+    def validate(self, work: Work, step: int, epoch: int, *, base: bool = False) -> float | None:
+        """Measure the held-out loss, of the untouched checkpoint when ``base``; ``None`` when it is no number."""
         levels = self._config.validation.timesteps
         with work.session.turn(), work.trainer.adapters.disabled() if base else nullcontext():
-            loss = work.trainer.denoiser.held_out_loss(work.held_out, work.latents, levels)
+            measured = work.trainer.denoiser.held_out_loss(work.held_out, work.latents, levels)
+        loss = measured if math.isfinite(measured) else None
+        self._tell(loss, step)
         known = dict(self._run.manifest["validation"])
         if base:
             known["base"] = loss
         else:
             known["last"] = loss
-            if loss <= known.get("best", math.inf):
+            if loss is not None and loss <= known.get("best", math.inf):
                 known |= {"best": loss, "best_epoch": epoch, "best_step": step}
         self._run.log(step=step, epoch=epoch, validation=loss, base=base)
         self._note(validation=known, now=True)
         return loss
+
+    def _tell(self, loss: float | None, step: int) -> None:
+        """Say that a loss is no number, until one is again."""
+        said = (self._run.manifest.get("error") or {}).get("template") == NO_NUMBER
+        if loss is None:
+            self._note(**explain(RunError(NO_NUMBER, step=step)))
+        elif said:
+            self._note(message="", error={})
 
     def save(self, work: Work, step: Step, label: dict[str, int], metrics: dict[str, Any]) -> Path:
         """Write the LoRA as it is now, load it back, and give it a card."""
@@ -117,7 +131,9 @@ class Outputs:
         verify(path, work.trainer.adapters)
         write_json(path.with_suffix(".json"), sidecar(config, work.learned, model.info))
         entry: dict[str, Any] = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
-        self._run.add_file({**entry, "by_step": "step" in label, "metrics": metrics})
+        # The header tells times, so that the hash of the whole file is never the same again; that of its tensors is.
+        tensors = read_metadata(path)["sshs_model_hash"]
+        self._run.add_file({**entry, "tensors_sha256": tensors, "by_step": "step" in label, "metrics": metrics})
         with only_telling():
             self._host.announce(path)
         return path

@@ -79,6 +79,7 @@ class TrainingRun:
         if work.held_out and "base" not in self._run.manifest["validation"]:
             self._outputs.validate(work, work.done, 0, base=True)
         number = work.done
+        self._losses.extend(self._earlier_losses(number))
         if number:
             self._write_what_is_due(work, work.plan.step(number), again=True)
         while number < work.plan.total_steps:
@@ -171,6 +172,12 @@ class TrainingRun:
     def _save_state(self, work: Work, number: int) -> None:
         save_state(self._run.states, work.trainer, number)
         self._state_at = time.monotonic()
+
+    def _earlier_losses(self, done: int) -> list[float]:
+        """Those of the steps up to ``done``, from where the run goes on: its average is as if it had never ended."""
+        kept = self._losses.maxlen or 0
+        earlier = (entry for entry in self._run.entries(max(0, done - kept)) if entry["step"] <= done)
+        return [loss for entry in earlier if (loss := entry.get("loss")) is not None]
 
     def _loss_average(self) -> float | None:
         return sum(self._losses) / len(self._losses) if self._losses else None

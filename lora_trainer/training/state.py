@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
 
+from lora_trainer.documents import Count, Damaged, checked
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import remove
 from lora_trainer.tensor_file import read_checked, write_checked
@@ -21,8 +23,26 @@ from lora_trainer.training.optimizers import keep_together
 from lora_trainer.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+_UNREADABLE = (
+    SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    InputError,
+)  # fmt: skip
+"""What a damaged state may end in: the file, its JSON, or a library that is given it."""
+_NEEDED = {"params", "lr", "last_epoch", "base_lrs"}
+"""Keys of optimizers' groups and of schedules, without which they cannot go on."""
 KEPT = 2
+_EARLIER = frozenset({"state"})
+"""What the header of a state of earlier versions has, which had no checksum."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+
+class StateDocument(TypedDict):
+    """What a state says beside its tensors; each of these is named where it stood, see :func:`_flatten`."""
+
+    step: Count
+    optimizer: dict[str, Any]
+    lr_schedule: dict[str, Any]
+    scaler: dict[str, Any]
 
 
 def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
@@ -59,7 +79,7 @@ def load_newest(folder: Path, trainer: Trainer) -> int:
     for path in states(folder):
         try:
             return _load(path, trainer)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
+        except _UNREADABLE as error:
             log.warning("The state %s cannot be used (%s); trying the one before.", path, error)
             problems.append(f"{path.name}: {error}")
     if problems:
@@ -72,14 +92,62 @@ def load_newest(folder: Path, trainer: Trainer) -> int:
 
 
 def _load(path: Path, trainer: Trainer) -> int:
-    tensors, texts = read_checked(path, unchecked=frozenset({"state"}))
-    plain = json.loads(texts["state"])
+    tensors, texts = read_checked(path, unchecked=_EARLIER)
+    plain = _document(texts["state"], path)
     adapter = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
+    optimizer, schedule = (_unflatten(plain[key], tensors) for key in ("optimizer", "lr_schedule"))
+    _require_like(optimizer["param_groups"], trainer.optimizer.state_dict()["param_groups"], "optimizer.param_groups")
+    _require_like(schedule, trainer.lr_schedule.state_dict(), "lr_schedule")
+    _require_like(plain["scaler"], trainer.scaler.state_dict(), "scaler")
     trainer.adapters.load(adapter)
-    trainer.optimizer.load_state_dict(keep_together(_unflatten(plain["optimizer"], tensors), trainer.optimizer))
-    trainer.lr_schedule.load_state_dict(_unflatten(plain["lr_schedule"], tensors))
+    trainer.optimizer.load_state_dict(keep_together(optimizer, trainer.optimizer))
+    trainer.lr_schedule.load_state_dict(schedule)
     trainer.scaler.load_state_dict(plain["scaler"])
     return int(plain["step"])
+
+
+def _document(text: str, path: Path) -> StateDocument:
+    """The state's JSON. Unlike other documents it may hold Infinity, which Prodigy has among its settings.
+
+    Raises:
+        Damaged: it is not what was written; the states of earlier versions have no checksum to tell that by.
+    """
+    plain = json.loads(text)
+    checked({**plain, "optimizer": {}, "lr_schedule": {}}, StateDocument)
+    if _NAME.fullmatch(path.name)[1] != f"{plain['step']:08d}":  # type: ignore[index]  # states() has only such names
+        raise Damaged("step")
+    return cast(StateDocument, plain)
+
+
+def _require_like(found: Any, like: Any, place: str) -> None:
+    """Whether what is loaded is of the kind of what it replaces; else that is noticed steps later, or never.
+
+    Other versions of PyTorch have a few other keys.
+
+    Raises:
+        Damaged: it has not.
+    """
+    if isinstance(like, dict):
+        if not isinstance(found, dict) or not (like.keys() & _NEEDED) <= found.keys():
+            raise Damaged(place)
+        for key in like.keys() & found.keys():
+            _require_like(found[key], like[key], f"{place}.{key}")
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(like):
+            raise Damaged(place)
+        for index, each in enumerate(like):
+            _require_like(found[index], each, f"{place}[{index}]")
+    elif like is not None and not _is_of_kind(found, like):
+        raise Damaged(place)
+
+
+def _is_of_kind(found: Any, like: Any) -> bool:
+    if isinstance(like, (bool, str)):
+        return type(found) is type(like)
+    if isinstance(like, (int, float)):  # an optimizer may put a tensor in its place
+        is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        return isinstance(found, torch.Tensor) or (is_number and (math.isfinite(found) or found == like))
+    return True
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -17,6 +17,7 @@ from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.errors import CheckpointChanged, InputError
 from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
+from lora_trainer.model.families import UNKNOWN_CHECKPOINT, CheckpointInfo, is_same_checkpoint
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
@@ -87,10 +88,11 @@ class Preparation:
         Raises:
             Stopped: the person stopped it.
             CheckpointChanged: another one was loaded since the run was submitted.
-            InputError: pictures, precision or the file to continue from cannot be used.
+            InputError: pictures, precision or the file to continue from cannot be used, or nobody can tell whether the
+                checkpoint is the run's.
         """
         config, model = self._config, self._session.model
-        self._require_checkpoint(model.info.sha256)
+        self._require_checkpoint(model.info)
         precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
         self._note(phase="pictures", phase_done=0, phase_total=0, now=True)
         dataset = scan(config.data)
@@ -112,9 +114,12 @@ class Preparation:
         self._note_dataset(dataset, kept, plan, precision, done)
         return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
 
-    def _require_checkpoint(self, loaded: str) -> None:
+    def _require_checkpoint(self, loaded: CheckpointInfo) -> None:
         known = self._run.manifest.get("checkpoint", {})
-        if loaded and known.get("sha256") and loaded != known["sha256"]:
+        same = is_same_checkpoint(known, loaded.to_dict())
+        if same is None:
+            raise InputError(UNKNOWN_CHECKPOINT, name=self._run.name, checkpoint=known.get("name", ""))
+        if not same:
             raise CheckpointChanged(
                 "The run belongs to the checkpoint {name}; it goes on when that is loaded.", name=known.get("name")
             )

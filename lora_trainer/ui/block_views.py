@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lora_trainer.dataset.images import PictureError, read_picture
-from lora_trainer.i18n import Translate, message_sentence
+from lora_trainer.i18n import Translate, filled, message_sentence
 from lora_trainer.ui.views import notice
 
 _SHOWN = 80
@@ -55,7 +55,7 @@ def _heat_row(
     label = html.escape(_label(row, t))
     marked = ' class="lt-chosen"' if chosen else ""
     if row["problem"]:
-        sentence = html.escape(t(row["problem"]["template"], **row["problem"]["values"]))
+        sentence = html.escape(filled(row["problem"], t))
         return f'<tr{marked}><th scope="row">{label}</th><td colspan="{max(1, len(blocks))}">{sentence}</td></tr>'
     cells = "".join(_heat_cell(label, block, norm, *scale) for block, norm in zip(blocks, row["norms"], strict=True))
     return f'<tr{marked}><th scope="row">{label}</th>{cells}</tr>'
@@ -183,12 +183,7 @@ def tuning_report(document: Mapping[str, Any], translate: Translate) -> str:
     t = translate
     first, *others = document["sentences"]
     kind = "good" if document["recommended"] != "none" else "info"
-    return (
-        notice(t(first["template"], **first["values"]), kind)
-        + _sentences(others, t)
-        + _compared(document, t)
-        + _weights(document, t)
-    )
+    return notice(filled(first, t), kind) + _sentences(others, t) + _compared(document, t) + _weights(document, t)
 
 
 def _compared(document: Mapping[str, Any], t: Translate) -> str:
@@ -251,7 +246,7 @@ def _use(prompt: str, t: Translate) -> str:
 
 # ------------------------------------------------------------------ both
 def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> str:
-    lines = "".join(f"<li>{html.escape(t(note['template'], **note['values']))}</li>" for note in notes)
+    lines = "".join(f"<li>{html.escape(filled(note, t))}</li>" for note in notes)
     return f'<ul class="lt-notice">{lines}</ul>' if lines else ""
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer import lists
-from lora_trainer.block_jobs import ANALYSIS, TUNING, BlockJobs, blocks_folder, read_result
+from lora_trainer.block_jobs import ANALYSIS, TUNING, BlockJobs, blocks_folder, known_result, read_result
 from lora_trainer.errors import InputError, LoraTrainError
-from lora_trainer.i18n import Translate
+from lora_trainer.i18n import Translate, message_sentence
 from lora_trainer.jobs import Jobs
+from lora_trainer.manifest import DAMAGED
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import block_views, views
 
@@ -125,18 +126,18 @@ class BlocksPanel:
         analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
 
         def result(kind: str) -> dict[str, Any] | None:
-            return read_result(run, path, kind) if run and path else None
+            return known_result(run, path, kind) if run and path else None
 
-        def analysed() -> str:
-            document = result(ANALYSIS)
-            if document is None:
-                return ""
+        def shown(kind: str, show: Callable[[dict[str, Any]], str]) -> str:
+            try:
+                document = read_result(run, path, kind) if run and path else None
+                return show(document) if document else ""
+            except InputError as error:  # a damaged one
+                return views.error_notice(error, t)
+
+        def analysed(document: dict[str, Any]) -> str:
             choices = _requests(document)
             return block_views.analysis_report(document, choices.index(request) if request in choices else 0, t)
-
-        def tuned() -> str:
-            document = result(TUNING)
-            return block_views.tuning_report(document, t) if document else ""
 
         return {
             "run": ((names, run and run.name), lambda: self._choice(names, run.name if run else None, name)),
@@ -146,10 +147,10 @@ class BlocksPanel:
                 lambda: self._heat(run, file) if run else views.notice(t("No run yet.")),
             ),
             "status": (progress, lambda: block_views.blocks_status(progress, t)),
-            "tuning": (tuning, tuned),
+            "tuning": (tuning, lambda: shown(TUNING, lambda document: block_views.tuning_report(document, t))),
             "bake": ((tuning, busy), lambda: gr.update(visible=_changes_something(result(TUNING)))),
             "request": (analysis, lambda: self._request_choice(result(ANALYSIS))),
-            "analysis": ((analysis, request), analysed),
+            "analysis": ((analysis, request), lambda: shown(ANALYSIS, analysed)),
             "analyze": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
             "tune": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
             "stop": (busy, lambda: gr.update(visible=busy)),
@@ -159,7 +160,7 @@ class BlocksPanel:
         for candidate in (name, *names):
             try:
                 if candidate:
-                    return self._jobs.settled(candidate)
+                    return self._jobs.shown(candidate)
             except InputError:
                 continue
         return None
@@ -172,6 +173,8 @@ class BlocksPanel:
     def _heat(self, run: Run, file: str) -> str:
         from lora_trainer.validation.block_norms import heat_map, run_files
 
+        if run.state == DAMAGED:
+            return views.notice(message_sentence(run.manifest, self._t), "error")
         return block_views.heat_table(heat_map(run.name, run_files(run)), file, self._t)
 
     @staticmethod

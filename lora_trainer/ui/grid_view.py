@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_trainer.hosts.base import LoraUse
-from lora_trainer.i18n import Translate
+from lora_trainer.i18n import Translate, filled
 from lora_trainer.plain_json import json_text
 from lora_trainer.ui import views
 from lora_trainer.ui.plots import Curve, chart
@@ -212,10 +212,7 @@ def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> 
 
 
 def _sentence(said: Mapping[str, Any], t: Translate) -> str:
-    try:
-        return t(said["template"], **said["values"])
-    except (ValueError, LookupError):  # kept as texts, numbers do not fit into {alpha:g}
-        return str(said["template"])
+    return filled(said, t)
 
 
 def _verdict_title(state: str, t: Translate) -> str:
@@ -252,7 +249,11 @@ def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:
     columns = document["columns"]
     epochs = [column["epoch"] for column in columns if column["file"]]
     unit = "epoch" if len(set(epochs)) == len(epochs) else "step"
-    losses = {(g["column"], g["weight"]): g["numbers"]["loss"] for g in document["groups"] if "loss" in g["numbers"]}
+    losses = {
+        (group["column"], group["weight"]): loss
+        for group in document["groups"]
+        if (loss := group["numbers"].get("loss")) is not None
+    }
     base = losses.get((0, 0.0))
     last = float(max((column[unit] for column in columns), default=1))
     curves = [Curve("lt-faint", t("without LoRA"), [(0.0, base), (last, base)] if base is not None else [])]

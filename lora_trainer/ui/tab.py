@@ -17,6 +17,7 @@ from lora_trainer.dataset.scan import Dataset
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
+from lora_trainer.model.families import is_same_checkpoint
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
@@ -304,7 +305,7 @@ class Tab:
             "status": (dict(m), lambda: views.status_card(m, before, t) if run else self._no_run()),
             "curves": (
                 (run and run.name, m.get("step"), m.get("validation")),
-                lambda: views.curves(run.entries(), m, t) if run else "",
+                lambda: self._curves(run),
             ),
             "samples": (list(m.get("samples", [])), lambda: _gallery(m)),
             "files": (list(m.get("files", [])), lambda: self._files(run)),
@@ -327,10 +328,16 @@ class Tab:
         for candidate in (name, current.run.name if current else None, *self._run_names()):
             try:
                 if candidate:
-                    return self._jobs.settled(candidate)
+                    return self._jobs.shown(candidate)
             except InputError:
                 continue
         return None
+
+    def _curves(self, run: Run | None) -> str:
+        try:
+            return views.curves(run.history.curve(), run.manifest, self._t) if run else ""
+        except InputError as error:  # the log cannot be read
+            return views.error_notice(error, self._t)
 
     def _base_model(self, health: dict[str, Any]) -> str:
         try:
@@ -396,7 +403,8 @@ def _gallery(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_loaded(manifest: dict[str, Any], health: dict[str, Any]) -> bool:
-    return manifest.get("checkpoint", {}).get("sha256") == health["checkpoint"].get("sha256")
+    """Whether a run's checkpoint is loaded, as far as is known."""
+    return is_same_checkpoint(manifest.get("checkpoint", {}), health["checkpoint"]) is True
 
 
 def _modified(path: str | None) -> float:

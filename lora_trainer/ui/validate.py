@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer import lists
-from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.errors import InputError, LoraTrainError, NotFound
 from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.plain_json import parse_json
@@ -182,20 +182,23 @@ class ValidatePanel:
         return {
             "grid_status": (dict(entry), lambda: views.grid_status(entry, self._t)),
             "stop_draw": (drawing, lambda: gr.update(visible=drawing)),
-            "grid_verdict": (drawn, lambda: self._show(run, self._verdict)),
+            "grid_verdict": (drawn, lambda: self._show(run, self._verdict, tells=True)),
             "grid": (_mark(run, "grid.json", "votes.json"), lambda: self._show(run, self._data)),
             "grid_chart": (drawn, lambda: self._show(run, self._chart)),
         }
 
-    def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], str]) -> str:
+    def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], str], *, tells: bool = False) -> str:
+        """A part of the grid's page; one of them ``tells`` when the document is damaged."""
         from lora_trainer.validation.grid import read_document
 
         if run is None:
             return ""
         try:
             return show(run, read_document(run))
-        except InputError:  # there is no grid yet, or only an old one
+        except NotFound:  # there is no grid yet, or only an old one
             return ""
+        except InputError as error:
+            return views.error_notice(error, self._t) if tells else ""
 
     def _verdict(self, run: Run, document: dict[str, Any]) -> str:
         return grid_view.verdict(document, _folder(run), self._t)

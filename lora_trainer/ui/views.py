@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence, message_sentence
+from lora_trainer.manifest import DAMAGED
 from lora_trainer.schema import toml_value
 from lora_trainer.ui.plots import Curve, chart, smooth, thin
 
@@ -31,6 +32,7 @@ STATE_NAMES = {
     "stopped": "Stopped",
     "failed": "Failed",
     "done": "Done",
+    DAMAGED: "Damaged",
 }
 PHASES = {
     "pictures": "Looking at the pictures",
@@ -206,6 +208,8 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) ->
     """State, progress bar, speed, time left, loss and rates of a run."""
     t = translate
     state = manifest["state"]
+    if state == DAMAGED:
+        return _damaged_card(manifest, t)
     done, of = _progress(manifest)
     phase = _phase(manifest, t)
     facts = _facts(manifest, t)
@@ -219,6 +223,12 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) ->
         f"<span>{html.escape(phase + before)}</span></div>"
         f'{progress_bar(share)}<div class="lt-steps">{facts}</div></div>' + notice(message, kind)
     )
+
+
+def _damaged_card(manifest: dict[str, Any], t: Translate) -> str:
+    badge = f'<span class="lt-badge lt-failed">{html.escape(t(STATE_NAMES[DAMAGED]))}</span>'
+    head = f'<div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b></div>'
+    return f'<div class="lt-status">{head}</div>' + notice(message_sentence(manifest, t), "error")
 
 
 def _phase(manifest: dict[str, Any], t: Translate) -> str:
@@ -250,10 +260,19 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
         facts.append((f"{m['loss_average']:.4f}", "loss"))
     validation = m.get("validation", {})
     for name, title in (("last", "validation loss"), ("base", "without LoRA")):
-        if validation.get("last") is not None and validation.get(name) is not None:  # null where it was no number
-            facts.append((f"{validation[name]:.4f}", title))
-    facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in (m.get("lr") or {}).items()]
+        if "last" in validation:  # null where it was no number
+            facts.append((_loss(validation.get(name)), title))
+    facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in _rates(m).items()]
     return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _rates(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The learning rates of a manifest or log entry."""
+    return {name: rate for name, rate in (entry.get("lr") or {}).items() if rate is not None}
 
 
 def duration(seconds: float) -> str:
@@ -264,20 +283,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
 
 
-def curves(entries: Sequence[dict[str, Any]], manifest: dict[str, Any], translate: Translate) -> str:
+def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], translate: Translate) -> str:
     """Loss, validation loss and learning rates over the steps."""
     t = translate
-    losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), float)]
+    losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), (int, float))]
     tested = [(e["step"], e["validation"]) for e in entries if e.get("validation") is not None and not e.get("base")]
     base = manifest.get("validation", {}).get("base")
     steps = float(manifest["steps"] or 0) or None
     straight = [(0.0, base), (steps or 1.0, base)] if base is not None else []
-    rates = sorted({name for e in entries for name in e.get("lr", {})})
+    rates = sorted({name for e in entries for name in _rates(e)})
     rate_curves = [
         Curve(
             f"lt-line-{i}",
             t(RATES.get(name, name)),
-            thin([(e["step"], e["lr"][name]) for e in entries if name in e.get("lr", {})]),
+            thin([(e["step"], _rates(e)[name]) for e in entries if name in _rates(e)]),
         )
         for i, name in enumerate(rates)
     ]

@@ -95,7 +95,7 @@ class AnalysisPlan:
                 architecture=self.architecture.name,
                 family=checkpoint.family.name,
             )
-        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae, settings)
+        known = (checkpoint.name, checkpoint.key, checkpoint.vae, settings)
         return replace(self, base=repr(known))
 
     def none(self, request: DrawRequest) -> Cell:

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import TrainConfig
+from lora_trainer.documents import Damaged
 from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
-from lora_trainer.files import patiently, read_json, remove, save_picture, write_error, write_json
+from lora_trainer.files import patiently, remove, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.lists import parts
 from lora_trainer.runs import Run, is_by_step
 from lora_trainer.validation.axes import RunFiles, epoch_values
 from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
+from lora_trainer.validation.documents import GRID_VERSION, read_grid
 from lora_trainer.validation.sheet import Layout, sheets
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ MAX_VALUES = 200
 """Of weights, prompts or seeds; so many that only a mistake has more."""
 MAX_TOGETHER = 64
 _WRITE_EVERY = 2.0
-VERSION = 2
 _SETTINGS = ("weights", "prompts", "seeds", "size", "negative", "sampler", "steps", "cfg")
 """Entries of a grid's document that make another grid of it; more files are only more columns."""
 
@@ -108,7 +109,7 @@ class GridPlan:
 
     def on(self, checkpoint: CheckpointInfo, settings: str = "") -> GridPlan:
         """The same grid on a checkpoint with a host's settings, whose pictures are kept apart from those of others."""
-        known = (checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)
+        known = (checkpoint.name, checkpoint.key, checkpoint.vae)
         return replace(self, base=repr((known, settings)))
 
     def cell(self, column: int, weight: float, prompt: int, seed: int) -> Cell:
@@ -224,15 +225,24 @@ def read_document(run: Run) -> dict[str, Any]:
     """The document of a run's grid.
 
     Raises:
-        NotFound: none was begun, or it was made by an older version.
+        NotFound: none was begun, or it was made by another version.
+        InputError: it is damaged.
     """
+    path = grid_folder(run) / "grid.json"
     try:
-        document = read_json(grid_folder(run) / "grid.json")
-        if document["version"] == VERSION:
-            return document
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    raise NotFound("No grid of {name} has been drawn yet.", field="name", name=run.name)
+        document = read_grid(path)
+    except FileNotFoundError:
+        document = None
+    except (OSError, Damaged) as error:
+        raise InputError(
+            "The grid of {name} cannot be read: {path} is damaged ({place}); draw it again, its pictures are kept.",
+            name=run.name,
+            path=path,
+            place=error.place if isinstance(error, Damaged) else error.strerror or error,
+        ) from error
+    if document is None:
+        raise NotFound("No grid of {name} has been drawn yet.", field="name", name=run.name)
+    return {**document, "run": run.name}
 
 
 def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
@@ -250,13 +260,7 @@ def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
     Raises:
         RunError: a file cannot be moved.
     """
-    try:
-        before = read_json(folder / "grid.json")
-        files = [{column["name"] for column in each["columns"]} for each in (before, document)]
-        goes_on = files[0] <= files[1] and all(before[key] == document[key] for key in _SETTINGS)
-        if goes_on or not before["sheets"]:
-            return None
-    except (OSError, ValueError, TypeError, KeyError):  # there is none, or one of an older version
+    if not _is_another(folder / "grid.json", document):
         return None
     place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
     path = place
@@ -267,6 +271,20 @@ def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
     except OSError as error:
         raise write_error(path, error) from error
     return place
+
+
+def _is_another(path: Path, document: Mapping[str, Any]) -> bool:
+    """Whether a file has a finished grid with other settings, or one that cannot be read: nobody knows what it is."""
+    try:
+        before: Mapping[str, Any] | None = read_grid(path)
+    except OSError:
+        return False
+    except Damaged:
+        return True
+    if before is None or not before["sheets"]:
+        return False
+    files = [{column["name"] for column in each["columns"]} for each in (before, document)]
+    return not (files[0] <= files[1] and all(before[key] == document[key] for key in _SETTINGS))
 
 
 # ------------------------------------------------------------------ drawing
@@ -324,7 +342,7 @@ def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
         place = {"column": column, "weight": weight, "prompt": prompt, "seed": seed}
         cells.append({**place, "key": key, "picture": str(picture) if picture else None, "numbers": {}})
     return {
-        "version": VERSION,
+        "version": GRID_VERSION,
         "run": plan.run,
         "trigger": plan.trigger,
         "columns": [column.to_dict() for column in plan.columns],

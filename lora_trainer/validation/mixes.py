@@ -49,7 +49,7 @@ class MixPlan:
 
     def on(self, checkpoint: CheckpointInfo) -> MixPlan:
         """The same on a checkpoint, whose pictures are kept apart from those of others."""
-        return replace(self, base=repr((checkpoint.name, checkpoint.sha256 or checkpoint.legacy_hash, checkpoint.vae)))
+        return replace(self, base=repr((checkpoint.name, checkpoint.key, checkpoint.vae)))
 
     def stacks(self) -> list[Stack]:
         """The mixes."""

@@ -361,4 +361,4 @@ def _choose(items: Sequence[Item], most: int, seed: int) -> list[tuple[int, Item
 def _identity(model: LoadedModel) -> tuple[object, ...]:
     """What tells checkpoints apart."""
     info = model.info
-    return (info.name, info.sha256 or info.legacy_hash, info.prediction, model.vae_key, model.clip_skip)
+    return (info.name, info.key, info.prediction, model.vae_key, model.clip_skip)

@@ -24,6 +24,7 @@ from lora_trainer.network.lora_file import describe
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
 from lora_trainer.training import work as work_module
+from lora_trainer.training.denoiser import Denoiser
 from lora_trainer.training.optimizers import KINDS
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document, make_jobs, run_to_end, weights
@@ -114,6 +115,57 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path: Path, at: 
     assert run.state == "done"
     assert weights(run) == weights(whole)
     assert [e["loss"] for e in run.entries()] == [e["loss"] for e in whole.entries()]
+    assert run.manifest["loss_average"] == whole.manifest["loss_average"]
+    last, expected = run.manifest["files"][-1], whole.manifest["files"][-1]
+    assert (last["metrics"], last["tensors_sha256"]) == (expected["metrics"], expected["tensors_sha256"])
+
+
+def test_a_resumed_run_tells_when_it_began_and_only_the_times_of_its_files_differ(tmp_path: Path) -> None:
+    whole = run_to_end(tmp_path / "whole")
+    jobs = make_jobs(tmp_path / "parts")
+    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask("pause")
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts")))
+    jobs.wait(run)
+    began = run.manifest["started"]
+    again = make_jobs(tmp_path / "parts")
+    run = again.resume("zorp")
+    again.wait(run)
+    assert run.manifest["started"] == began
+    headers = []
+    for each in (run, whole):
+        with safe_open(each.manifest["files"][-1]["path"], framework="pt") as file:
+            headers.append(file.metadata())
+    assert float(headers[0]["ss_training_started_at"]) == began
+    times = {"ss_training_started_at", "ss_training_finished_at", "ss_session_id", "modelspec.date"}
+    differing = {key for key in headers[0].keys() | headers[1].keys() if headers[0].get(key) != headers[1].get(key)}
+    assert differing <= times
+    assert headers[0]["sshs_model_hash"] == run.manifest["files"][-1]["tensors_sha256"]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_is_told_and_breaks_no_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float
+) -> None:
+    real = Denoiser.held_out_loss
+    calls: list[int] = []
+
+    def held_out_loss(self: Denoiser, *args: Any) -> float:
+        calls.append(1)
+        return broken if len(calls) == 3 else real(self, *args)
+
+    monkeypatch.setattr(Denoiser, "held_out_loss", held_out_loss)
+    run = run_to_end(tmp_path, training__steps=0, training__epochs=2, validation__share=0.4, validation__timesteps=2)
+    assert run.state == "done"
+    assert len(calls) == 3  # of the checkpoint alone, and after each epoch
+    validation = run.manifest["validation"]
+    assert validation["last"] is None
+    assert validation["best"] == run.manifest["files"][0]["metrics"]["validation"] or len(run.manifest["files"]) == 1
+    assert "validation loss at step 4 is no number" in run.manifest["message"]
+    for path in (run.folder / "manifest.json", *run.folder.glob("log.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line, parse_constant=pytest.fail)
+    assert [e["validation"] for e in run.entries() if "validation" in e][-1] is None
+    make_jobs(tmp_path).settled("zorp")
 
 
 def test_another_vae_does_not_matter_to_a_run_that_has_its_latents(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.training.optimizers import KINDS, Group, build_optimizer, build_schedule
@@ -254,3 +255,61 @@ def test_failed_write_keeps_the_older_states(tmp_path: Path, monkeypatch: pytest
         save_state(tmp_path, trainer, 9)
     assert [p.name for p in states(tmp_path)] == ["step-00000007.safetensors", "step-00000003.safetensors"]
     assert not temporary_files(tmp_path)
+
+
+# ------------------------------------------------------------------ its JSON, damaged
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object], *, hashed: bool) -> None:
+    """Change a state's JSON; ``hashed``: as an earlier version wrote it, without a hash that would tell."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    plain = json.loads(metadata["state"])
+    change(plain)
+    metadata["state"] = json.dumps(plain)
+    if not hashed:
+        metadata.pop("state_sha256", None)
+    path.write_bytes(safetensors_bytes(tensors, metadata))
+
+
+def test_any_change_of_the_json_is_noticed_by_its_hash(tmp_path: Path) -> None:
+    trainer = Trainer()
+    for step in (1, 2):
+        trainer.learn(step, step)
+        save_state(tmp_path, trainer, step)
+    group = lambda plain: dict(plain["optimizer"]["items"])["param_groups"]["list"][0]["items"]  # noqa: E731
+    rewrite(states(tmp_path)[0], lambda plain: group(plain).__setitem__(0, ["lr", 0.051]), hashed=True)
+    assert load_newest(tmp_path, Trainer()) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [], {}, {"items": [["lr", "x"]]}, {"tensor": "nobody"}, -1, [[["x"]]]])
+@pytest.mark.parametrize("key", ["step", "optimizer", "lr_schedule", "scaler"])
+def test_of_a_state_without_a_hash_what_has_another_form_is_not_used(tmp_path: Path, key: str, wrong: Any) -> None:
+    trainer = Trainer()
+    for step in (1, 2):
+        trainer.learn(step, step)
+        save_state(tmp_path, trainer, step)
+    newest = states(tmp_path)[0]
+    rewrite(newest, lambda plain: plain.__setitem__(key, wrong), hashed=False)
+    same = key == "scaler" and isinstance(wrong, dict)  # one that is switched off has nothing to read
+    assert load_newest(tmp_path, Trainer()) == (2 if same else 1)
+    rewrite(newest, lambda plain: plain.pop(key), hashed=False)
+    assert load_newest(tmp_path, Trainer()) == 1
+
+
+@pytest.mark.parametrize("place", ["param_groups", "lr", "betas"])
+def test_settings_of_another_kind_deep_within_are_not_used(tmp_path: Path, place: str) -> None:
+    trainer = Trainer()
+    for step in (1, 2):
+        trainer.learn(step, step)
+        save_state(tmp_path, trainer, step)
+
+    def change(plain: dict[str, Any]) -> None:
+        items = dict(plain["optimizer"]["items"])
+        if place != "param_groups":
+            group = items["param_groups"]["list"][0]["items"]
+            group[:] = [[key, "high" if key == place else value] for key, value in group]
+        else:
+            items["param_groups"]["list"].pop()
+
+    rewrite(states(tmp_path)[0], change, hashed=False)
+    assert load_newest(tmp_path, Trainer()) == 1

@@ -361,9 +361,13 @@ def test_a_grid_is_read_again_and_one_that_is_not_there_is_one_sentence(run: Run
         grid.read_document(run)
     document = draw_grid(options(run, weights=[1]), Painter(), grid.grid_folder(run))
     assert grid.read_document(run) == document
-    for damage in ("{", "[]", '{"version": 1}'):
-        (grid.grid_folder(run) / "grid.json").write_text(damage)
-        with pytest.raises(NotFound):
+    path = grid.grid_folder(run) / "grid.json"
+    path.write_text('{"version": 1}')
+    with pytest.raises(NotFound):
+        grid.read_document(run)
+    for damage in ("{", "[]", '{"version": 2}', "\xff", json.dumps({**document, "weights": [7]})):
+        path.write_text(damage)
+        with pytest.raises(InputError, match=r"grid\.json is damaged"):
             grid.read_document(run)
 
 

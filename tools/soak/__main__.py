@@ -21,6 +21,8 @@ def main() -> int:
     kills.add_argument("--webui", action="store_true", help="kill the real WebUI instead of the embedded host")
     fuzz = commands.add_parser("fuzz", help="send random REST bodies, names and documents")
     fuzz.add_argument("--count", type=int, default=10_000)
+    documents = commands.add_parser("documents", help="damage every key of a run's documents and look at the run")
+    documents.add_argument("--count", type=int, default=0, help="of damaged documents (default: all)")
     beside = commands.add_parser("beside", help="draw pictures of all kinds beside a run in the real WebUI")
     beside.add_argument("--count", type=int, default=200)
     many = commands.add_parser("many", help="many runs in one WebUI: what stays in memory")
@@ -31,9 +33,14 @@ def main() -> int:
     print(f"seed {args.seed}", file=sys.stderr)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="lora-train-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"kills": _kills, "fuzz": _fuzz, "beside": _beside, "many": _many, "events": _events}[args.what](
-        args, folder
-    )
+    figures = {
+        "kills": _kills,
+        "fuzz": _fuzz,
+        "documents": _documents,
+        "beside": _beside,
+        "many": _many,
+        "events": _events,
+    }[args.what](args, folder)
     print(json.dumps({"what": args.what, "seed": args.seed, **figures}, indent=1))
     if args.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,6 +60,12 @@ def _fuzz(args: argparse.Namespace, folder: Path) -> dict:
     from tools.soak.fuzz import Fuzz
 
     return Fuzz(folder, args.seed).go(args.count)
+
+
+def _documents(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.documents import Documents
+
+    return Documents(folder, args.seed).go(args.count)
 
 
 def _beside(args: argparse.Namespace, folder: Path) -> dict:
