@@ -145,7 +145,7 @@ class Manifest(ManifestStart, total=False):
     error: Sentence
     checkpoint: KnownCheckpoint
     vae: KnownVae
-    process: list[float]
+    process: list[float] | None
     place: float
     waits: str
     waiting: bool

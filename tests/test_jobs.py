@@ -226,7 +226,7 @@ def other_program(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[
         program.communicate()
 
 
-@pytest.mark.parametrize("process", [None, [1, 1.0], "from another container"])
+@pytest.mark.parametrize("process", [None, [1, 1.0], []])
 def test_a_run_of_another_living_program_is_left_alone(
     tmp_path: Path, other_program: Callable[[Path], subprocess.Popen[str]], process: object
 ) -> None:
