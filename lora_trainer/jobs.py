@@ -25,7 +25,7 @@ from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.mixing import Mixing
-from lora_trainer.model.families import UNKNOWN_CHECKPOINT, CheckpointInfo, is_same_checkpoint
+from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.naming import require_free
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
@@ -413,7 +413,7 @@ def require_its_checkpoint(run: Run, loaded: CheckpointInfo) -> None:
     wanted = run.manifest.get("checkpoint", {})
     same = is_same_checkpoint(wanted, loaded.to_dict())
     if same is None:
-        raise InputError(UNKNOWN_CHECKPOINT, name=run.name, checkpoint=wanted.get("name", ""))
+        raise unknown_checkpoint(run.name, wanted)
     if not same:
         raise InputError(
             "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",

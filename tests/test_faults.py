@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import shutil
 import threading
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lora_trainer import files
 from lora_trainer.config import TrainConfig
@@ -218,3 +221,31 @@ def test_a_clock_that_jumps_changes_nothing(
     assert run.state == "done"
     assert 0 < run.manifest["seconds"] < 1000
     assert weights(run) == reference
+
+
+def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -> None:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from lora_trainer.api import PREFIX, mount
+
+    run_to_end(tmp_path, training__steps=2, validation__share=0.4)
+    jobs = make_jobs(tmp_path)
+    run = jobs.runs.get("zorp")
+    path = Path(run.manifest["files"][-1]["path"])
+    save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(path).items()}, path)
+    jobs.grid("zorp", weights=[0.5, 1], prompts=["zorp"])
+    assert jobs.wait(run, 120)
+    app = FastAPI()
+    mount(app, jobs)
+    client = TestClient(app, base_url=f"http://test{PREFIX}", raise_server_exceptions=False)
+    for route in ("runs/zorp", "runs/zorp/grid", "runs", "runs/zorp/log", "runs/zorp/blocks"):
+        answer = client.get(route)
+        assert answer.status_code == 200, answer.text
+        json.loads(answer.text, parse_constant=pytest.fail)
+    again = make_jobs(tmp_path).grid_document("zorp")
+    assert run.manifest["grid"]["state"] == "done"
+    assert again["verdict"]["state"] == "useless"
+    assert "the training broke" in again["verdict"]["sentences"][0]["template"]
+    for file in run.folder.rglob("*.json"):
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)

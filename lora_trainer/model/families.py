@@ -10,11 +10,6 @@ from lora_trainer.errors import InputError
 
 UNET_PREFIX = "model.diffusion_model."
 SD1_TEXT_PREFIX = "cond_stage_model.transformer."
-UNKNOWN_CHECKPOINT = (
-    "Whether the loaded checkpoint is that of the run {name} ({checkpoint}) cannot be told, since one of them has no "
-    "hash; start the WebUI without --no-hashing, or train on with a new run that continues from its last file "
-    "(network.continue_from)."
-)
 _LORA_PREFIXES = ("lora_", "oft_", "lycoris_")
 
 
@@ -79,6 +74,17 @@ def is_same_checkpoint(first: Mapping[str, Any], second: Mapping[str, Any]) -> b
         if first.get(key) and second.get(key):
             return bool(first[key] == second[key])
     return None
+
+
+def unknown_checkpoint(run: str, known: Mapping[str, Any]) -> InputError:
+    """The sentence for a run of which nobody can tell whether its checkpoint is loaded."""
+    return InputError(
+        "Whether the loaded checkpoint is that of the run {name} ({checkpoint}) cannot be told, since one of them has "
+        "no hash; start the WebUI without --no-hashing, or train on with a new run that continues from its last file "
+        "(network.continue_from).",
+        name=run,
+        checkpoint=known.get("name", ""),
+    )
 
 
 SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", 512)

@@ -23,10 +23,6 @@ from lora_trainer.training.metadata import Progress, sidecar, training_metadata
 from lora_trainer.training.work import Note, Work
 
 log = logging.getLogger(__name__)
-NO_NUMBER = (
-    "The validation loss at step {step} is no number (NaN or Inf), so the LoRA is of no use there. If it stays so, "
-    "lower the learning rate, or train in bf16 or fp32."
-)
 
 
 class Outputs:
@@ -113,9 +109,10 @@ class Outputs:
 
     def _tell(self, loss: float | None, step: int) -> None:
         """Say that a loss is no number, until one is again."""
-        said = (self._run.manifest.get("error") or {}).get("template") == NO_NUMBER
+        problem = _no_number(step)
+        said = (self._run.manifest.get("error") or {}).get("template") == problem.template
         if loss is None:
-            self._note(**explain(RunError(NO_NUMBER, step=step)))
+            self._note(**explain(problem))
         elif said:
             self._note(message="", error={})
 
@@ -187,3 +184,11 @@ class Outputs:
         if every and step.ends_epoch and step.epoch % every == 0:
             return {"epoch": step.epoch}
         return {"step": step.number}
+
+
+def _no_number(step: int) -> RunError:
+    return RunError(
+        "The validation loss at step {step} is no number (NaN or Inf), so the LoRA is of no use there. If it stays so, "
+        "lower the learning rate, or train in bf16 or fp32.",
+        step=step,
+    )

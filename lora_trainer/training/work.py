@@ -17,7 +17,7 @@ from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.errors import CheckpointChanged, InputError
 from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
-from lora_trainer.model.families import UNKNOWN_CHECKPOINT, CheckpointInfo, is_same_checkpoint
+from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
@@ -118,7 +118,7 @@ class Preparation:
         known = self._run.manifest.get("checkpoint", {})
         same = is_same_checkpoint(known, loaded.to_dict())
         if same is None:
-            raise InputError(UNKNOWN_CHECKPOINT, name=self._run.name, checkpoint=known.get("name", ""))
+            raise unknown_checkpoint(self._run.name, known)
         if not same:
             raise CheckpointChanged(
                 "The run belongs to the checkpoint {name}; it goes on when that is loaded.", name=known.get("name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,7 +149,12 @@ def _read(path: Path, size: int, modified: int) -> _Strength:
     """A file's strengths; size and time are there so that a file that was written again is read again."""
     tensors = read_lora(path)
     architecture = architecture_of(group(tensors), read_metadata(path)).name
-    return _Strength(architecture, {info.block: info for info in block_infos(tensors)})
+    infos = block_infos(tensors)
+    if not all(math.isfinite(info.norm) for info in infos):
+        raise InputError(
+            "{path} has weights that are NaN or Inf: its training broke; choose an earlier file.", path=path
+        )
+    return _Strength(architecture, {info.block: info for info in infos})
 
 
 def _norm(strength: _Strength | None, block: str) -> float | None:

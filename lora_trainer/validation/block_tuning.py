@@ -9,6 +9,7 @@ same way, so that it is seen when something simpler does as well.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def tune(
         ``lbw`` list and ``prompt``, what is ``recommended``, and ``sentences``.
 
     Raises:
-        InputError: the file or the weight cannot be used.
+        InputError: the file or the weight cannot be used, or the loss with them is no number.
         RunError: memory ran out.
     """
     if not -2 <= weight <= 2 or weight == 0:
@@ -105,6 +106,13 @@ def _document(
         return of_blocks(dict(zip(blocks, weights, strict=True)), keys, architecture).text
 
     every = range(tuner.count)
+    if not all(math.isfinite(loss) for loss in tuner.losses(tuner.ones, every)):
+        raise InputError(
+            "With {file} the loss is no number (NaN or Inf), so there is nothing to learn weights by; choose an "
+            "earlier epoch, or train with a lower learning rate.",
+            field="file",
+            file=file.name,
+        )
     tuned, halves = tuner.compare(lambda on: tuner.fit(on, tuple(on)))
     fitted = tuner.fit(every, "all")
     one, best_single = _searched(tuner, single)

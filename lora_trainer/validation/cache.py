@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
-from lora_trainer.files import read_json, write_json
+from lora_trainer.documents import Damaged, read_document
+from lora_trainer.files import write_json
 
 log = logging.getLogger(__name__)
 _VERSION = 1
 _WRITE_EVERY = 5.0
+
+
+class _Numbers(TypedDict):
+    """The file; ``None`` was measured and is no number."""
+
+    version: int
+    numbers: dict[str, list[float | None]]
 
 
 class NumberCache:
@@ -58,13 +68,13 @@ def cache_key(*parts: object) -> str:
 
 def _read(path: Path) -> dict[str, list[float]]:
     try:
-        document = read_json(path)
+        document = read_document(path, _Numbers)
         if document["version"] != _VERSION:
             return {}
-        entries = document["numbers"].items()
-        return {key: [float(n) for n in numbers] for key, numbers in entries if isinstance(numbers, list)}
+        found = document["numbers"].items()
+        return {key: [math.nan if n is None else n for n in numbers] for key, numbers in found}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, Damaged) as error:
         log.warning("%s is damaged (%s); its numbers are measured again.", path, error)
         return {}

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lora_trainer.documents import Damaged, read_document
 from lora_trainer.errors import InputError
-from lora_trainer.files import patiently, read_json, replace_atomically, write_error, write_json
+from lora_trainer.files import patiently, replace_atomically, write_error, write_json
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.runs import Run
 
@@ -86,30 +87,42 @@ def votes(run: Run) -> dict[str, int]:
     """Votes by the cells' keys, 1 or -1; none when the file is damaged."""
     path = _votes_path(run)
     try:
-        found = read_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return _read_votes(path)
+    except (OSError, Damaged) as error:
         log.warning("The votes in %s cannot be read: %s", path, error)
         return {}
-    known = found.items() if isinstance(found, dict) else ()
-    return {key: value for key, value in known if value in (1, -1)}
+
+
+def _read_votes(path: Path) -> dict[str, int]:
+    try:
+        return read_document(path, dict[str, Literal[1, -1]])
+    except FileNotFoundError:
+        return {}
 
 
 def vote(choice: Choice, value: int) -> dict[str, int]:
     """Keep a vote for a cell, 1 or -1; 0 takes it back. Returns all votes.
 
     Raises:
-        InputError: another value.
+        InputError: another value, or the votes so far are damaged.
     """
     if value not in (-1, 0, 1):
         raise InputError("A vote is 1, -1, or 0 to take it back, not {value}.", field="value", value=value)
+    path = _votes_path(choice.run)
     with _voting:
-        known = votes(choice.run)
+        try:
+            known = _read_votes(path)
+        except Damaged as error:
+            raise InputError(
+                "The votes in {path} are damaged ({place}), and a new one would replace them all; repair that file, or "
+                "delete it.",
+                path=path,
+                place=error.place,
+            ) from error
         known.pop(choice.key, None)
         if value:
-            known[choice.key] = value
-        write_json(_votes_path(choice.run), known)
+            known[choice.key] = int(value)
+        write_json(path, known)
     return known
 
 
@@ -141,14 +154,11 @@ def write_card(choice: Choice) -> Path:
 def _read_card(file: Path) -> dict[str, Any]:
     path = file.with_suffix(".json")
     try:
-        card = read_json(path)
+        return read_document(path, dict[str, Any])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, Damaged) as error:
         raise _damaged(path) from error
-    if not isinstance(card, dict):
-        raise _damaged(path)
-    return card
 
 
 def _damaged(path: Path) -> InputError:

@@ -58,9 +58,10 @@ class GridGroupStart(TypedDict):
 
 
 class GridGroup(GridGroupStart, total=False):
-    """What is there when losses were measured: one for each picture."""
+    """What is there when losses were measured: one for each picture, or that they are no numbers."""
 
     losses: list[float | None]
+    broken: bool
 
 
 class Verdict(TypedDict):

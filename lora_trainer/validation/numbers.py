@@ -146,15 +146,20 @@ def add_losses(document: dict[str, Any], losses: Losses) -> None:
     """Put losses into a grid's document: ``loss`` and ``loss_se`` (of the difference to the checkpoint alone) into
     ``groups[].numbers``, the pictures' own into ``groups[].losses``, and on what they were measured into ``measured``.
 
-    A loss that is no number (half precision can give NaN) is left out.
+    A loss that is no number (half precision can give NaN, as a broken training does) is left out, and its group is
+    marked as ``broken``.
     """
     found = {(entry.file, entry.weight if entry.file else 0.0): entry for entry in losses.entries}
     for group in document["groups"]:
         entry = found.get((document["columns"][group["column"]]["file"], group["weight"]))
         for name in ("loss", "loss_se"):
             group["numbers"].pop(name, None)
-        group.pop("losses", None)
-        if entry is None or not math.isfinite(entry.loss):
+        for name in ("losses", "broken"):
+            group.pop(name, None)
+        if entry is None:
+            continue
+        if not math.isfinite(entry.loss):
+            group["broken"] = True
             continue
         group["losses"] = list(entry.losses)
         group["numbers"]["loss"] = entry.loss

@@ -52,11 +52,16 @@ class Difference:
 
 
 def paired(first: Mapping[Hashable, float], second: Mapping[Hashable, float]) -> Difference | None:
-    """Second minus first over the keys that both have; ``None`` when there are none."""
+    """Second minus first over the keys that both have; ``None`` when there are none.
+
+    Of a loss that is no number the mean is none either, and nobody can tell how sure it is.
+    """
     differences = [second[key] - value for key, value in first.items() if key in second]
     if not differences:
         return None
     count = len(differences)
+    if not all(map(math.isfinite, differences)):
+        return Difference(math.nan, None, count)
     error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
     return Difference(statistics.fmean(differences), error, count)
 

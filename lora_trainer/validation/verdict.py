@@ -89,9 +89,12 @@ def judge(document: dict[str, Any]) -> dict[str, Any]:
         The entry ``verdict``: ``state`` (good, under, over, useless, unknown), ``column`` and ``weight`` of the
         recommended cell, ``turn`` (the epoch from which on it is over-fitted, or ``None``) and ``sentences``.
     """
-    every = _cells(document)
+    every, broken = _cells(document), {(g["column"], g["weight"]) for g in document["groups"] if g.get("broken")}
     base = next((cell for cell in every if cell.column == 0), Cell(0, 0.0))
-    cells = [replace(cell, copies=_copies(cell, base)) for cell in every if cell.column and cell.weight]
+    shown = [cell for cell in every if cell.column and cell.weight]
+    cells = [replace(c, copies=_copies(c, base)) for c in shown if (c.column, c.weight) not in broken]
+    if shown and not cells:
+        return _entry(document, Finding(base, "useless"), [_all_broken()])
     if not cells:
         return _entry(document, Finding(base, "unknown"), [Notice("There is no LoRA file in this grid.")])
     if document.get("measured", {}).get("held_out") and any(cell.losses for cell in cells):
@@ -102,6 +105,13 @@ def judge(document: dict[str, Any]) -> dict[str, Any]:
         finding = _by_little(cells, base)
     recommendation = _recommendation(finding.cell, document)
     return _entry(document, finding, [recommendation, *finding.notices, *_remarks(finding.cell, base)])
+
+
+def _all_broken() -> Notice:
+    return Notice(
+        "With every file the loss is no number (NaN or Inf): the training broke. Train again with a lower learning "
+        "rate, in bf16 or fp32."
+    )
 
 
 def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Notice]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lora_trainer.errors import InputError
 from lora_trainer.hosts.base import Host
@@ -110,6 +112,17 @@ def test_a_weight_that_cannot_be_is_one_sentence(host: Host, run: Run, file: Pat
 
 
 # ------------------------------------------------------------------ presets
+def test_a_burnt_file_is_one_sentence_and_leaves_no_document(host: Host, run: Run, file: Path, tmp_path: Path) -> None:
+    burnt, output = tmp_path / "burnt.safetensors", tmp_path / "tuning.json"
+    save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(file).items()}, burnt)
+    config = run.config()
+    with host.session(config) as session:
+        pictures = find_pictures(host, session, config)
+        with pytest.raises(InputError, match=r"With burnt\.safetensors the loss is no number"):
+            tune(session, burnt, pictures, effort=EFFORT, presets=PRESETS, output=output)
+    assert not output.exists()
+
+
 def test_presets_are_the_weights_of_the_files_blocks_once_each(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text(

@@ -110,6 +110,15 @@ def test_the_last_vote_of_each_cell_counts(run: Run, cast: list[tuple[int, int]]
     assert choose.votes(run) == {key: value for key, value in last.items() if value}
 
 
+def test_votes_that_are_damaged_are_not_replaced_by_a_new_one(run: Run) -> None:
+    path = run.grids / "plain" / "votes.json"
+    for damage in ('{"a": 1', "[1]", '{"a": 2}', '{"a": 1, "b": [1]}', "[" * 100_000):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(InputError, match="would replace them all"):
+            choose.vote(choice(run), 1)
+        assert path.read_text(encoding="utf-8") == damage
+
+
 @pytest.mark.parametrize("value", [2, -5, "1", None, 0.5, [1]])
 def test_a_vote_is_one_up_or_down(run: Run, value: Any) -> None:
     with pytest.raises(InputError, match="A vote is 1, -1, or 0"):

@@ -499,7 +499,7 @@ def test_losses_are_put_beside_their_cells() -> None:
                 "numbers": {"copy": 1.0, "loss": pytest.approx(0.3), "loss_se": 0.1},
                 "losses": [0.2, 0.4],
             },
-            {"column": 1, "weight": 1.0, "numbers": {"copy": 1.0}},
+            {"column": 1, "weight": 1.0, "numbers": {"copy": 1.0}, "broken": True},
             {"column": 2, "weight": 0.5, "numbers": {"copy": 1.0}},
         ]
     assert json.loads(json.dumps(grid, allow_nan=False))["measured"] == {

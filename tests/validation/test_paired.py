@@ -78,3 +78,12 @@ def test_pairs_that_all_differ_alike_are_sure(mean: float, higher: bool, lower: 
 def test_small_against_the_spread_is_not_higher() -> None:
     assert not paired({0: 0.0, 1: 0.0, 2: 0.0}, {0: 1.0, 1: -0.5, 2: 0.5}).is_higher  # type: ignore[union-attr]
     assert paired({0: 0.0, 1: 0.0, 2: 0.0}, {0: 1.0, 1: 0.9, 2: 1.1}).is_higher  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_difference_to_what_is_no_number_is_none_and_nothing_is_concluded_from_it(broken: float) -> None:
+    found = paired({1: 0.5, 2: 0.25}, {1: broken, 2: 0.25})
+    assert found is not None
+    assert math.isnan(found.mean)
+    assert (found.se, found.count) == (None, 2)
+    assert (found.is_higher, found.is_lower, found.is_within_error) == (False, False, False)
