@@ -17,11 +17,12 @@ from typing import Any
 from lora_trainer import __version__
 from lora_trainer.cli_blocks import add_analysis_commands
 from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
-from lora_trainer.cli_parser import Parser, epochs, numbers
+from lora_trainer.cli_parser import Parser, as_path, epochs, numbers
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
+from lora_trainer.paths import exists, expand
 from lora_trainer.runs import Run, Runs
 from lora_trainer.schema import parse_toml
 from lora_trainer.sweep import parse_sweep
@@ -83,10 +84,10 @@ def build_parser() -> Parser:
         return sub
 
     demo = add("demo", _demo, "train the demo LoRA on the small checkpoint and make its grid")
-    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default: demo-output)")
+    demo.add_argument("--output", type=as_path, default=Path("demo-output"), help="folder (default: demo-output)")
 
     train = add("train", _train, "train a LoRA as a TOML file says")
-    train.add_argument("config", type=Path, metavar="CONFIG.toml", help="settings of the run; see docs/options.md")
+    train.add_argument("config", type=as_path, metavar="CONFIG.toml", help="settings of the run; see docs/options.md")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. network.rank=8"
     )
@@ -94,11 +95,11 @@ def build_parser() -> Parser:
         "--sweep", action="append", default=[], metavar="KEY=A,B", help="a run for each value, e.g. network.rank=8,16"
     )
     train.add_argument("--resume", action="store_true", help="go on with the run of this name from its last state")
-    train.add_argument("--root", type=Path, help=ROOT_HELP)
+    train.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     runs = add("runs", _runs, "list the runs, or show one")
     runs.add_argument("name", nargs="?", metavar="RUN", help="only this one")
-    runs.add_argument("--root", type=Path, help=ROOT_HELP)
+    runs.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     grid = add("grid", _grid, "draw the epoch × weight grid of a run")
     grid.add_argument("name", metavar="RUN", help="name of a run, as lora-trainer runs lists it")
@@ -110,8 +111,8 @@ def build_parser() -> Parser:
     grid.add_list("--seeds", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
     grid.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     grid.add_argument("--no-numbers", action="store_true", help="pictures only")
-    grid.add_argument("--clip", type=Path, help="folder of a CLIP model to measure the pictures with")
-    grid.add_argument("--root", type=Path, help=ROOT_HELP)
+    grid.add_argument("--clip", type=as_path, help="folder of a CLIP model to measure the pictures with")
+    grid.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     dataset = add_group(commands, "dataset", "work on a folder of pictures")
     check = add("check", _dataset_check, "report every picture's bucket and crop, and what is wrong", dataset)
@@ -125,7 +126,7 @@ def build_parser() -> Parser:
     ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
     ui.add_argument("--port", type=int, default=7862, help="of the page (default: 7862)")
-    ui.add_argument("--root", type=Path, help=ROOT_HELP)
+    ui.add_argument("--root", type=as_path, help=ROOT_HELP)
     ui.add_argument("--language", choices=("en", "zh"), default="en", help="of the page (default: en)")
     return parser
 
@@ -165,7 +166,7 @@ def beside(path: Path, config: TrainConfig) -> TrainConfig:
     for key in ("checkpoint", "data.folder", "network.continue_from"):
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
-        if value and not Path(value).exists() and (path.parent / value).exists():
+        if value and not exists(expand(value)) and exists(path.parent / value):
             values[key] = str(path.parent / value)
     return config.with_values(values)
 

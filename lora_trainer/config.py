@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import ConfigErrors, InputError
+from lora_trainer.paths import expand
 from lora_trainer.schema import (
     Option,
     field_error,
@@ -48,7 +49,10 @@ class DataConfig:
     """Pictures and captions."""
 
     folder: str = option(
-        "", "Picture folder", "A folder of pictures with .txt captions, or kohya folders such as 10_name inside it."
+        "",
+        "Picture folder",
+        "A folder of pictures with .txt captions, or kohya folders such as 10_name inside it.",
+        path=True,
     )
     resolution: int = option(
         512,
@@ -129,7 +133,9 @@ class NetworkConfig:
     conv_alpha: float = option(
         4.0, "Convolution alpha", "Alpha of the convolutions. 0: their rank.", min=0, max=1024, advanced=True
     )
-    continue_from: str = option("", "Continue from", "A LoRA file to go on from; its rank and alpha must be the same.")
+    continue_from: str = option(
+        "", "Continue from", "A LoRA file to go on from; its rank and alpha must be the same.", path=True
+    )
 
 
 @dataclass
@@ -228,7 +234,7 @@ class SaveConfig:
         advanced=True,
     )
     folder: str = option(
-        "", "Output folder", "Empty: a folder with the LoRA's name where the WebUI finds it.", advanced=True
+        "", "Output folder", "Empty: a folder with the LoRA's name where the WebUI finds it.", advanced=True, path=True
     )
 
 
@@ -287,6 +293,7 @@ class TrainConfig:
         "Checkpoint",
         "Standalone only: the checkpoint file. In the WebUI it is the one that is loaded.",
         advanced=True,
+        path=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -431,4 +438,4 @@ def _toml_lines(config: TrainConfig) -> Iterator[str]:
 
 def default_runs_folder() -> Path:
     """Where runs are kept without a WebUI: ``LORA_TRAIN_RUNS`` or ``runs`` in the current folder."""
-    return Path(os.environ.get("LORA_TRAIN_RUNS", "runs"))
+    return expand(os.environ.get("LORA_TRAIN_RUNS", "runs"))

@@ -18,10 +18,11 @@ from lora_trainer.chores import Chores
 from lora_trainer.config import DataConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
-from lora_trainer.file_tools import FileTools
+from lora_trainer.file_tools import FileTools, concerning
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.mixing import Mixing
+from lora_trainer.paths import clean_path, expand
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
@@ -188,7 +189,7 @@ class Jobs:
 
         run = self.settled(name)
         config = run.config()
-        options = GridOptions(**wishes)
+        options = GridOptions(**{**wishes, "clip": clean_path(wishes.get("clip", ""))})
         plan = plan_grid(run, options, config)
         self._require_readable("clip", options.clip)
         if self.drawing.find(run):
@@ -401,7 +402,8 @@ def _check_parts(config: TrainConfig) -> None:
     if config.network.continue_from:
         from lora_trainer.network.lora_file import require_sd1
 
-        require_sd1(Path(config.network.continue_from).expanduser())
+        with concerning("network.continue_from"):
+            require_sd1(expand(config.network.continue_from))
 
 
 _shared: list[Jobs] = []

@@ -14,6 +14,7 @@ from lora_trainer import __version__
 from lora_trainer.config import TrainConfig, name_problem
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.files import make_folder, read_json, remove_unfinished, write_error, write_json, write_text
+from lora_trainer.paths import expand
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -212,7 +213,7 @@ class Runs:
 
 def output_folder(config: TrainConfig, loras: Path) -> Path:
     """Where a run's LoRA files go: a folder of its name among the LoRAs, or the one that the config names."""
-    return loras / Path(config.save.folder).expanduser() if config.save.folder else loras / config.name
+    return loras / expand(config.save.folder) if config.save.folder else loras / config.name
 
 
 def _line_break_missing(file: BinaryIO) -> bytes:

@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lora_trainer.dataset import buckets
 from lora_trainer.dataset.captions import base_caption, read_caption, tag_frequency
 from lora_trainer.dataset.images import EXTENSIONS, PictureError, picture_size, read_picture
 from lora_trainer.errors import InputError
+from lora_trainer.paths import clean_path, exists, expand
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
 MAX_REPEATS = 1000
@@ -163,10 +163,10 @@ def check_dataset(data: DataConfig) -> Dataset:
 
 
 def _folder(data: DataConfig) -> Path:
-    text = data.folder.strip().strip('"')
+    text = clean_path(data.folder)
     if not text:
         raise InputError("data.folder: choose the folder that holds your pictures.", field="data.folder")
-    root = next((path for path in _readings(text) if _exists(path)), None)
+    root = next((path for path in _readings(text) if exists(path)), None)
     if root is None:
         raise InputError("data.folder: {folder} does not exist; check the path.", field="data.folder", folder=text)
     if not root.is_dir():
@@ -181,15 +181,7 @@ def _folder(data: DataConfig) -> Path:
 def _readings(text: str) -> Iterator[Path]:
     """A path as it stands, then with ``~`` and ``$NAME`` filled in."""
     yield Path(text)
-    with suppress(RuntimeError):  # ~somebody who is not here
-        yield Path(os.path.expandvars(text)).expanduser()
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, or not to be looked at
-        return False
+    yield expand(os.path.expandvars(text))
 
 
 def _concepts(root: Path, data: DataConfig) -> Iterator[tuple[Path, str, int, str]]:

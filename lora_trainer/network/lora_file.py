@@ -15,6 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
+from lora_trainer.paths import is_file
 
 if TYPE_CHECKING:
     from lora_trainer.network.adapters import Adapters
@@ -116,7 +117,7 @@ def _read(path: Path, read):  # type: ignore[no-untyped-def]
         raise InputError(
             "{path} is not a .safetensors file; only these are loaded, since others can hold code.", path=path
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InputError("{path} does not exist; check the path.", path=path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from lora_trainer.config import TrainConfig
@@ -18,6 +17,7 @@ from lora_trainer.errors import CheckpointChanged, InputError
 from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.network.lora_file import read_lora
+from lora_trainer.paths import expand
 from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning
@@ -107,7 +107,7 @@ class Preparation:
         with self._session.turn():
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
             if config.network.continue_from:
-                trainer.adapters.load(read_lora(Path(config.network.continue_from).expanduser()))
+                trainer.adapters.load(read_lora(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
         self._note_dataset(dataset, kept, plan, precision, done)
         return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
