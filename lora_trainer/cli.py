@@ -6,11 +6,11 @@ Exit codes: 0 done, 1 the work failed, 2 bad input (one line that says what, whe
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lora_trainer.cli_blocks import add_analysis_commands
 from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
 from lora_trainer.cli_parser import Parser, as_path, epochs, numbers
 from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.console import prepare_streams, print_json, results_only
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
@@ -32,6 +33,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    prepare_streams()
     try:
         try:
             return _run(arguments)
@@ -47,7 +49,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         args = build_parser().parse_args(arguments)
         logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s")
         command: Command = args.command
-        return command(args)
+        with results_only() if args.json else nullcontext():
+            return command(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,10 +80,11 @@ def build_parser() -> Parser:
     parser.add_argument("--verbose", action="store_true", help="say more")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Command, help: str, within: Any = commands) -> Parser:
+    def add(name: str, command: Command, help: str, within: Any = commands, *, results: bool = True) -> Parser:
         sub: Parser = within.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=command)
-        sub.add_argument("--json", action="store_true", help="print machine-readable results")
+        sub.set_defaults(command=command, json=False)
+        if results:
+            sub.add_argument("--json", action="store_true", help="print machine-readable results")
         return sub
 
     demo = add("demo", _demo, "train the demo LoRA on the small checkpoint and make its grid")
@@ -123,7 +127,7 @@ def build_parser() -> Parser:
     add_lora_commands(add, commands)
     add_analysis_commands(add, add_block_commands(add, commands))
 
-    ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
+    ui = add("ui", _ui, "open the LoRA Train page without a WebUI", results=False)
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
     ui.add_argument("--port", type=int, default=7862, help="of the page (default: 7862)")
     ui.add_argument("--root", type=as_path, help=ROOT_HELP)
@@ -136,7 +140,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     report = run_demo(args.output, quiet=args.json)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print_json(report)
     return 0
 
 
@@ -147,17 +151,22 @@ def _train(args: argparse.Namespace) -> int:
         runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
     else:
         runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
-    return max(_wait(jobs, run, args.json) for run in runs)
+    codes = [_wait(jobs, run, args.json) for run in runs]
+    if args.json:
+        print_json([run.manifest for run in runs] if args.sweep else runs[0].manifest)
+    return max(codes)
 
 
-def _wait(jobs: Jobs, run: Run, as_json: bool) -> int:
+def _wait(jobs: Jobs, run: Run, quiet: bool) -> int:
     try:
         jobs.wait(run)
     except KeyboardInterrupt:
         print("\nStopping after this step; what is learned is kept.", file=sys.stderr)
         jobs.stop(run.name)
         jobs.wait(run)
-    return _finish(run, as_json)
+    if not quiet:
+        _print_end(run)
+    return 0 if run.state == "done" else 1
 
 
 def beside(path: Path, config: TrainConfig) -> TrainConfig:
@@ -171,16 +180,13 @@ def beside(path: Path, config: TrainConfig) -> TrainConfig:
     return config.with_values(values)
 
 
-def _finish(run: Run, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(run.manifest, indent=1, ensure_ascii=False))
-    elif run.state == "failed":
+def _print_end(run: Run) -> None:
+    if run.state == "failed":
         print(f"failed: {run.manifest['message']}", file=sys.stderr)
     else:
         for entry in run.manifest["files"]:
             print(entry["path"])
         print(f"{run.state}: {run.manifest['message'] or run.folder}")
-    return 0 if run.state == "done" else 1
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -199,7 +205,7 @@ def _runs(args: argparse.Namespace) -> int:
     found = [runs.get(args.name)] if args.name else runs.list()
     if args.json:
         manifests = [run.manifest for run in found]
-        print(json.dumps(manifests[0] if args.name else manifests, indent=1, ensure_ascii=False))
+        print_json(manifests[0] if args.name else manifests)
         return 0
     if not found:
         print(f"There are no runs in {runs.root}.")
@@ -226,7 +232,7 @@ def _grid(args: argparse.Namespace) -> int:
         raise RunError(grid["message"])
     document = jobs.grid_document(args.name)
     if args.json:
-        print(json.dumps({"grid": grid["path"], **document}, ensure_ascii=False))
+        print_json({"grid": grid["path"], **document})
         return 0
     for sentence in (document["verdict"] or {}).get("sentences", []):
         print(sentence["template"].format(**sentence["values"]))
@@ -244,7 +250,7 @@ def _dataset_check(args: argparse.Namespace) -> int:
     ).data
     report = check_dataset(data).report()
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print_json(report)
         return 0
     print_dataset(report, data)
     return 0

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli_files import ROOT_HELP, Add, bar, print_json, say
+from lora_trainer.cli_files import ROOT_HELP, Add, bar, say
 from lora_trainer.cli_parser import as_path, numbers
+from lora_trainer.console import print_json
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import SAMPLERS
@@ -127,7 +128,8 @@ def _analyze(args: argparse.Namespace) -> int:
     subject = _subject(args, host)
     found = _by_pictures(args, host, subject) if args.prompt else _from_files(args, subject)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     if args.prompt:
         _print_analysis(found)
     else:
@@ -232,7 +234,8 @@ def _tune(args: argparse.Namespace) -> int:
     if args.bake:
         found["baked"] = _bake(subject.file, args.bake, found)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     _print_tuning(found)
     return 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli_parser import Parser, as_path, numbers
+from lora_trainer.console import can_print, print_json
 from lora_trainer.errors import InputError
 from lora_trainer.mixing import Mixing, mix_options
 
@@ -123,7 +124,8 @@ def _info(args: argparse.Namespace) -> int:
 
     found = info(args.file)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     metadata, blocks = found.pop("metadata"), found.pop("blocks", [])
     for key, value in found.items():
         print(f"{key}: {value}")
@@ -194,7 +196,8 @@ def _mix(args: argparse.Namespace) -> int:
         show = bar("pictures", args.json)
         document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
-        return print_json({**document, "notices": notices})
+        print_json({**document, "notices": notices})
+        return 0
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
     for mix in document["mixes"]:
@@ -223,7 +226,8 @@ def _show(args: argparse.Namespace) -> int:
         "elements": dict(presets.elements),
     }
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     print(f"{args.file.name}: {architecture.name}")
     _print_blocks(blocks)
     for count, names in architecture.lists.items():
@@ -250,7 +254,8 @@ def _presets(args: argparse.Namespace) -> Presets:
 def _done(args: argparse.Namespace, made: Made) -> int:
     """Print what was written."""
     if args.json:
-        return print_json(made.to_dict())
+        print_json(made.to_dict())
+        return 0
     for notice in made.notices:
         print(f"note: {notice}", file=sys.stderr)
     for key, value in made.facts.items():
@@ -261,16 +266,11 @@ def _done(args: argparse.Namespace, made: Made) -> int:
     return 0
 
 
-def print_json(value: Any) -> int:
-    """Print a result that a program can read; returns the exit code."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-    return 0
-
-
 def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
+    letter = "█" if can_print("█") else "#"
     largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
     for block in blocks:
-        bar = "█" * round(20 * block["norm"] / largest)
+        bar = letter * round(20 * block["norm"] / largest)
         rank = "/".join(map(str, block["ranks"])) or "-"
         unknown = f" (+{block['unknown']} unknown)" if block["unknown"] else ""
         print(

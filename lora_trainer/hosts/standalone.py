@@ -128,7 +128,14 @@ class StandaloneHost:
         """Asked of the tokenizer, when a checkpoint has been loaded."""
         if self._loaded is None:
             return False
-        return len(self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False)["input_ids"][0]) == 1
+        return (
+            len(
+                self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False, verbose=False)[
+                    "input_ids"
+                ][0]
+            )
+            == 1
+        )
 
     def _path(self, config: TrainConfig) -> Path:
         name = config.checkpoint or clean_path(self.checkpoint)
