@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer import __version__
+from lora_trainer.advice import idle
 from lora_trainer.cli_blocks import add_analysis_commands
-from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
+from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands, say
 from lora_trainer.cli_parser import Parser, as_path, epochs, numbers
-from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.config import DataConfig, TrainConfig, options
 from lora_trainer.console import prepare_streams, print_json, results_only
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 from lora_trainer.paths import exists, expand
 from lora_trainer.runs import Run, Runs
-from lora_trainer.schema import parse_toml
+from lora_trainer.schema import read_text
 from lora_trainer.sweep import parse_sweep
 
 Command = Callable[[argparse.Namespace], int]
@@ -145,16 +146,35 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.resume and args.sweep:
+        raise InputError("--resume goes on with one run, --sweep starts several; give one of them.")
     config = beside(args.config, TrainConfig.from_toml(args.config).with_values(dict(_setting(s) for s in args.set)))
     jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else ProgressBar())
-    if args.sweep:
-        runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
-    else:
-        runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
+    runs = [_resume(args, jobs, config)] if args.resume else _submit(args, jobs, config)
     codes = [_wait(jobs, run, args.json) for run in runs]
     if args.json:
         print_json([run.manifest for run in runs] if args.sweep else runs[0].manifest)
     return max(codes)
+
+
+def _submit(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> list[Run]:
+    values = parse_sweep("\n".join(args.sweep))
+    if both := sorted({key for key, _ in map(_setting, args.set)} & values.keys()):
+        raise InputError("{key} is given with --set and with --sweep; give one of them.", key=both[0])
+    for remark in idle(config):
+        say(args, f"note: {remark.path}: {remark.template.format(**remark.values)}")
+    return jobs.sweep(config, values) if values else [jobs.submit(config)]
+
+
+def _resume(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> Run:
+    """Go on with the run of the configuration's name, with what may have changed since."""
+    from lora_trainer.training.resuming import changes
+
+    before = jobs.settled(config.name).config().to_dict()
+    run = jobs.resume(config.name, config)
+    if changed := changes(before, config):
+        say(args, f"note: the run goes on with changed settings: {', '.join(changed)}")
+    return run
 
 
 def _wait(jobs: Jobs, run: Run, quiet: bool) -> int:
@@ -190,14 +210,12 @@ def _print_end(run: Run) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """``key=value`` with the value in TOML's notation; anything else is a text."""
+    """``key=value``, the value read by the key's type."""
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError("--set {text}: write it as key=value, e.g. network.rank=8.", text=text)
-    try:
-        return key.strip(), parse_toml(f"value = {value}")["value"]
-    except ValueError:
-        return key.strip(), value
+    item = next((item for item in options() if item.path == key.strip()), None)
+    return key.strip(), read_text(item, value) if item else value
 
 
 def _runs(args: argparse.Namespace) -> int:

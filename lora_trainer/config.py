@@ -397,6 +397,29 @@ def _problems(config: TrainConfig) -> Iterator[InputError]:
             yield field_error(f"samples.{side}", "{size} px is not a multiple of 8.", size=size)
 
 
+def require_warmup(config: TrainConfig, steps: int) -> None:
+    """See that the warm-up can be done; called where the number of steps is known.
+
+    Runs that were begun before are read and go on whatever they have, so this is no part of reading.
+
+    Raises:
+        InputError: it is longer than the run, or the schedule has none.
+    """
+    training = config.training
+    if training.warmup and training.scheduler == "constant":
+        raise field_error(
+            "training.warmup",
+            "the schedule constant has no warm-up; choose constant_with_warmup, or set the warm-up to 0.",
+        )
+    if training.warmup > steps:
+        raise field_error(
+            "training.warmup",
+            "{warmup:g} steps of warm-up are more than the run's {steps} steps.",
+            warmup=training.warmup,
+            steps=steps,
+        )
+
+
 def name_problem(name: str) -> str:
     """Why ``name`` cannot be a run and file name, or an empty string."""
     if not name:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.access import require_readable
 from lora_trainer.block_jobs import BlockJobs
 from lora_trainer.chores import Chores
-from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.config import DataConfig, TrainConfig, require_warmup
 from lora_trainer.control import Control
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import FileTools, concerning
+from lora_trainer.files import write_text
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.mixing import Mixing
@@ -70,10 +71,13 @@ class Jobs:
         return self._usable(config)
 
     def _usable(self, config: TrainConfig) -> Dataset:
+        from lora_trainer.advice import calculate
+
         self.host.check(config)
         dataset = self.dataset(config.data)
         self._require_readable("network.continue_from", config.network.continue_from)
         _check_parts(config)
+        require_warmup(config, calculate(config, dataset).steps)
         return dataset
 
     def dataset(self, data: DataConfig, *, decode: bool = False) -> Dataset:
@@ -116,12 +120,19 @@ class Jobs:
             self.check(each)
         return [self.submit(each) for each in configs]
 
-    def resume(self, name: str) -> Run:
+    def resume(self, name: str, config: TrainConfig | None = None) -> Run:
         """Put a stopped, paused or failed run into the line again; it goes on from its last state.
 
+        Args:
+            name: of the run.
+            config: settings for the rest of it; without them those in its ``config.toml``. What may change is written
+                there, see :data:`lora_trainer.training.resuming.MAY_CHANGE`.
+
         Raises:
-            InputError: no such run, it is not stopped, or another checkpoint is loaded.
+            InputError: no such run, it is not stopped, another checkpoint is loaded, or settings differ that may not.
         """
+        from lora_trainer.training.resuming import require_resumable, take_over
+
         run = self.settled(name)
         if run.state == "done":
             raise InputError(
@@ -133,7 +144,10 @@ class Jobs:
             raise InputError(
                 "The run {name} is {state}; only a stopped one can be resumed.", name=name, state=run.state
             )
-        checkpoint = self.host.check(run.config())
+        require_resumable(run, run.config())
+        changed = take_over(run, config) if config else []
+        settings = config if config and changed else run.config()
+        checkpoint = self.host.check(settings)
         wanted = run.manifest.get("checkpoint", {})
         if wanted.get("sha256") and checkpoint.sha256 and wanted["sha256"] != checkpoint.sha256:
             raise InputError(
@@ -141,6 +155,8 @@ class Jobs:
                 name=name,
                 checkpoint=wanted.get("name"),
             )
+        if changed:
+            write_text(run.folder / "config.toml", settings.to_toml())
         self._suspended.remove(run)
         run.update(state="queued", message="", error={}, waits="", now=True)
         self._train(run)

@@ -260,6 +260,70 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+# ------------------------------------------------------------------ texts
+def read_text(item: Option, text: str) -> Any:
+    """What a text typed for a field means, by the field's type: ``2024`` is a name for a name, a number for a number.
+
+    A text may stand in TOML's quotes, a list is written as TOML's or is one text, a table with or without its braces.
+
+    Returns:
+        a plain value for :func:`check_value`; the text itself where it says no value of the type.
+    """
+    text = text.strip() or text  # a separator may be a blank
+    origin = typing.get_origin(item.type)
+    if origin is dict:
+        return _toml_or(text, text if text.startswith("{") else f"{{{text}}}")
+    if origin is list:
+        found = _toml_or(text, text)
+        return found if isinstance(found, list) else [found if _is_quoted(text) else text]
+    if item.type is str:
+        return _toml_or(text, text) if _is_quoted(text) and not item.is_path else text
+    if item.type is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return _toml_or(text, re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", text))
+
+
+def split_values(text: str) -> list[str]:
+    """``a, "b, c", [d, e]`` → its parts; commas in quotes and brackets part nothing, and ``，`` parts as ``,`` does.
+
+    Raises:
+        ValueError: a quote or a bracket is not closed.
+    """
+    parts, quote, depth = [""], "", 0
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote and not _is_escaped(parts[-1], quote) else quote
+        elif letter in "\"'" and (depth or not parts[-1].strip()):
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter in ",，" and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    if quote or depth > 0:
+        raise ValueError("a quote or a bracket is not closed")
+    return [part.strip() for part in parts]
+
+
+def _is_escaped(before: str, quote: str) -> bool:
+    return quote == '"' and (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+
+
+def _toml_or(text: str, value: str) -> Any:
+    try:
+        document = parse_toml(f"value = {value}")
+    except ValueError:
+        return text
+    return document["value"] if list(document) == ["value"] else text
+
+
 # ------------------------------------------------------------------ TOML
 def read_toml(path: Path | str) -> dict[str, Any]:
     """The document in a TOML file.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ KEPT = 2
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
-def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
-    """Write the state after ``step`` and delete all but the last two."""
+def save_state(folder: Path, trainer: Trainer, step: int, settings: Mapping[str, Any] | None = None) -> Path:
+    """Write the state after ``step``, with the run's settings as a document, and delete all but the last two."""
     tensors: dict[str, torch.Tensor] = {}
     plain = {
         "step": step,
         "optimizer": _flatten(trainer.optimizer.state_dict(), "optimizer", tensors),
         "lr_schedule": _flatten(trainer.lr_schedule.state_dict(), "lr_schedule", tensors),
         "scaler": trainer.scaler.state_dict(),
+        "settings": settings,
     }
     for key, value in trainer.adapters.state_dict().items():
         tensors[f"adapter.{key}"] = value
@@ -47,6 +49,18 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
 def states(folder: Path) -> list[Path]:
     """Saved states, newest first."""
     return sorted((p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that the newest readable state was learned with; ``None`` without a state that has them."""
+    for path in states(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = json.loads(file.metadata()["state"]).get("settings")
+            return found if isinstance(found, dict) else None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError):
+            continue  # told when it is loaded
+    return None
 
 
 def load_newest(folder: Path, trainer: Trainer) -> int:

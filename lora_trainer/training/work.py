@@ -22,6 +22,7 @@ from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning
 from lora_trainer.training.precision import resolve_precision
+from lora_trainer.training.resuming import require_resumable
 from lora_trainer.training.state import load_newest
 from lora_trainer.training.trainer import Trainer
 
@@ -87,7 +88,8 @@ class Preparation:
         Raises:
             Stopped: the person stopped it.
             CheckpointChanged: another one was loaded since the run was submitted.
-            InputError: pictures, precision or the file to continue from cannot be used.
+            InputError: pictures, precision or the file to continue from cannot be used, or the settings are no longer
+                those that the run began with.
         """
         config, model = self._config, self._session.model
         self._require_checkpoint(model.info.sha256)
@@ -106,6 +108,7 @@ class Preparation:
             conditioning = frozen_conditioning(model.text, model.device, precision)
         with self._session.turn():
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
+            require_resumable(self._run, config)
             if config.network.continue_from:
                 trainer.adapters.load(read_lora(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
