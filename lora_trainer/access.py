@@ -11,6 +11,7 @@ from typing import Any
 from lora_trainer.config import name_problem
 from lora_trainer.errors import NotFound
 from lora_trainer.hosts.base import Host
+from lora_trainer.paths import clean_path, expand
 from lora_trainer.reach import reach_problem
 from lora_trainer.schema import field_error
 
@@ -37,7 +38,7 @@ def require_readable(host: Host, field: str, name: str) -> None:
     allowed = host.readable
     if not name or allowed is None:
         return
-    path = Path(name).expanduser().resolve()
+    path = expand(name).resolve()
     if not any(folder.resolve() in (path, *path.parents) for folder in allowed):
         raise field_error(
             field,
@@ -96,10 +97,11 @@ class LoraFolder:
             NotFound: there is no such file.
             InputError: several are meant, or it may not be read.
         """
-        if not name.strip():
+        name = clean_path(name)
+        if not name:
             raise field_error(field, "choose a LoRA file.")
         require_local(field, name)
-        wanted = name.strip().replace("\\", "/")
+        wanted = name.replace("\\", "/")
         path = PurePosixPath(wanted)
         if not path.is_absolute() and ".." not in path.parts and ":" not in wanted:
             here = self._within(wanted)
@@ -116,8 +118,8 @@ class LoraFolder:
             if known:
                 return self.root / f"{known[0]}{SUFFIX}"
         if outside:
-            require_readable(self._host, field, name.strip())
-            elsewhere = Path(name.strip()).expanduser()
+            require_readable(self._host, field, name)
+            elsewhere = expand(name)
             if _is_file(elsewhere):
                 return elsewhere
         raise NotFound(
@@ -141,11 +143,12 @@ class LoraFolder:
             InputError: no name for a file in the folder, or one that a file there has already: of two LoRAs of one
                 name, in whatever subfolders, a prompt reaches one only.
         """
+        name = clean_path(name)
         require_local(field, name)
         taken = {PurePosixPath(each).name.lower() for each in (*self.names(), *awaited)}
-        if not name.strip():
+        if not name:
             return _free(default, taken)
-        parts = _without_suffix(name.strip().replace("\\", "/")).split("/")
+        parts = _without_suffix(name.replace("\\", "/")).split("/")
         if any(name_problem(part) or "=" in part for part in parts):
             raise field_error(
                 field,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config import SELF_ADJUSTING, TrainConfig
-from lora_trainer.dataset.scan import Dataset
+
+if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import Dataset
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,49 @@ def advise(
     is_common_word: Callable[[str], bool] = lambda word: False,
 ) -> list[Advice]:
     """Everything worth saying about a configuration; an empty list is a good one."""
-    found = [*_about_network(config, dataset), *_about_rates(config)]
+    found = [*_about_network(config, dataset), *_about_rates(config), *_about_warmup(config, dataset), *idle(config)]
     found += _about_data(config, dataset, native_resolution, is_common_word)
     return found + list(_about_length(config, dataset))
+
+
+def idle(config: TrainConfig) -> Iterator[Advice]:
+    """Settings that were changed, but that nothing looks at beside the others."""
+    defaults = TrainConfig()
+    for path, user, is_used in _USED_BY:
+        section, _, key = path.partition(".")
+        if getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key) and not is_used(config):
+            yield Advice(path, "{path} is not used: it is for {user} only.", {"path": path, "user": user})
+
+
+_USED_BY: tuple[tuple[str, str, Callable[[TrainConfig], bool]], ...] = (
+    (
+        "training.scheduler_cycles",
+        "training.scheduler = cosine_with_restarts",
+        lambda c: c.training.scheduler == "cosine_with_restarts",
+    ),
+    ("training.scheduler_power", "training.scheduler = polynomial", lambda c: c.training.scheduler == "polynomial"),
+    ("network.conv_rank", "network.targets = attention+conv", lambda c: c.network.targets == "attention+conv"),
+    ("network.conv_alpha", "network.targets = attention+conv", lambda c: c.network.targets == "attention+conv"),
+    ("data.keep_tokens", "data.shuffle = true", lambda c: c.data.shuffle),
+    ("data.caption_variants", "training.text_lr = 0", lambda c: not c.training.text_lr),
+)
+
+
+def _about_warmup(config: TrainConfig, dataset: Dataset | None) -> Iterator[Advice]:
+    """What is refused when the run is started, where its steps are known."""
+    warmup = config.training.warmup
+    if warmup and config.training.scheduler == "constant":
+        yield Advice(
+            "training.warmup",
+            "The schedule constant has no warm-up; choose constant_with_warmup, or set the warm-up to 0.",
+        )
+    elif dataset is not None and warmup > (steps := calculate(config, dataset).steps):
+        yield Advice(
+            "training.warmup",
+            "{warmup:g} steps of warm-up are more than the run's {steps} steps: it would never learn at the full rate. "
+            "Below 1 it is a share of all steps; 0.05 is usual.",
+            {"warmup": warmup, "steps": steps},
+        )
 
 
 def _about_network(config: TrainConfig, dataset: Dataset | None) -> Iterator[Advice]:

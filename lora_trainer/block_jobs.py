@@ -27,7 +27,7 @@ MAX_SEED = 2**32 - 1
 class AnalysisDocument:
     """Which blocks move the picture."""
 
-    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.")
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
     weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
     prompts: list[str] = option([], "Prompts", "One a line; empty: the sample prompts.")
     together: int = option(4, "Pictures at once", "Fewer need less memory.", min=1, max=64)
@@ -37,12 +37,13 @@ class AnalysisDocument:
 class TuningDocument:
     """Block weights found for the person."""
 
-    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.")
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
     weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
     pictures: str = option(
         "",
         "Other pictures",
         "Folder of pictures with captions that the LoRA was not trained on; empty: those that the run kept aside.",
+        path=True,
     )
     steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
     pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)

@@ -11,23 +11,26 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lora_trainer import __version__
+from lora_trainer.advice import idle
 from lora_trainer.cli_blocks import add_analysis_commands
-from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands
-from lora_trainer.cli_parser import Parser, epochs, numbers
-from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands, say
+from lora_trainer.cli_parser import Parser, as_path, epochs, numbers
+from lora_trainer.config import DataConfig, TrainConfig, options
+from lora_trainer.console import prepare_streams, print_json, results_only
 from lora_trainer.ending import Ending, tell
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.i18n import filled
 from lora_trainer.jobs import Jobs
 from lora_trainer.manifest import DAMAGED
-from lora_trainer.plain_json import json_text
+from lora_trainer.paths import exists, expand
 from lora_trainer.runs import Run, Runs
-from lora_trainer.schema import parse_toml
+from lora_trainer.schema import read_text
 from lora_trainer.sweep import parse_sweep
 
 Command = Callable[[argparse.Namespace], int]
@@ -35,6 +38,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    prepare_streams()
     try:
         try:
             return _run(arguments)
@@ -50,7 +54,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         args = build_parser().parse_args(arguments)
         logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s")
         command: Command = args.command
-        return command(args)
+        with results_only() if args.json else nullcontext():
+            return command(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,17 +85,18 @@ def build_parser() -> Parser:
     parser.add_argument("--verbose", action="store_true", help="say more")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Command, help: str, within: Any = commands) -> Parser:
+    def add(name: str, command: Command, help: str, within: Any = commands, *, results: bool = True) -> Parser:
         sub: Parser = within.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=command)
-        sub.add_argument("--json", action="store_true", help="print machine-readable results")
+        sub.set_defaults(command=command, json=False)
+        if results:
+            sub.add_argument("--json", action="store_true", help="print machine-readable results")
         return sub
 
     demo = add("demo", _demo, "train the demo LoRA on the small checkpoint and make its grid")
-    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default: demo-output)")
+    demo.add_argument("--output", type=as_path, default=Path("demo-output"), help="folder (default: demo-output)")
 
     train = add("train", _train, "train a LoRA as a TOML file says")
-    train.add_argument("config", type=Path, metavar="CONFIG.toml", help="settings of the run; see docs/options.md")
+    train.add_argument("config", type=as_path, metavar="CONFIG.toml", help="settings of the run; see docs/options.md")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. network.rank=8"
     )
@@ -98,11 +104,11 @@ def build_parser() -> Parser:
         "--sweep", action="append", default=[], metavar="KEY=A,B", help="a run for each value, e.g. network.rank=8,16"
     )
     train.add_argument("--resume", action="store_true", help="go on with the run of this name from its last state")
-    train.add_argument("--root", type=Path, help=ROOT_HELP)
+    train.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     runs = add("runs", _runs, "list the runs, or show one")
     runs.add_argument("name", nargs="?", metavar="RUN", help="only this one")
-    runs.add_argument("--root", type=Path, help=ROOT_HELP)
+    runs.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     grid = add("grid", _grid, "draw the epoch × weight grid of a run")
     grid.add_argument("name", metavar="RUN", help="name of a run, as lora-trainer runs lists it")
@@ -114,8 +120,8 @@ def build_parser() -> Parser:
     grid.add_list("--seeds", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
     grid.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
     grid.add_argument("--no-numbers", action="store_true", help="pictures only")
-    grid.add_argument("--clip", type=Path, help="folder of a CLIP model to measure the pictures with")
-    grid.add_argument("--root", type=Path, help=ROOT_HELP)
+    grid.add_argument("--clip", type=as_path, help="folder of a CLIP model to measure the pictures with")
+    grid.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     dataset = add_group(commands, "dataset", "work on a folder of pictures")
     check = add("check", _dataset_check, "report every picture's bucket and crop, and what is wrong", dataset)
@@ -126,10 +132,10 @@ def build_parser() -> Parser:
     add_lora_commands(add, commands)
     add_analysis_commands(add, add_block_commands(add, commands))
 
-    ui = add("ui", _ui, "open the LoRA Train page without a WebUI")
+    ui = add("ui", _ui, "open the LoRA Train page without a WebUI", results=False)
     ui.add_argument("--checkpoint", default="", help="checkpoint file to train on")
     ui.add_argument("--port", type=int, default=7862, help="of the page (default: 7862)")
-    ui.add_argument("--root", type=Path, help=ROOT_HELP)
+    ui.add_argument("--root", type=as_path, help=ROOT_HELP)
     ui.add_argument("--language", choices=("en", "zh"), default="en", help="of the page (default: en)")
     return parser
 
@@ -139,25 +145,47 @@ def _demo(args: argparse.Namespace) -> int:
 
     report = run_demo(args.output, quiet=args.json)
     if args.json:
-        print(json_text(report, indent=1))
+        print_json(report)
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.resume and args.sweep:
+        raise InputError("--resume goes on with one run, --sweep starts several; give one of them.")
     config = beside(args.config, TrainConfig.from_toml(args.config).with_values(dict(_setting(s) for s in args.set)))
     jobs = Jobs(StandaloneHost(args.root), on_change=(lambda run: None) if args.json else ProgressBar())
     try:
-        if args.sweep:
-            runs = jobs.sweep(config, parse_sweep("\n".join(args.sweep)))
-        else:
-            runs = [jobs.resume(config.name) if args.resume else jobs.submit(config)]
+        runs = [_resume(args, jobs, config)] if args.resume else _submit(args, jobs, config)
         with Ending() as ending:
-            return max(_wait(jobs, run, runs, ending, args.json) for run in runs)
+            codes = [_wait(jobs, run, runs, ending, args.json) for run in runs]
     finally:
         jobs.shutdown()
+    if args.json:
+        print_json([run.manifest for run in runs] if args.sweep else runs[0].manifest)
+    return max(codes)
 
 
-def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, as_json: bool) -> int:
+def _submit(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> list[Run]:
+    values = parse_sweep("\n".join(args.sweep))
+    if both := sorted({key for key, _ in map(_setting, args.set)} & values.keys()):
+        raise InputError("{key} is given with --set and with --sweep; give one of them.", key=both[0])
+    for remark in idle(config):
+        say(args, f"note: {remark.path}: {remark.template.format(**remark.values)}")
+    return jobs.sweep(config, values) if values else [jobs.submit(config)]
+
+
+def _resume(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> Run:
+    """Go on with the run of the configuration's name, with what may have changed since."""
+    from lora_trainer.training.resuming import changes
+
+    before = jobs.settled(config.name).config().to_dict()
+    run = jobs.resume(config.name, config)
+    if changed := changes(before, config):
+        say(args, f"note: the run goes on with changed settings: {', '.join(changed)}")
+    return run
+
+
+def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, quiet: bool) -> int:
     """Wait for one of the runs; what is learned is kept whatever ends the program."""
     while not jobs.wait(run, 0.5):
         if not (wish := ending.next()):
@@ -167,7 +195,9 @@ def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, as_json: bo
             tell("\nStopping after this step; what is learned is kept.")
         else:
             tell("\nWhat is learned is being saved; please wait.")
-    return _finish(run, as_json)
+    if not quiet:
+        _print_end(run)
+    return 0 if run.state == "done" else 1
 
 
 def _stopped(jobs: Jobs, run: Run, wish: str) -> bool:
@@ -186,32 +216,27 @@ def beside(path: Path, config: TrainConfig) -> TrainConfig:
     for key in ("checkpoint", "data.folder", "network.continue_from"):
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
-        if value and not Path(value).exists() and (path.parent / value).exists():
+        if value and not exists(expand(value)) and exists(path.parent / value):
             values[key] = str(path.parent / value)
     return config.with_values(values)
 
 
-def _finish(run: Run, as_json: bool) -> int:
-    if as_json:
-        print(json_text(run.manifest, indent=1))
-    elif run.state == "failed":
+def _print_end(run: Run) -> None:
+    if run.state == "failed":
         print(f"failed: {run.manifest['message']}", file=sys.stderr)
     else:
         for entry in run.manifest["files"]:
             print(entry["path"])
         print(f"{run.state}: {run.manifest['message'] or run.folder}")
-    return 0 if run.state == "done" else 1
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """``key=value`` with the value in TOML's notation; anything else is a text."""
+    """``key=value``, the value read by the key's type."""
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError("--set {text}: write it as key=value, e.g. network.rank=8.", text=text)
-    try:
-        return key.strip(), parse_toml(f"value = {value}")["value"]
-    except ValueError:
-        return key.strip(), value
+    item = next((item for item in options() if item.path == key.strip()), None)
+    return key.strip(), read_text(item, value) if item else value
 
 
 def _runs(args: argparse.Namespace) -> int:
@@ -219,7 +244,7 @@ def _runs(args: argparse.Namespace) -> int:
     found = [runs.get(args.name)] if args.name else runs.list()
     if args.json:
         manifests = [run.manifest for run in found]
-        print(json_text(manifests[0] if args.name else manifests, indent=1))
+        print_json(manifests[0] if args.name else manifests)
         return 0
     if not found:
         print(f"There are no runs in {runs.root}.")
@@ -249,7 +274,7 @@ def _grid(args: argparse.Namespace) -> int:
         raise RunError(grid["message"])
     document = jobs.grid_document(args.name)
     if args.json:
-        print(json_text({"grid": grid["path"], **document}))
+        print_json({"grid": grid["path"], **document})
         return 0
     for sentence in (document["verdict"] or {}).get("sentences", []):
         print(filled(sentence))
@@ -267,7 +292,7 @@ def _dataset_check(args: argparse.Namespace) -> int:
     ).data
     report = check_dataset(data).report()
     if args.json:
-        print(json_text(report, indent=1))
+        print_json(report)
         return 0
     print_dataset(report, data)
     return 0

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli_files import ROOT_HELP, Add, bar, print_json, say
-from lora_trainer.cli_parser import numbers
+from lora_trainer.cli_files import ROOT_HELP, Add, bar, say
+from lora_trainer.cli_parser import as_path, numbers
+from lora_trainer.console import print_json
 from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import SAMPLERS
 from lora_trainer.i18n import filled
+from lora_trainer.paths import expand, is_file
 
 if TYPE_CHECKING:
     from lora_trainer.config import TrainConfig
@@ -39,21 +41,21 @@ def add_analysis_commands(add: Add, blocks: Any) -> None:
     analyze.add_argument("--cfg", type=float, help="CFG scale")
     analyze.add_argument("--sampler", choices=list(SAMPLERS), help="as in txt2img (default: that of the samples)")
     analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
-    analyze.add_argument("--output", type=Path, help="folder for pictures, numbers and CSV")
+    analyze.add_argument("--output", type=as_path, help="folder for pictures, numbers and CSV")
 
     tune = add("tune", _tune, "learn one weight a block on pictures that the LoRA was not trained on", blocks)
     _add_subject(tune)
     tune.add_argument(
-        "--pictures", type=Path, help="folder of pictures with captions (default: the run's held-out ones)"
+        "--pictures", type=as_path, help="folder of pictures with captions (default: the run's held-out ones)"
     )
     tune.add_argument("--trigger", help="word that is put before every caption of --pictures (default: the run's)")
     tune.add_argument("--resolution", type=int, help="at which --pictures are looked at (default: the run's, or 512)")
     tune.add_argument("--steps", type=int, default=48, help="of the optimizer (default: 48)")
     tune.add_argument("--pull", type=float, help="towards 1; higher changes fewer blocks")
     tune.add_argument("--seed", type=int, default=0, help="of noise and halves")
-    tune.add_argument("--presets", type=Path, metavar="FILE", help="own presets to try too, NAME:values a line")
-    tune.add_argument("--output", type=Path, help="file for the result as JSON")
-    tune.add_argument("--bake", type=Path, metavar="NEW.safetensors", help="write the found weights into a new file")
+    tune.add_argument("--presets", type=as_path, metavar="FILE", help="own presets to try too, NAME:values a line")
+    tune.add_argument("--output", type=as_path, help="file for the result as JSON")
+    tune.add_argument("--bake", type=as_path, metavar="NEW.safetensors", help="write the found weights into a new file")
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +63,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch", type=int, help="which file of the run (default: the last)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA (default: 1)")
     parser.add_argument("--checkpoint", help="checkpoint to draw and measure with (default: the run's)")
-    parser.add_argument("--root", type=Path, help=ROOT_HELP)
+    parser.add_argument("--root", type=as_path, help=ROOT_HELP)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _subject(args: argparse.Namespace, host: StandaloneHost) -> _Subject:
     from lora_trainer.validation.block_norms import find_file, run_files
 
     runs = Runs(host.folders.runs)
-    if Path(args.subject).suffix.lower() == ".safetensors":
+    if expand(args.subject).suffix.lower() == ".safetensors":
         return _subject_of_file(args, host, runs)
     run = runs.get(args.subject)
     file = find_file(run, epoch=args.epoch)
@@ -105,10 +107,10 @@ def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs)
     from lora_trainer.config import TrainConfig
     from lora_trainer.validation.block_norms import LoraFile, run_of
 
-    file = Path(args.subject)
+    file = expand(args.subject)
     if args.epoch is not None:
         raise InputError("--epoch is for a run; {file} is a file.", file=file)
-    if not file.is_file():
+    if not is_file(file):
         raise InputError("{path} does not exist; check the path.", path=file)
     run = run_of(file, runs.list())
     config = run.config() if run else TrainConfig(name="blocks")
@@ -127,7 +129,8 @@ def _analyze(args: argparse.Namespace) -> int:
     subject = _subject(args, host)
     found = _by_pictures(args, host, subject) if args.prompt else _from_files(args, subject)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     if args.prompt:
         _print_analysis(found)
     else:
@@ -232,7 +235,8 @@ def _tune(args: argparse.Namespace) -> int:
     if args.bake:
         found["baked"] = _bake(subject.file, args.bake, found)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     _print_tuning(found)
     return 0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli_parser import Parser, numbers
+from lora_trainer.cli_parser import Parser, as_path, numbers
+from lora_trainer.console import can_print, print_json
 from lora_trainer.errors import InputError
 from lora_trainer.mixing import Mixing, mix_options
 from lora_trainer.plain_json import json_text
@@ -31,17 +31,17 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
     """``lora (info|merge|resize|extract|mix)``, below the parser's ``commands``; returns where more can be added."""
     lora = add_group(commands, "lora", "work on LoRA files")
     info = add("info", _info, "show metadata, blocks, ranks and norms of a LoRA file", lora)
-    info.add_argument("file", type=Path, metavar="FILE", help="a LoRA file")
+    info.add_argument("file", type=as_path, metavar="FILE", help="a LoRA file")
 
     merge = add("merge", _merge, "make one LoRA of several: exact, or at a rank", lora)
-    merge.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the LoRA files")
+    merge.add_argument("files", type=as_path, nargs="+", metavar="FILE", help="the LoRA files")
     merge.add_list("--weights", numbers(float), metavar="WEIGHT", help="one for each file (default: 1)")
     merge.add_argument("--lbw", nargs="+", metavar="LIST", help="block weights, one list or preset for each file")
     merge.add_argument("--rank", type=int, help="rank of the result; without it the ranks add up and nothing is lost")
     _add_output(merge)
 
     resize = add("resize", _resize, "bring a LoRA to a smaller rank", lora)
-    resize.add_argument("file", type=Path, metavar="FILE", help="the LoRA file, which stays as it is")
+    resize.add_argument("file", type=as_path, metavar="FILE", help="the LoRA file, which stays as it is")
     resize.add_argument("--rank", type=int, help="the rank, or with --sv-… the largest one")
     keep = resize.add_mutually_exclusive_group()
     keep.add_argument("--sv-fro", type=float, metavar="SHARE", help="keep this share of the norm, e.g. 0.95")
@@ -54,8 +54,8 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
     _add_output(resize)
 
     extract = add("extract", _extract, "make a LoRA of what distinguishes two SD1 checkpoints", lora)
-    extract.add_argument("base", type=Path, help="the checkpoint that was tuned")
-    extract.add_argument("tuned", type=Path, help="the tuned checkpoint")
+    extract.add_argument("base", type=as_path, help="the checkpoint that was tuned")
+    extract.add_argument("tuned", type=as_path, help="the tuned checkpoint")
     extract.add_argument("--rank", type=int, required=True, help="of the LoRA")
     extract.add_argument("--clamp-quantile", type=float, default=1.0, help="cut off outliers (sd-scripts: 0.99)")
     extract.add_argument(
@@ -81,18 +81,18 @@ def _add_mix(add: Add, lora: Any) -> None:
                 help=f"{item.title}. {item.help}".replace("%", "%%")
                 + f" (default: {'none' if item.default == '' else item.default})",
             )
-    mix.add_argument("--root", type=Path, help="folder with models/Lora, and where mixes/ goes (default: here)")
+    mix.add_argument("--root", type=as_path, help="folder with models/Lora, and where mixes/ goes (default: here)")
 
 
 def add_block_commands(add: Add, commands: Any) -> Any:
     """``blocks (show|bake)``, below the parser's ``commands``; returns where more can be added."""
     blocks = add_group(commands, "blocks", "layer block weights")
     show = add("show", _show, "show the blocks of a LoRA file and the presets for it", blocks)
-    show.add_argument("file", type=Path, metavar="FILE", help="a LoRA file")
+    show.add_argument("file", type=as_path, metavar="FILE", help="a LoRA file")
     _add_presets(show)
 
     bake = add("bake", _bake, "write block weights into a new file", blocks)
-    bake.add_argument("file", type=Path, metavar="FILE", help="the LoRA file, which stays as it is")
+    bake.add_argument("file", type=as_path, metavar="FILE", help="the LoRA file, which stays as it is")
     bake.add_argument("--lbw", default="", metavar="LIST", help="preset, or values; R and U are random, X is --x")
     bake.add_argument("--lbwe", default="", metavar="RULES", help="element preset, or rules like IN05-OUT05:attn:0")
     bake.add_argument("--weight", type=float, default=1.0, help="of everything (default: 1)")
@@ -101,9 +101,9 @@ def add_block_commands(add: Add, commands: Any) -> Any:
     bake.add_argument("--x", type=float, help="the number for X")
     bake.add_argument("--seed", type=int, default=0, help="of R and U")
     bake.add_argument(
-        "--checkpoint", type=Path, help="the SD1 checkpoint, needed for DoRA at other values than 0 and 1"
+        "--checkpoint", type=as_path, help="the SD1 checkpoint, needed for DoRA at other values than 0 and 1"
     )
-    bake.add_argument("--output", type=Path, help="the new file (default: beside the old one)")
+    bake.add_argument("--output", type=as_path, help="the new file (default: beside the old one)")
     _add_presets(bake)
     return blocks
 
@@ -111,12 +111,12 @@ def add_block_commands(add: Add, commands: Any) -> Any:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conv-rank", type=int, help="rank of 3×3 convolutions")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the result (default: that of the files)")
-    parser.add_argument("--output", type=Path, required=True, help="the new file")
+    parser.add_argument("--output", type=as_path, required=True, help="the new file")
 
 
 def _add_presets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--presets", type=Path, metavar="FILE", help="own presets, NAME:values a line")
-    parser.add_argument("--element-presets", type=Path, metavar="FILE", help="own NAME:blocks:elements:weight")
+    parser.add_argument("--presets", type=as_path, metavar="FILE", help="own presets, NAME:values a line")
+    parser.add_argument("--element-presets", type=as_path, metavar="FILE", help="own NAME:blocks:elements:weight")
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -124,7 +124,8 @@ def _info(args: argparse.Namespace) -> int:
 
     found = info(args.file)
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     metadata, blocks = found.pop("metadata"), found.pop("blocks", [])
     for key, value in found.items():
         print(f"{key}: {value}")
@@ -195,7 +196,8 @@ def _mix(args: argparse.Namespace) -> int:
         show = bar("pictures", args.json)
         document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
-        return print_json({**document, "notices": notices})
+        print_json({**document, "notices": notices})
+        return 0
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
     for mix in document["mixes"]:
@@ -224,7 +226,8 @@ def _show(args: argparse.Namespace) -> int:
         "elements": dict(presets.elements),
     }
     if args.json:
-        return print_json(found)
+        print_json(found)
+        return 0
     print(f"{args.file.name}: {architecture.name}")
     _print_blocks(blocks)
     for count, names in architecture.lists.items():
@@ -251,7 +254,8 @@ def _presets(args: argparse.Namespace) -> Presets:
 def _done(args: argparse.Namespace, made: Made) -> int:
     """Print what was written."""
     if args.json:
-        return print_json(made.to_dict())
+        print_json(made.to_dict())
+        return 0
     for notice in made.notices:
         print(f"note: {notice}", file=sys.stderr)
     for key, value in made.facts.items():
@@ -262,16 +266,11 @@ def _done(args: argparse.Namespace, made: Made) -> int:
     return 0
 
 
-def print_json(value: Any) -> int:
-    """Print a result that a program can read; returns the exit code."""
-    print(json_text(value, indent=1))
-    return 0
-
-
 def _print_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
+    letter = "█" if can_print("█") else "#"
     largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
     for block in blocks:
-        bar = "█" * round(20 * block["norm"] / largest)
+        bar = letter * round(20 * block["norm"] / largest)
         rank = "/".join(map(str, block["ranks"])) or "-"
         unknown = f" (+{block['unknown']} unknown)" if block["unknown"] else ""
         print(

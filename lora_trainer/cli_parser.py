@@ -7,9 +7,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import InputError
+from lora_trainer.paths import clean_path, expand
 
 _EPOCH = re.compile(r"all|last|(every|step)( \d+)?|\d+( ?- ?\d+)?")
 _EPOCHS = re.compile(r"(?:every|step)\s+\d+|\d+\s*-\s*\d+|[^\s,，]+")
@@ -85,6 +87,13 @@ def _fits(text: str, values: Values) -> bool:
         return bool(values(text))
     except argparse.ArgumentTypeError:
         return False
+
+
+def as_path(text: str) -> Path:
+    """The value of an option that is a path, as people paste it; raises :class:`argparse.ArgumentTypeError`."""
+    if not clean_path(text):
+        raise argparse.ArgumentTypeError("expected a path, not an empty text")
+    return expand(text)
 
 
 def numbers(kind: type) -> Values:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import ConfigErrors, InputError
+from lora_trainer.paths import expand
 from lora_trainer.reach import is_device
 from lora_trainer.schema import (
     Option,
@@ -54,7 +55,10 @@ class DataConfig:
     """Pictures and captions."""
 
     folder: str = option(
-        "", "Picture folder", "A folder of pictures with .txt captions, or kohya folders such as 10_name inside it."
+        "",
+        "Picture folder",
+        "A folder of pictures with .txt captions, or kohya folders such as 10_name inside it.",
+        path=True,
     )
     resolution: int = option(
         512,
@@ -141,7 +145,9 @@ class NetworkConfig:
     conv_alpha: float = option(
         4.0, "Convolution alpha", "Alpha of the convolutions. 0: their rank.", min=0, max=1024, advanced=True
     )
-    continue_from: str = option("", "Continue from", "A LoRA file to go on from; its rank and alpha must be the same.")
+    continue_from: str = option(
+        "", "Continue from", "A LoRA file to go on from; its rank and alpha must be the same.", path=True
+    )
 
 
 @dataclass
@@ -244,7 +250,7 @@ class SaveConfig:
         advanced=True,
     )
     folder: str = option(
-        "", "Output folder", "Empty: a folder with the LoRA's name where the WebUI finds it.", advanced=True
+        "", "Output folder", "Empty: a folder with the LoRA's name where the WebUI finds it.", advanced=True, path=True
     )
 
 
@@ -303,6 +309,7 @@ class TrainConfig:
         "Checkpoint",
         "Standalone only: the checkpoint file. In the WebUI it is the one that is loaded.",
         advanced=True,
+        path=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -406,6 +413,29 @@ def _problems(config: TrainConfig) -> Iterator[InputError]:
             yield field_error(f"samples.{side}", "{size} px is not a multiple of 8.", size=size)
 
 
+def require_warmup(config: TrainConfig, steps: int) -> None:
+    """See that the warm-up can be done; called where the number of steps is known.
+
+    Runs that were begun before are read and go on whatever they have, so this is no part of reading.
+
+    Raises:
+        InputError: it is longer than the run, or the schedule has none.
+    """
+    training = config.training
+    if training.warmup and training.scheduler == "constant":
+        raise field_error(
+            "training.warmup",
+            "the schedule constant has no warm-up; choose constant_with_warmup, or set the warm-up to 0.",
+        )
+    if training.warmup > steps:
+        raise field_error(
+            "training.warmup",
+            "{warmup:g} steps of warm-up are more than the run's {steps} steps.",
+            warmup=training.warmup,
+            steps=steps,
+        )
+
+
 def name_problem(name: str) -> str:
     """Why ``name`` cannot be the name of a new run and its files, or an empty string."""
     if not name:
@@ -462,4 +492,4 @@ def _toml_lines(config: TrainConfig) -> Iterator[str]:
 
 def default_runs_folder() -> Path:
     """Where runs are kept without a WebUI: ``LORA_TRAIN_RUNS`` or ``runs`` in the current folder."""
-    return Path(os.environ.get("LORA_TRAIN_RUNS", "runs"))
+    return expand(os.environ.get("LORA_TRAIN_RUNS", "runs"))

@@ -13,6 +13,7 @@ from lora_trainer.access import SUFFIX, LoraFolder, require_readable
 from lora_trainer.chores import Chore, Chores, Progress
 from lora_trainer.errors import ConfigErrors, InputError
 from lora_trainer.hosts.base import Host
+from lora_trainer.paths import clean_path, expand
 from lora_trainer.schema import Option, field_error, option, options_of, read_document
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MAX_RANK = 4096
 
 
 def _file_option() -> str:
-    return option("", "LoRA file", "Its name, as in the LoRA folder.")
+    return option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
 
 
 def _precision_option() -> str:
@@ -39,7 +40,7 @@ def _precision_option() -> str:
 
 
 def _output_option() -> str:
-    return option("", "Name of the new file", "Empty: a free one. Nothing is ever overwritten.")
+    return option("", "Name of the new file", "Empty: a free one. Nothing is ever overwritten.", path=True)
 
 
 @dataclass
@@ -61,7 +62,11 @@ class BakeDocument:
     x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
     seed: int = option(0, "Seed", "Of R and U in the list.", min=0, max=2**32 - 1, advanced=True)
     checkpoint: str = option(
-        "", "Checkpoint", "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.", advanced=True
+        "",
+        "Checkpoint",
+        "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.",
+        advanced=True,
+        path=True,
     )
     output: str = _output_option()
 
@@ -110,8 +115,8 @@ class ResizeDocument:
 class ExtractDocument:
     """A LoRA of what distinguishes two SD1 checkpoints."""
 
-    base: str = option("", "Base checkpoint", "The one that was tuned.")
-    tuned: str = option("", "Tuned checkpoint", "What became of it.")
+    base: str = option("", "Base checkpoint", "The one that was tuned.", path=True)
+    tuned: str = option("", "Tuned checkpoint", "What became of it.", path=True)
     rank: int = option(32, "Rank", "Of the LoRA.", min=1, max=MAX_RANK)
     conv_rank: int = option(0, "Rank of convolutions", "0: without convolutions.", min=0, max=MAX_RANK, advanced=True)
     clamp_quantile: float = option(
@@ -330,13 +335,14 @@ class FileTools:
 
     def _checkpoint(self, place: str, name: str) -> Path:
         """One of the host's checkpoints by name or path, or another that may be read."""
+        name = clean_path(name)
         for known in self.host.checkpoints():
             if name in (known.name, str(known)):
                 return known
         if not name.strip():
             raise field_error(place, "choose a checkpoint.")
         require_readable(self.host, place, name)
-        return Path(name).expanduser()
+        return expand(name)
 
 
 def check_blocks(host: Host, place: str, file: Path, lbw: str, **values: Any) -> None:

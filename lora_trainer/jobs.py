@@ -10,23 +10,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.access import require_readable
 from lora_trainer.block_jobs import BlockJobs
 from lora_trainer.chores import Chores
-from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.config import DataConfig, TrainConfig, require_warmup
 from lora_trainer.control import Control, only_telling
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, LoraTrainError, explain
-from lora_trainer.file_tools import FileTools
-from lora_trainer.files import remove_unfinished
+from lora_trainer.file_tools import FileTools, concerning
+from lora_trainer.files import remove_unfinished, write_text
 from lora_trainer.hosts.base import Host
 from lora_trainer.line import Line, Task
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.mixing import Mixing
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.naming import require_free
+from lora_trainer.paths import clean_path, expand
 from lora_trainer.process import is_alive, this_process
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run, Runs, output_folder
 from lora_trainer.suspended import WAITS_FOR_CHECKPOINT, Suspended
@@ -77,10 +77,13 @@ class Jobs:
         return self._usable(config)
 
     def _usable(self, config: TrainConfig) -> Dataset:
+        from lora_trainer.advice import calculate
+
         self.host.check(config)
         dataset = self.dataset(config.data)
         self._require_readable("network.continue_from", config.network.continue_from)
         _check_parts(config)
+        require_warmup(config, calculate(config, dataset).steps)
         return dataset
 
     def dataset(self, data: DataConfig, *, decode: bool = False) -> Dataset:
@@ -124,11 +127,17 @@ class Jobs:
             self.check(each)
         return [self.submit(each) for each in configs]
 
-    def resume(self, name: str) -> Run:
+    def resume(self, name: str, config: TrainConfig | None = None) -> Run:
         """Put a stopped, paused or failed run into the line again; it goes on from its last state.
 
+        Args:
+            name: of the run.
+            config: settings for the rest of it; without them those in its ``config.toml``. What may change is written
+                there, see :data:`lora_trainer.training.resuming.MAY_CHANGE`.
+
         Raises:
-            InputError: no such run, it is not stopped, another program has it, or another checkpoint is loaded.
+            InputError: no such run, it is not stopped, another program has it, another checkpoint is loaded, or
+                settings differ that may not.
             RunError: the manifest cannot be written.
         """
         with self._order:
@@ -137,20 +146,27 @@ class Jobs:
             had = run.is_taken
             self._require_ours(run)
             try:
-                self._resume(run)
+                self._resume(run, config)
             except BaseException:
                 if not had:
                     run.give_up()
                 raise
         return run
 
-    def _resume(self, run: Run) -> None:
+    def _resume(self, run: Run, config: TrainConfig | None) -> None:
         """Put a run into the line that no other program can work on any more."""
+        from lora_trainer.training.resuming import require_resumable, take_over
+
         if self.training.find(run) is None:
             run.reread()  # it may be another program that has done it meanwhile
             self._settle(run)
         self._require_resumable(run)
-        require_its_checkpoint(run, self.host.check(run.config()))
+        require_resumable(run, run.config())
+        changed = take_over(run, config) if config else []
+        settings = config if config and changed else run.config()
+        require_its_checkpoint(run, self.host.check(settings))
+        if changed:
+            write_text(run.folder / "config.toml", settings.to_toml())
         values = {"process": this_process(), "place": time.time()}
         run.change(state="queued", message="", error={}, waits="", **values)
         self._suspended.remove(run)
@@ -221,7 +237,7 @@ class Jobs:
 
         run = self.settled(name)
         config = run.config()
-        options = GridOptions(**wishes)
+        options = GridOptions(**{**wishes, "clip": clean_path(wishes.get("clip", ""))})
         plan = plan_grid(run, options, config)
         self._require_readable("clip", options.clip)
         if self.drawing.find(run):
@@ -510,7 +526,8 @@ def _check_parts(config: TrainConfig) -> None:
     if config.network.continue_from:
         from lora_trainer.network.lora_file import require_sd1
 
-        require_sd1(Path(config.network.continue_from).expanduser())
+        with concerning("network.continue_from"):
+            require_sd1(expand(config.network.continue_from))
 
 
 _shared: list[Jobs] = []

@@ -50,7 +50,7 @@ class MixDocument:
     steps: int = option(20, "Sampling steps", "As in txt2img.", min=1, max=150, advanced=True)
     cfg: float = option(7.0, "CFG scale", "As in txt2img.", min=1, max=30, advanced=True)
     sampler: str = option("Euler a", "Sampler", "As in txt2img.", advanced=True)
-    checkpoint: str = option("", "Checkpoint", "Standalone only: the checkpoint file.", advanced=True)
+    checkpoint: str = option("", "Checkpoint", "Standalone only: the checkpoint file.", advanced=True, path=True)
 
 
 def mix_options() -> list[Option]:

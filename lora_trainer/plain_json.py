@@ -15,22 +15,23 @@ DEEPEST = 64
 """Lists and tables within each other; more is damage or an attack, and would exhaust the stack of whoever walks it."""
 
 
-def json_text(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
+def json_text(value: Any, *, indent: int | None = None, compact: bool = False, ascii: bool = False) -> str:
     """A value as strict JSON: NaN and infinities are ``null``, half characters become U+FFFD.
 
     Args:
         value: plain values; mappings and tuples are taken too.
         indent: spaces a level, or ``None`` for one line.
         compact: without blanks, for what a program alone reads.
+        ascii: every other character as ``\\u2588``.
 
     Raises:
         TypeError: it has something that JSON cannot say.
     """
     encoder = json.JSONEncoder(
-        indent=indent, separators=(",", ":") if compact else None, ensure_ascii=False, allow_nan=False
+        indent=indent, separators=(",", ":") if compact else None, ensure_ascii=ascii, allow_nan=False
     )
     try:
-        text = encoder.encode(value)
+        text = encoder.encode(plain(value) if ascii else value)
         text.encode("utf-8")
     except (ValueError, TypeError):  # seldom, so that the usual document is not walked twice
         return encoder.encode(plain(value))

@@ -17,6 +17,7 @@ from lora_trainer.documents import Damaged
 from lora_trainer.errors import InputError, NotFound, explain
 from lora_trainer.files import make_folder, remove_unfinished, write_json, write_text
 from lora_trainer.manifest import DAMAGED, VERSION, LogEntry, Newer, read_manifest, stand_in
+from lora_trainer.paths import expand
 from lora_trainer.plain_json import plain
 from lora_trainer.process import Lock, is_alive, this_process
 from lora_trainer.run_log import RunLog
@@ -341,7 +342,7 @@ def _begun(folder: Path) -> float | None:
 
 def output_folder(config: TrainConfig, loras: Path) -> Path:
     """Where a run's LoRA files go: a folder of its name among the LoRAs, or the one that the config names."""
-    return loras / Path(config.save.folder).expanduser() if config.save.folder else loras / config.name
+    return loras / expand(config.save.folder) if config.save.folder else loras / config.name
 
 
 def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import InputError
+from lora_trainer.paths import clean_path
 
 MAX_DOCUMENT_BYTES = 1_000_000
 
@@ -33,8 +34,12 @@ def option(
     unit: str = "",
     choices: tuple[str, ...] = (),
     advanced: bool = False,
+    path: bool = False,
 ) -> Any:
-    """A config field with what a form, a schema and a person need to know about it."""
+    """A config field with what a form, a schema and a person need to know about it.
+
+    A text that is a ``path`` is read as people paste it, see :func:`lora_trainer.paths.clean_path`.
+    """
     metadata = {
         "title": title,
         "help": help,
@@ -43,6 +48,7 @@ def option(
         "unit": unit,
         "choices": choices,
         "advanced": advanced,
+        "is_path": path,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -63,6 +69,7 @@ class Option:
     unit: str
     choices: tuple[str, ...]
     advanced: bool
+    is_path: bool
 
 
 def options_of(cls: type, prefix: str) -> Iterator[Option]:
@@ -127,7 +134,7 @@ def read_document(cls: type, document: Any, prefix: str, errors: list[InputError
         else:
             item = next(f for f in fields(cls) if f.name == key)
             try:
-                values[key] = _check(path, hints[key], value, item.metadata)
+                values[key] = check_value(Option(path, hints[key], None, **item.metadata), value)
             except InputError as error:
                 errors.append(error)
     return cls(**values)
@@ -146,21 +153,40 @@ def field_error(path: str, sentence: str, **values: object) -> InputError:
     return InputError("{path}: " + sentence, field=path, path=path, **values)
 
 
-def _check(path: str, kind: Any, value: Any, meta: Mapping[str, Any]) -> Any:
-    value = _typed(path, kind, value)
-    if meta["choices"] and value not in meta["choices"]:
-        raise field_error(path, "“{value}” is not one of {choices}.", value=value, choices=", ".join(meta["choices"]))
+def check_value(item: Option, value: Any) -> Any:
+    """A plain value as the field has it: of its type, a path without what was pasted along.
+
+    Raises:
+        InputError: another type, out of bounds, or none of the choices.
+    """
+    if item.is_path:
+        return _path(item, value)
+    value = _typed(item.path, item.type, value)
+    if item.choices and value not in item.choices:
+        raise field_error(item.path, "“{value}” is not one of {choices}.", value=value, choices=", ".join(item.choices))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, high = meta["min"], meta["max"]
-        if (low is not None and value < low) or (high is not None and value > high):
+        low = -math.inf if item.min is None else item.min
+        high = math.inf if item.max is None else item.max
+        if not low <= value <= high:
             raise field_error(
-                path,
+                item.path,
                 "{value} is out of range; use {low} to {high}.",
                 value=_plain(value),
                 low=_plain(low),
                 high=_plain(high),
             )
     return value
+
+
+def _path(item: Option, value: Any) -> str:
+    text = clean_path(value) if isinstance(value, str) else value
+    if isinstance(text, str) and any(ord(c) < 32 for c in text):  # "C:\temp" says C:, a tab, and emp
+        raise field_error(
+            item.path,
+            "the path has a tab, a line break or the like in it, which \\t and \\n mean in double quotes; write a "
+            "Windows path with /, as C:/temp/new, or in TOML in single quotes.",
+        )
+    return str(_typed(item.path, item.type, text))
 
 
 def _plain(number: float) -> str:
@@ -234,6 +260,70 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+# ------------------------------------------------------------------ texts
+def read_text(item: Option, text: str) -> Any:
+    """What a text typed for a field means, by the field's type: ``2024`` is a name for a name, a number for a number.
+
+    A text may stand in TOML's quotes, a list is written as TOML's or is one text, a table with or without its braces.
+
+    Returns:
+        a plain value for :func:`check_value`; the text itself where it says no value of the type.
+    """
+    text = text.strip() or text  # a separator may be a blank
+    origin = typing.get_origin(item.type)
+    if origin is dict:
+        return _toml_or(text, text if text.startswith("{") else f"{{{text}}}")
+    if origin is list:
+        found = _toml_or(text, text)
+        return found if isinstance(found, list) else [found if _is_quoted(text) else text]
+    if item.type is str:
+        return _toml_or(text, text) if _is_quoted(text) and not item.is_path else text
+    if item.type is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return _toml_or(text, re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", text))
+
+
+def split_values(text: str) -> list[str]:
+    """``a, "b, c", [d, e]`` → its parts; commas in quotes and brackets part nothing, and ``，`` parts as ``,`` does.
+
+    Raises:
+        ValueError: a quote or a bracket is not closed.
+    """
+    parts, quote, depth = [""], "", 0
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote and not _is_escaped(parts[-1], quote) else quote
+        elif letter in "\"'" and (depth or not parts[-1].strip()):
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter in ",，" and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    if quote or depth > 0:
+        raise ValueError("a quote or a bracket is not closed")
+    return [part.strip() for part in parts]
+
+
+def _is_escaped(before: str, quote: str) -> bool:
+    return quote == '"' and (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+
+
+def _toml_or(text: str, value: str) -> Any:
+    try:
+        document = parse_toml(f"value = {value}")
+    except ValueError:
+        return text
+    return document["value"] if list(document) == ["value"] else text
+
+
 # ------------------------------------------------------------------ TOML
 def read_toml(path: Path | str) -> dict[str, Any]:
     """The document in a TOML file.
@@ -241,17 +331,32 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, too large, not UTF-8 or not TOML.
     """
-    path = Path(path)
+    path, text = Path(path), ""
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InputError("{path} is larger than 1 MB, so it is not a training configuration.", path=path)
-        return parse_toml(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return parse_toml(text)
     except FileNotFoundError as error:
         raise InputError("{path} does not exist; check the path.", path=path) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The configuration {path} cannot be read: {error}.", path=path, error=error) from error
     except ValueError as error:
-        raise InputError("The configuration {path} is not valid TOML: {error}.", path=path, error=error) from error
+        raise _toml_error(path, text, error) from error
+
+
+def _toml_error(path: Path, text: str, error: ValueError) -> InputError:
+    lines = text.split("\n")
+    place = re.search(r"at line (\d{1,9})\b", str(error))
+    line = lines[min(int(place[1]), len(lines)) - 1] if place else lines[-1]
+    if "\\" in line:  # what begins with one has a meaning in double quotes, or none
+        return InputError(
+            "The configuration {path} is not valid TOML: {error}. Write Windows paths in single quotes, as "
+            "'C:\\pictures', or with /, as \"C:/pictures\".",
+            path=path,
+            error=error,
+        )
+    return InputError("The configuration {path} is not valid TOML: {error}.", path=path, error=error)
 
 
 def parse_toml(text: str) -> dict[str, Any]:

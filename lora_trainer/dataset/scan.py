@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lora_trainer.dataset.captions import CaptionFile, base_caption, caption_pat
 from lora_trainer.dataset.images import PictureError, picture_size, read_picture
 from lora_trainer.dataset.listing import Listing, Remark, list_folder, remark
 from lora_trainer.errors import InputError
+from lora_trainer.paths import clean_path, exists, expand
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
 _LIKE_KOHYA = re.compile(r"[^\w.]?x?\s*(\d+)(?![\d_])(?:[.,]\d+)?([^\W\d_])?.*", re.IGNORECASE)
@@ -204,10 +204,10 @@ def check_dataset(data: DataConfig) -> Dataset:
 
 
 def _folder(data: DataConfig) -> Path:
-    text = data.folder.strip().strip('"')
+    text = clean_path(data.folder)
     if not text:
         raise InputError("data.folder: choose the folder that holds your pictures.", field="data.folder")
-    root = next((path for path in _readings(text) if _exists(path)), None)
+    root = next((path for path in _readings(text) if exists(path)), None)
     if root is None:
         raise InputError("data.folder: {folder} does not exist; check the path.", field="data.folder", folder=text)
     if not root.is_dir():
@@ -222,15 +222,7 @@ def _folder(data: DataConfig) -> Path:
 def _readings(text: str) -> Iterator[Path]:
     """A path as it stands, then with ``~`` and ``$NAME`` filled in."""
     yield Path(text)
-    with suppress(RuntimeError):  # ~somebody who is not here
-        yield Path(os.path.expandvars(text)).expanduser()
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, or not to be looked at
-        return False
+    yield expand(os.path.expandvars(text))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class A1111Host:
         tokenizer = getattr(embedder, "tokenizer", None)
         if tokenizer is None:
             return False
-        return len(tokenizer([word], truncation=False, add_special_tokens=False)["input_ids"][0]) == 1
+        return len(tokenizer([word], truncation=False, add_special_tokens=False, verbose=False)["input_ids"][0]) == 1
 
 
 class Flags:

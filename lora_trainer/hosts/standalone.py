@@ -27,6 +27,7 @@ from lora_trainer.model.families import (
     prediction_type,
 )
 from lora_trainer.network.block_presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
+from lora_trainer.paths import clean_path, expand, is_file
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ class StandaloneHost:
         """The checkpoint that was named at the start, and those beside it."""
         if not self.checkpoint:
             return []
-        folder = Path(self.checkpoint).expanduser().parent
+        folder = expand(self.checkpoint).parent
         return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
     def block_presets(self) -> Presets:
@@ -127,17 +128,24 @@ class StandaloneHost:
         """Asked of the tokenizer, when a checkpoint has been loaded."""
         if self._loaded is None:
             return False
-        return len(self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False)["input_ids"][0]) == 1
+        return (
+            len(
+                self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False, verbose=False)[
+                    "input_ids"
+                ][0]
+            )
+            == 1
+        )
 
     def _path(self, config: TrainConfig) -> Path:
-        name = config.checkpoint or self.checkpoint
+        name = config.checkpoint or clean_path(self.checkpoint)
         if not name:
             raise InputError(
                 'checkpoint: name the checkpoint file to train on (checkpoint = "model.safetensors").',
                 field="checkpoint",
             )
-        path = Path(name).expanduser()
-        if not path.is_file():
+        path = expand(name)
+        if not is_file(path):
             raise InputError("checkpoint: {path} does not exist; check the path.", field="checkpoint", path=path)
         if path.suffix.lower() != ".safetensors":
             raise InputError(
@@ -448,7 +456,7 @@ def clip_folder(path: Path, config: Mapping[str, Any]) -> Path | None:
         if candidate is not None and (candidate / "vocab.json").is_file():
             return candidate
     chosen = os.environ.get("LORA_TRAIN_CLIP", "")
-    return Path(chosen) if chosen else None
+    return expand(chosen) if chosen else None
 
 
 def load_tokenizer(folder: Path | None) -> Any:

@@ -41,8 +41,8 @@ class TextEncoder:
         self._end: int = tokenizer.eos_token_id
 
     def tokens(self, caption: str) -> list[int]:
-        """The caption's token numbers without start and end."""
-        return self.tokenizer([caption], truncation=False, add_special_tokens=False)["input_ids"][0]
+        """The caption's token numbers without start and end; long ones are cut into chunks, so no warning is due."""
+        return self.tokenizer([caption], truncation=False, add_special_tokens=False, verbose=False)["input_ids"][0]
 
     def chunks(self, caption: str) -> list[list[int]]:
         """Token numbers in chunks of 77: start, 75 tokens filled up with end tokens, end."""

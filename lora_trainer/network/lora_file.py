@@ -15,6 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
 from lora_trainer.network.formats import kohya_name, require_kohya_names
+from lora_trainer.paths import is_file
 from lora_trainer.plain_json import parse_json
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _read(path: Path, read):  # type: ignore[no-untyped-def]
             "{path} is not a .safetensors file; only these are loaded, since others can hold code.", path=path
         )
     try:
-        if not path.is_file():
+        if not is_file(path):
             raise InputError("{path} does not exist; check the path.", path=path)
         with safe_open(path, framework="pt") as file:
             return read(file)

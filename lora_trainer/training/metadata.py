@@ -126,8 +126,8 @@ def _optimisation(config: TrainConfig, plan: Plan, precision: str) -> dict[str, 
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Warm-up in steps; below 1 the setting is a share of all steps."""
-    warmup = config.training.warmup
+    """Warm-up in steps; below 1 the setting is a share of all steps. The schedule ``constant`` has none."""
+    warmup = 0.0 if config.training.scheduler == "constant" else config.training.warmup
     return round(warmup * total) if warmup < 1 else int(warmup)
 
 

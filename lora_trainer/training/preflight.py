@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config import TrainConfig, require_warmup
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.errors import LoraTrainError
@@ -74,8 +74,13 @@ class Estimate:
 
 
 def measure(config: TrainConfig, dataset: Dataset, host: Host) -> Estimate:
-    """Try the settings, and when they do not fit, those that need less."""
+    """Try the settings, and when they do not fit, those that need less.
+
+    Raises:
+        InputError: the warm-up is longer than the run, or what the host and the trainer refuse.
+    """
     items, _ = held_out(dataset.items, config.validation.share, config.training.seed)
+    require_warmup(config, Plan(items, config).total_steps)
     found = None
     for changes in _ways(config):
         found = _try(config.with_values(changes), items, host, changes)

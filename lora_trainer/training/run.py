@@ -170,7 +170,7 @@ class TrainingRun:
         return bool(save.state_minutes) and time.monotonic() - self._state_at >= 60 * save.state_minutes
 
     def _save_state(self, work: Work, number: int) -> None:
-        save_state(self._run.states, work.trainer, number)
+        save_state(self._run.states, work.trainer, number, self._config.to_dict())
         self._state_at = time.monotonic()
 
     def _earlier_losses(self, done: int) -> list[float]:

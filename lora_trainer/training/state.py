@@ -9,11 +9,12 @@ import json
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from lora_trainer.documents import Count, Damaged, checked
 from lora_trainer.errors import InputError, RunError
@@ -36,7 +37,7 @@ _EARLIER = frozenset({"state"})
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
-class StateDocument(TypedDict):
+class StateStart(TypedDict):
     """What a state says beside its tensors; each of these is named where it stood, see :func:`_flatten`."""
 
     step: Count
@@ -45,14 +46,21 @@ class StateDocument(TypedDict):
     scaler: dict[str, Any]
 
 
-def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
-    """Write the state after ``step`` and delete all but the last two."""
+class StateDocument(StateStart, total=False):
+    """The same, with the run's settings, which states of earlier versions do not tell."""
+
+    settings: dict[str, Any] | None
+
+
+def save_state(folder: Path, trainer: Trainer, step: int, settings: Mapping[str, Any] | None = None) -> Path:
+    """Write the state after ``step``, with the run's settings as a document, and delete all but the last two."""
     tensors: dict[str, torch.Tensor] = {}
     plain = {
         "step": step,
         "optimizer": _flatten(trainer.optimizer.state_dict(), "optimizer", tensors),
         "lr_schedule": _flatten(trainer.lr_schedule.state_dict(), "lr_schedule", tensors),
         "scaler": trainer.scaler.state_dict(),
+        "settings": settings,
     }
     for key, value in trainer.adapters.state_dict().items():
         tensors[f"adapter.{key}"] = value
@@ -67,6 +75,18 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
 def states(folder: Path) -> list[Path]:
     """Saved states, newest first."""
     return sorted((p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that the newest readable state was learned with; ``None`` without a state that has them."""
+    for path in states(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = json.loads(file.metadata()["state"]).get("settings")
+            return found if isinstance(found, dict) else None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError):
+            continue  # told when it is loaded
+    return None
 
 
 def load_newest(folder: Path, trainer: Trainer) -> int:

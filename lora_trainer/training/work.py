@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from lora_trainer.config import TrainConfig
@@ -19,10 +18,12 @@ from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.network.lora_file import read_lora
+from lora_trainer.paths import expand
 from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning
 from lora_trainer.training.precision import resolve_precision
+from lora_trainer.training.resuming import require_resumable
 from lora_trainer.training.state import load_newest
 from lora_trainer.training.trainer import Trainer
 
@@ -88,8 +89,8 @@ class Preparation:
         Raises:
             Stopped: the person stopped it.
             CheckpointChanged: another one was loaded since the run was submitted.
-            InputError: pictures, precision or the file to continue from cannot be used, or nobody can tell whether the
-                checkpoint is the run's.
+            InputError: pictures, precision or the file to continue from cannot be used, nobody can tell whether the
+                checkpoint is the run's, or the settings are no longer those that the run began with.
         """
         config, model = self._config, self._session.model
         self._require_checkpoint(model.info)
@@ -108,8 +109,9 @@ class Preparation:
             conditioning = frozen_conditioning(model.text, model.device, precision)
         with self._session.turn():
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
+            require_resumable(self._run, config)
             if config.network.continue_from:
-                trainer.adapters.load(read_lora(Path(config.network.continue_from).expanduser()))
+                trainer.adapters.load(read_lora(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
         self._note_dataset(dataset, kept, plan, precision, done)
         return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)

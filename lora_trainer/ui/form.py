@@ -12,7 +12,7 @@ import gradio as gr
 from lora_trainer.config import TrainConfig, options
 from lora_trainer.errors import InputError
 from lora_trainer.i18n import Translate
-from lora_trainer.schema import Option, parse_toml, toml_value
+from lora_trainer.schema import Option, field_error, parse_toml, toml_value
 
 
 class Form:
@@ -57,13 +57,14 @@ class Form:
         """The widgets' values as a document for :meth:`TrainConfig.from_dict`.
 
         Raises:
-            InputError: a text that should be a table is none.
+            InputError: a text that should be a table is none, or a number was emptied.
         """
         document: dict[str, Any] = TrainConfig().to_dict()
         for path, widget in self.widgets.items():
             section, _, key = path.rpartition(".")
             target = document[section] if section else document
-            target[key] = parse(self._options[path], values.get(widget))
+            if widget in values:
+                target[key] = parse(self._options[path], values[widget])
         return document
 
     def updates(self, values: Mapping[str, Any]) -> list[Any]:
@@ -122,7 +123,11 @@ def _show(item: Option, value: Any) -> Any:
 
 
 def parse(item: Option, value: Any) -> Any:
-    """A widget's value as the config has it; an emptied number is its default."""
+    """A widget's value as the config has it.
+
+    Raises:
+        InputError: a table that is none, or an emptied number or choice: what it should be is not guessed.
+    """
     if typing.get_origin(item.type) is list:
         return [line.strip() for line in str(value or "").split("\n") if line.strip()]
     if typing.get_origin(item.type) is dict:
@@ -135,6 +140,8 @@ def parse(item: Option, value: Any) -> Any:
                 path=item.path,
                 error=error,
             ) from error
-    if value is None:
+    if value is None and item.type is str and not item.choices:
         return item.default
+    if value is None:
+        raise field_error(item.path, "the field is empty; its default is {default}.", default=item.default)
     return value.strip() if isinstance(value, str) else value

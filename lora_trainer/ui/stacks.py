@@ -148,8 +148,9 @@ class StacksPanel:
 
     def _document(self, values: Values) -> dict[str, Any]:
         return {
-            path: None if values.get(widget) is None else parse(self._options[path], values[widget])
+            path: parse(self._options[path], values[widget])
             for path, widget in self.widgets.items()
+            if widget in values
         }
 
     def _show(self, values: Values) -> list[Any]:

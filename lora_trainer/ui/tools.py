@@ -180,11 +180,10 @@ class ToolsPanel:
         return start
 
     def _document(self, kind: str, values: Values) -> dict[str, Any]:
-        """The widgets' values; what was emptied is left out."""
+        """The widgets' values; raises :class:`InputError` for an emptied number."""
         items = {item.path: item for item in tool_options(kind)}
         document = {
-            path: None if values.get(widget) is None else parse(items[path], values[widget])
-            for path, widget in self.widgets[kind].items()
+            path: parse(items[path], values[widget]) for path, widget in self.widgets[kind].items() if widget in values
         }
         for part in {"te", "unet"} & document.keys():
             document[part] = number(document[part]) if document[part] else None

@@ -10,6 +10,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError, explain
 from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
+from lora_trainer.paths import expand
 from lora_trainer.validation.metrics import add_picture_numbers, training_pictures
 from lora_trainer.validation.numbers import add_losses, held_out_losses
 from lora_trainer.validation.table import write_csv
@@ -68,7 +69,7 @@ def measure_grid(
     add_picture_numbers(
         document,
         _pictures(config),
-        clip=Path(clip).expanduser() if clip else None,
+        clip=expand(clip) if clip else None,
         clip_device=str(session.model.device),
         cache=folder / "pictures.json",
         on_cell=lambda done, of: on_phase("numbers", done, of),
