@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.advice import Advice, advise, calculate
+from lora_trainer.advice import Advice, advise, calculate, idle
+from lora_trainer.config import require_warmup
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
+from lora_trainer.errors import InputError
 from tests.helpers import config, data, item
 
 SOUND = {"data__trigger": "sks_", "training__epochs": 100}
@@ -216,3 +218,51 @@ def test_calculator_counts_what_a_run_does(sizes, repeats, share, epochs, steps,
         or (every[1] and s.number % every[1] == 0)
     ]
     assert result.files == len(written)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"training__warmup": 1000}, "1000 steps of warm-up are more than the run's 40 steps"),
+        ({"training__warmup": 41}, "more than the run's 40 steps"),
+        ({"training__warmup": 40}, ""),
+        ({"training__warmup": 0.5}, ""),
+        ({"training__warmup": 5, "training__accumulate": 10}, "more than the run's 4 steps"),
+        ({"training__warmup": 0.1, "training__scheduler": "constant"}, "constant has no warm-up"),
+        ({"training__warmup": 0.1, "training__scheduler": "constant_with_warmup"}, ""),
+        ({"training__scheduler": "constant"}, ""),
+    ],
+)
+def test_a_warmup_that_is_not_done_is_said(values: dict[str, Any], words: str) -> None:
+    settings = config(training__epochs=4, **values)
+    said = about("training.warmup", advise(settings, dataset(10)))
+    assert [words in sentence for sentence in said] == ([True] if words else [])
+    steps = calculate(settings, dataset(10)).steps
+    if not words:
+        require_warmup(settings, steps)
+        return
+    with pytest.raises(InputError, match="warm-up") as caught:
+        require_warmup(settings, steps)
+    assert caught.value.field == "training.warmup"
+
+
+@pytest.mark.parametrize(
+    ("values", "paths"),
+    [
+        ({}, []),
+        ({"training__scheduler_cycles": 2}, ["training.scheduler_cycles"]),
+        ({"training__scheduler_cycles": 2, "training__scheduler": "cosine_with_restarts"}, []),
+        (
+            {"training__scheduler_power": 2, "network__conv_alpha": 1},
+            ["training.scheduler_power", "network.conv_alpha"],
+        ),
+        ({"network__conv_rank": 4, "network__targets": "attention+conv"}, []),
+        ({"data__keep_tokens": 2, "data__shuffle": False}, ["data.keep_tokens"]),
+        ({"data__caption_variants": 2}, ["data.caption_variants"]),
+        ({"data__caption_variants": 2, "training__text_lr": 0}, []),
+    ],
+)
+def test_settings_that_nothing_uses_are_named(values: dict[str, Any], paths: list[str]) -> None:
+    found = list(idle(config(**values)))
+    assert [a.path for a in found] == paths
+    assert all(a in advise(config(**values)) for a in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 from lora_trainer.cli import main
 from lora_trainer.config import TrainConfig
 from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.jobs import Jobs
 from lora_trainer.training import run as run_module
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document, make_jobs, run_to_end
+
+CASES = Path(__file__).parent / "cases"
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +81,76 @@ def test_resume_goes_on(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("name=2024", "name", "2024"),
+        ("name=true", "name", "true"),
+        ("data.trigger=0x2b", "data.trigger", "0x2b"),
+        ("data.trigger=1979-05-27", "data.trigger", "1979-05-27"),
+        ('data.trigger="a, b"', "data.trigger", "a, b"),
+        ("data.separator= ", "data.separator", " "),
+        ('data.separator=" "', "data.separator", " "),
+        ("samples.negative=nan", "samples.negative", "nan"),
+        ("samples.prompts=a, [b] c", "samples.prompts", ["a, [b] c"]),
+        ('samples.prompts=["a", "b"]', "samples.prompts", ["a", "b"]),
+        ("samples.prompts=12", "samples.prompts", ["12"]),
+        ("training.optimizer_args=weight_decay = 0.1", "training.optimizer_args", {"weight_decay": 0.1}),
+        ("training.unet_lr=.5", "training.unet_lr", 0.5),
+        ("training.steps=1_000", "training.steps", 1000),
+        ("data.flip=True", "data.flip", True),
+        (r"data.folder=C:\temp\new", "data.folder", r"C:\temp\new"),
+        (r'data.folder="C:\temp\new"', "data.folder", r"C:\temp\new"),
+        ("save.folder=2024-01-05", "save.folder", "2024-01-05"),
+    ],
+)
+def test_a_setting_is_read_by_its_fields_type(
+    setting: str, key: str, value: Any, toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+    monkeypatch.setattr(Jobs, "submit", lambda self, config: asked.append(config) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["train", str(toml), "--root", str(tmp_path), "--set", setting])
+    section, _, name = key.rpartition(".")
+    assert getattr(getattr(asked[0], section) if section else asked[0], name) == value
+
+
+def test_the_case_of_a_folder_that_is_a_date(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(CASES / "set-text", tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    given = ["--set", f"checkpoint={CHECKPOINT}", "--set", "data.folder=2024-01-05", "--set", "name=2024"]
+    code, out, err = run(capsys, "train", "run.toml", "--root", "root", *given)
+    assert (code, "2024.safetensors" in out) == (0, True), err
+
+
+def test_a_sweep_is_one_list_of_manifests(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    values = ["--set", "training.steps=1", "--sweep", "data.trigger=2024, 0x2b, 2024", "--sweep", "training.seed=1,1"]
+    code, out, _ = run(capsys, "train", toml, "--root", tmp_path, *values, "--json")
+    assert code == 0
+    assert [m["name"] for m in json.loads(out)] == ["zorp-trigger2024-seed1", "zorp-trigger0x2b-seed1"]
+
+
+def test_settings_that_nothing_uses_are_told(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
+    idle = ["--set", "training.scheduler_cycles=3", "--set", "network.conv_rank=4"]
+    _, _, err = run(capsys, "train", toml, "--root", tmp_path, *idle)
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert [note.split()[1] for note in notes] == ["training.scheduler_cycles:", "network.conv_rank:"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["train", "missing.toml"], "does not exist"),
         (["train", "{toml}", "--set", "network.rank"], "key=value"),
         (["train", "{toml}", "--set", "network.rnak=3"], "network.rank"),
         (["train", "{toml}", "--set", "network.rank=0"], "out of range"),
+        (["train", "{toml}", "--set", "network.rank=many"], "expected a whole number"),
+        (["train", "{toml}", "--set", "training.warmup=4"], "more than the run's 3 steps"),
+        (["train", "{toml}", "--set", "training.warmup=0.1"], "the schedule constant has no warm-up"),
+        (["train", "{toml}", "--resume", "--sweep", "network.rank=4,8"], "give one of them"),
+        (["train", "{toml}", "--set", "network.rank=4", "--sweep", "network.rank=4,8"], "network.rank is given with"),
+        (["train", "{toml}", "--sweep", "training.optimizer=AdamW,Lino"], "“Lino” is not one of"),
         (["train", "{toml}", "--set", "checkpoint=none.safetensors"], "none.safetensors"),
         (["train", "{toml}", "--resume"], "no run named zorp"),
         (["train", "{toml}", "--set", "data.folder=nowhere"], "nowhere"),

@@ -504,3 +504,24 @@ def test_a_public_webui_reads_only_its_own_folders(tmp_path: Path, option: str) 
     assert jobs.check(TrainConfig.from_dict(document(tmp_path / "webui", **changes))).items
     jobs.host.readable = None
     assert jobs.dataset(TrainConfig.from_dict(document(tmp_path)).data, decode=True).items
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 1, "warmup": 1000}, {"scheduler": "constant", "warmup": 2, "steps": 4}])
+def test_a_warmup_that_cannot_be_done_is_refused_and_nothing_begun(tmp_path: Path, changes: dict[str, Any]) -> None:
+    jobs = make_jobs(tmp_path)
+    wanted = {"steps": 0, "scheduler": "cosine", **changes}
+    values = document(tmp_path, **{f"training__{key}": value for key, value in wanted.items()})
+    with pytest.raises(InputError, match="warm-up") as caught:
+        jobs.submit(TrainConfig.from_dict(values))
+    assert caught.value.field == "training.warmup"
+    with pytest.raises(InputError, match="warm-up"):
+        jobs.sweep(TrainConfig.from_dict(values), {"training.seed": [1, 2]})
+    assert jobs.runs.names() == []
+
+
+def test_the_case_of_a_warmup_that_is_too_long(tmp_path: Path) -> None:
+    case = Path(__file__).parent / "cases" / "warmup-too-long"
+    changed = {"checkpoint": "", "data.folder": str(case / "pictures")}
+    settings = TrainConfig.from_toml(case / "run.toml").with_values(changed)
+    with pytest.raises(InputError, match="1000 steps of warm-up are more than the run's 2 steps"):
+        make_jobs(tmp_path).submit(settings)

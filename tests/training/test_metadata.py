@@ -166,3 +166,9 @@ def test_card_says_what_to_type(trigger: str, captions: list[str], activation: s
     assert (card["activation text"], card["sd version"]) == (activation, "SD1")
     assert "model.safetensors" in card["description"]
     json.dumps(card)
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [("constant", "0"), ("constant_with_warmup", "5"), ("cosine", "5")])
+def test_a_warmup_that_the_schedule_lacks_is_not_claimed(scheduler: str, steps: str) -> None:
+    settings = config(training__scheduler=scheduler, training__warmup=5, training__steps=50)
+    assert made(settings)["ss_lr_warmup_steps"] == steps

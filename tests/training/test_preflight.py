@@ -61,6 +61,14 @@ def test_steps_and_time_are_those_of_the_run(tmp_path: Path) -> None:
     assert found.expected == 2000
 
 
+@pytest.mark.parametrize("changes", [{"epochs": 2, "warmup": 1000}, {"scheduler": "constant", "warmup": 0.1}])
+def test_a_warmup_that_cannot_be_done_is_said(tmp_path: Path, changes: dict[str, object]) -> None:
+    wanted = {"steps": 0, "scheduler": "cosine", **changes}
+    with pytest.raises(InputError, match="warm-up") as caught:
+        measure(tmp_path, **{f"training__{key}": value for key, value in wanted.items()})
+    assert caught.value.field == "training.warmup"
+
+
 def test_nothing_is_written_and_the_model_is_as_before(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     config = TrainConfig.from_dict(document(tmp_path, training__text_lr=1e-4))

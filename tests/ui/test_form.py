@@ -174,11 +174,22 @@ def test_any_configuration_goes_onto_the_form_and_back(form: Form, document: dic
     assert back == config
 
 
-@given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.none(), min_size=1))
-def test_an_emptied_field_is_its_default_or_an_empty_text(form: Form, emptied: dict[str, None]) -> None:
+GUESSED = [path for path, item in OPTIONS.items() if item.type in (int, float, bool) or item.choices]
+
+
+@given(st.sets(st.sampled_from(sorted(OPTIONS.keys() - GUESSED)), min_size=1))
+def test_an_emptied_text_is_its_default(form: Form, emptied: set[str]) -> None:
     shown = {widget: widget.value for widget in form.widgets.values()}
     document = form.document({**shown, **{form.widgets[path]: None for path in emptied}})
     assert document == TrainConfig().to_dict()
+
+
+@pytest.mark.parametrize("path", GUESSED)
+def test_an_emptied_number_or_choice_is_not_guessed(form: Form, path: str) -> None:
+    shown = {widget: widget.value for widget in form.widgets.values()}
+    with pytest.raises(InputError, match="the field is empty; its default is ") as caught:
+        form.document({**shown, form.widgets[path]: None})
+    assert caught.value.field == path
 
 
 def test_fields_that_are_not_on_the_form_keep_their_defaults() -> None:
