@@ -81,7 +81,7 @@ class LatentCache:
             except PictureError as problem:
                 broken[item.path] = problem
                 continue
-            latent = encode(pixels.unsqueeze(0))[0].float().cpu()
+            latent = encode(pixels.unsqueeze(0))[0].float().cpu().contiguous()
             if not torch.isfinite(latent).all():
                 raise RunError(
                     "The VAE gives NaN for {path}; start the WebUI with --no-half-vae or choose another VAE.",
