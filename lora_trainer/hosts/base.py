@@ -166,6 +166,9 @@ class Host(Protocol):
             InputError: there is none of this name and hash.
         """
 
+    def chosen_checkpoint(self) -> str:
+        """What the host's own list of checkpoints calls the chosen one, for its page; empty where it has no list."""
+
     def checkpoints(self) -> Sequence[Path]:
         """The checkpoint files that it offers, ``.safetensors`` only."""
 
@@ -190,6 +193,14 @@ class Host(Protocol):
 
     def is_common_word(self, word: str) -> bool:
         """Whether the checkpoint's tokenizer has the word as one token, so that it means something already."""
+
+    def words(self, trigger: str) -> Sequence[tuple[str, str]]:
+        """What the host's prompts take parts of a trigger for, where training reads the words as they stand.
+
+        Returns:
+            Kind and name of each: an ``"embedding"`` that takes the place of words, a ``"style"`` of that name, a
+            ``"wildcard"`` that is replaced, or ``"syntax"`` that is carried out.
+        """
 
 
 def draw_request(samples: SamplesConfig, prompt: str, resolution: int) -> DrawRequest:

@@ -93,6 +93,10 @@ class StandaloneHost:
     def load_checkpoint(self, name: str, sha256: str) -> None:
         """Each run names its own file, which is loaded when the run goes on."""
 
+    def chosen_checkpoint(self) -> str:
+        """There is no list to choose from."""
+        return ""
+
     def checkpoints(self) -> Sequence[Path]:
         """The checkpoint that was named at the start, and those beside it."""
         if not self.checkpoint:
@@ -128,6 +132,10 @@ class StandaloneHost:
         if self._loaded is None:
             return False
         return len(self._loaded[1].tokenizer([word], truncation=False, add_special_tokens=False)["input_ids"][0]) == 1
+
+    def words(self, trigger: str) -> Sequence[tuple[str, str]]:
+        """None: prompts are read as captions are."""
+        return ()
 
     def _path(self, config: TrainConfig) -> Path:
         name = config.checkpoint or self.checkpoint
