@@ -249,6 +249,7 @@ class A1111Session:
                 outpath_grids=shared.opts.outdir_txt2img_grids,
                 do_not_save_samples=True,
                 do_not_save_grid=True,
+                **_own_parameters(requests, tag),
             )
             with contextlib.closing(processing):
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
@@ -577,6 +578,18 @@ def clean_weights(sd_model: Any) -> None:
         raise RunError(
             "A LoRA of the last picture could not be taken out of the checkpoint; load the checkpoint again."
         )
+
+
+def _own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]:
+    """The WebUI's own parameters of pictures that are drawn together; one variation seed for all would be counted up."""
+    found = dict(requests[0].more)
+    if "override_settings" in found:
+        found["override_settings"] = dict(found["override_settings"])
+    if "subseed" in found:
+        found["subseed"] = [found["subseed"]] * len(requests)
+    if "hr_prompt" in found:
+        found["hr_prompt"] = [found["hr_prompt"] + tag] * len(requests)
+    return found
 
 
 @contextmanager

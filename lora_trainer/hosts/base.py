@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_trainer.config import SamplesConfig, TrainConfig
 
@@ -32,7 +32,10 @@ class Folders:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """One picture to draw; fields as in txt2img."""
+    """One picture to draw; fields as in txt2img.
+
+    ``more`` has what only the host knows: names and values of its own, in the order of their names.
+    """
 
     prompt: str
     negative: str = ""
@@ -42,6 +45,7 @@ class DrawRequest:
     cfg: float = 7.0
     sampler: str = "Euler a"
     seed: int = 1
+    more: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,8 @@ def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
     try:
         before = read_json(folder / "grid.json")
         files = [{column["name"] for column in each["columns"]} for each in (before, document)]
-        goes_on = files[0] <= files[1] and all(before[key] == document[key] for key in _SETTINGS)
+        same = before.get("more", []) == json.loads(json.dumps(document["more"]))
+        goes_on = files[0] <= files[1] and same and all(before[key] == document[key] for key in _SETTINGS)
         if goes_on or not before["sheets"]:
             return None
     except (OSError, ValueError, TypeError, KeyError):  # there is none, or one of an older version
@@ -333,6 +334,7 @@ def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
         "seeds": plan.seeds,
         "size": [request.width, request.height],
         **{name: getattr(request, name) for name in ("negative", "sampler", "steps", "cfg")},
+        "more": [list(each) for each in request.more],
         "cells": cells,
         "groups": [
             {"column": column, "weight": weight, "numbers": {}}
@@ -357,7 +359,7 @@ def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
         [column.label for column in plan.columns],
         [f"weight {weight:g}" for weight in plan.weights],
         [plan.prompts[p] + (f"  ·  seed {plan.seeds[s]}" if len(plan.seeds) > 1 else "") for p, s in blocks],
-        (plan.request.width, plan.request.height),
+        _drawn_size(plan, drawn),
         picture,
     )
     text = _infotext(plan, drawn)
@@ -370,6 +372,16 @@ def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
         if stale not in paths:
             stale.unlink(missing_ok=True)
     return paths
+
+
+def _drawn_size(plan: GridPlan, drawn: Drawn) -> tuple[int, int]:
+    """Width and height of the pictures: more than what was asked for where the host enlarges them."""
+    from PIL import Image
+
+    for path in drawn.pictures.values():
+        with Image.open(path) as picture:
+            return picture.size
+    return plan.request.width, plan.request.height
 
 
 def _infotext(plan: GridPlan, drawn: Drawn) -> str:
