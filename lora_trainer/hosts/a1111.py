@@ -581,7 +581,7 @@ def clean_weights(sd_model: Any) -> None:
 
 
 def _own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]:
-    """The WebUI's own parameters of pictures that are drawn together; one variation seed for all would be counted up."""
+    """The WebUI's own parameters of pictures that are drawn together; of one variation seed it would count up."""
     found = dict(requests[0].more)
     if "override_settings" in found:
         found["override_settings"] = dict(found["override_settings"])

@@ -378,7 +378,7 @@ def _drawn_size(plan: GridPlan, drawn: Drawn) -> tuple[int, int]:
     """Width and height of the pictures: more than what was asked for where the host enlarges them."""
     from PIL import Image
 
-    for path in drawn.pictures.values():
+    for path in drawn.pictures.values() if plan.request.more else ():
         with Image.open(path) as picture:
             return picture.size
     return plan.request.width, plan.request.height

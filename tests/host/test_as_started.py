@@ -17,7 +17,7 @@ from tests.host.test_webui import CLEAN, WEIGHTS, document
 from tests.host.test_webui_page import open_tab
 from tests.host.webui import WebUI
 from tests.runs_helpers import until
-from tests.ui.browser import NO_BROWSER, chromium, field, open_page, part
+from tests.ui.browser import NO_BROWSER, chromium, choose, field, open_page, part
 
 needs_browser = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 LONG = {"training__steps": 4000, "samples__prompts": []}
@@ -158,6 +158,7 @@ def test_load_its_checkpoint_chooses_it_at_the_top_of_the_page(webui: WebUI, sta
         chosen = page.locator("#setting_sd_model_checkpoint input")
         expect(chosen).to_have_value(re.compile("^other"))
         open_tab(page)
+        choose(page, "run", name)
         expect(part(page, "#lora_train_status")).to_contain_text(name)
         page.locator("#lora_train_bring").click()
         expect(chosen).to_have_value(re.compile("^small"))
@@ -167,9 +168,11 @@ def test_load_its_checkpoint_chooses_it_at_the_top_of_the_page(webui: WebUI, sta
 @needs_browser
 def test_a_trigger_that_prompts_take_for_something_else_is_told(webui: WebUI) -> None:
     embedding = {"emb_params": torch.ones(1, 64)}
-    save_file(embedding, webui.data / "embeddings" / "gloop.safetensors")
+    folder = webui.data / "embeddings"
+    folder.mkdir(exist_ok=True)
+    save_file(embedding, folder / "gloop.safetensors")
     webui.picture("red circle")  # reads it
-    save_file(embedding, webui.data / "embeddings" / "brand new.safetensors")
+    save_file(embedding, folder / "brand new.safetensors")
     wildcards = webui.data / "wildcards"
     wildcards.mkdir()
     (wildcards / "hats.txt").write_text("cap\nbonnet\n")
