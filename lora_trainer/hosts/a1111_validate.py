@@ -27,7 +27,6 @@ from lora_trainer.validation.cells import Drawn, count_batches
 from lora_trainer.validation.grid import GridOptions, GridPlan, draw_grid, grid_folder, plan_grid, read_document
 from lora_trainer.validation.measure import measure_grid
 
-_WITHOUT = "The grid was drawn without {names}; the X/Y/Z plot draws with it."
 _HIRES = (
     *("denoising_strength", "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
     *("hr_sampler_name", "hr_scheduler"),
@@ -60,7 +59,10 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
         request, seeds = _request(p, run)
         options = GridOptions(lists.weights(weights), [request.prompt], epochs, seeds, int(together), numbers)
         if names := _not_used(p):
-            p.comment(host.sentence(InputError(_WITHOUT, names=", ".join(names))))
+            without = InputError(
+                "The grid was drawn without {names}; the X/Y/Z plot draws with it.", names=", ".join(names)
+            )
+            p.comment(host.sentence(without))
         return _shown(p, _drawn(jobs, run, options, request))
     except LoraTrainError as error:
         raise AxisError(host.sentence(error)) from error
@@ -164,22 +166,21 @@ def _more(p: Any, own: Callable[[str], str]) -> dict[str, Any]:
 
 def _require_one_checkpoint(p: Any) -> None:
     """Raises :class:`InputError` when a picture of ``p`` needs another checkpoint than the loaded one."""
-    wanted = {
-        "a refiner": getattr(p, "refiner_checkpoint", None),
-        "another checkpoint for hires fix": p.hr_checkpoint_name if p.enable_hr else None,
-        "a checkpoint in its override settings": p.override_settings.get("sd_model_checkpoint"),
-    }
-    loaded = sd_models.model_data.sd_model.sd_checkpoint_info.filename
-    for what, name in wanted.items():
-        if name in (None, "", "None", "Use same checkpoint"):
-            continue
-        known = sd_models.get_closet_checkpoint_match(name)
-        if known is None or known.filename != loaded:
-            raise InputError(
-                "LoRA Train grid cannot draw with {what}, which loads another checkpoint; switch it off, or use the "
-                "X/Y/Z plot with the axes LoRA run epoch and LoRA weight.",
-                what=what,
-            )
+    _require_loaded(getattr(p, "refiner_checkpoint", None), "a refiner")
+    _require_loaded(p.hr_checkpoint_name if p.enable_hr else None, "another checkpoint for hires fix")
+    _require_loaded(p.override_settings.get("sd_model_checkpoint"), "a checkpoint in its override settings")
+
+
+def _require_loaded(name: str | None, kind: str) -> None:
+    if name in (None, "", "None", "Use same checkpoint"):
+        return
+    known = sd_models.get_closet_checkpoint_match(name)
+    if known is None or known.filename != sd_models.model_data.sd_model.sd_checkpoint_info.filename:
+        raise InputError(
+            "LoRA Train grid cannot draw with {kind}, which loads another checkpoint; switch it off, or use the X/Y/Z "
+            "plot with the axes LoRA run epoch and LoRA weight.",
+            kind=kind,
+        )
 
 
 def _not_used(p: Any) -> list[str]:

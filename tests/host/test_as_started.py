@@ -17,7 +17,7 @@ from tests.host.test_webui import CLEAN, WEIGHTS, document
 from tests.host.test_webui_page import open_tab
 from tests.host.webui import WebUI
 from tests.runs_helpers import until
-from tests.ui.browser import NO_BROWSER, chromium, choose, field, open_page, part
+from tests.ui.browser import NO_BROWSER, choose, chromium, field, open_page, part
 
 needs_browser = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 LONG = {"training__steps": 4000, "samples__prompts": []}
