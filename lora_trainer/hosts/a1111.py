@@ -294,21 +294,24 @@ class A1111Session:
 
     def _require_same_checkpoint(self) -> None:
         """A switch to a checkpoint of the same shape loads it into the same parameters (sd_models.py:951)."""
-        chosen = _chosen()
-        if chosen is not None and chosen.filename == self._identity.file:
-            load_chosen()
+        self._bring_back()
         if sd_models.model_data.sd_model is not self._sd_model:
             raise _changed()
         now = _identity(self._sd_model)
-        if now == replace(self._identity, forms=now.forms) != self._identity:
-            raise CheckpointChanged(
-                "The WebUI holds the checkpoint in another number format now (FP8 weight); the run goes on when that "
-                "is as it was."
-            )
         if now != self._identity:
-            raise _changed()
+            raise _reformatted() if now == replace(self._identity, forms=now.forms) else _changed()
         if is_put_away(self._sd_model):
             raise CheckpointChanged("The checkpoint was unloaded; the run goes on when it is loaded again.")
+
+    def _bring_back(self) -> None:
+        """Load our checkpoint where it is the chosen one, but a picture has left another in memory."""
+        chosen = _chosen()
+        if chosen is None or chosen.filename != self._identity.file:
+            return
+        try:
+            load_chosen()
+        except RunError as error:
+            raise _changed() from error  # so that what is learned is kept
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -502,6 +505,13 @@ def require_trainable(sd_model: Any) -> None:
 def _changed() -> CheckpointChanged:
     return CheckpointChanged(
         "The WebUI has switched to another checkpoint; the run goes on when its own is loaded again."
+    )
+
+
+def _reformatted() -> CheckpointChanged:
+    return CheckpointChanged(
+        "The WebUI holds the checkpoint in another number format now (FP8 weight); the run goes on when that is as it "
+        "was."
     )
 
 
