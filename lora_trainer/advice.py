@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,11 @@ def advise(
     dataset: Dataset | None = None,
     native_resolution: int = 512,
     is_common_word: Callable[[str], bool] = lambda word: False,
+    words: Callable[[str], Sequence[tuple[str, str]]] = lambda trigger: (),
 ) -> list[Advice]:
     """Everything worth saying about a configuration; an empty list is a good one."""
     found = [*_about_network(config, dataset), *_about_rates(config), *_about_warmup(config, dataset), *idle(config)]
+    found += _about_words(config.data.trigger.strip(), words)
     found += _about_data(config, dataset, native_resolution, is_common_word)
     return found + list(_about_length(config, dataset))
 
@@ -152,6 +154,32 @@ def _about_rates(config: TrainConfig) -> Iterator[Advice]:
             "half of the UNet's.",
             {"rate": text},
         )
+
+
+_MEANINGS = {
+    "embedding": (
+        "The WebUI has an embedding named “{name}”, which takes the place of the trigger “{trigger}” in txt2img and in "
+        "samples, but not in training; choose another word, or rename the embedding."
+    ),
+    "style": (
+        "The WebUI has a style named “{name}”, like the trigger: choosing it adds its own words, not what is trained; "
+        "choose another word."
+    ),
+    "wildcard": (
+        "The trigger “{trigger}” has the wildcard {name} in it, which is replaced by other words in txt2img, but not "
+        "in training; choose another word."
+    ),
+    "syntax": (
+        "“{name}” in the trigger “{trigger}” is not read as a word in the WebUI's prompts, but in training it is; use "
+        "letters, digits and _."
+    ),
+}
+
+
+def _about_words(trigger: str, words: Callable[[str], Sequence[tuple[str, str]]]) -> Iterator[Advice]:
+    """What the host takes parts of the trigger for (:meth:`~lora_trainer.hosts.base.Host.words`)."""
+    for kind, name in words(trigger) if trigger else ():
+        yield Advice("data.trigger", _MEANINGS[kind], {"name": name, "trigger": trigger})
 
 
 def _about_data(

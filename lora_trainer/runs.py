@@ -283,6 +283,8 @@ class Runs:
         Raises:
             InputError: there is none, or the name is no name.
         """
+        if not name.strip():
+            raise NotFound("No training run is chosen; choose one in the list, or start one.", field="name")
         with self._lock:
             if not is_file_name(name):
                 raise NotFound("There is no run named {name}.", field="name", name=shown_name(name))

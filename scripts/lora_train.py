@@ -13,6 +13,7 @@ import lora_trainer.api
 import lora_trainer.guard
 import lora_trainer.hosts.a1111_axes
 import lora_trainer.hosts.a1111_blocks
+import lora_trainer.hosts.a1111_reload
 import lora_trainer.jobs
 import lora_trainer.ui.tab
 
@@ -52,9 +53,12 @@ def started(demo, app):
     lora_trainer.api.mount(app, jobs(), door())
     lora_trainer.hosts.a1111_blocks.install()
     threading.Thread(target=jobs().restore, name="lora-train restore", daemon=True).start()
+    lora_trainer.hosts.a1111_reload.reload.end()
 
 
 script_callbacks.on_before_ui(lora_trainer.hosts.a1111_axes.install)
+script_callbacks.on_before_ui(lambda: lora_trainer.hosts.a1111_reload.watch(jobs))
+script_callbacks.on_script_unloaded(lora_trainer.hosts.a1111_reload.reload.begin)
 script_callbacks.on_ui_settings(settings)
 script_callbacks.on_ui_tabs(lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")])
 script_callbacks.on_app_started(started)

@@ -103,6 +103,29 @@ def test_trigger_should_be_a_word_of_ones_own(trigger: str, words: str) -> None:
     assert all(words in text for text in found)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("embedding", "gloop", "an embedding named “gloop”"),
+        ("style", "Gloop", "a style named “Gloop”"),
+        ("wildcard", "__gloop__", "the wildcard __gloop__"),
+        ("syntax", "(", "“(” in the trigger “gloop_xx” is not read as a word"),
+    ],
+)
+def test_what_prompts_take_the_trigger_for_is_told(kind: str, name: str, said: str) -> None:
+    asked: list[str] = []
+
+    def words(trigger: str) -> list[tuple[str, str]]:
+        asked.append(trigger)
+        return [(kind, name)]
+
+    (text,) = about("data.trigger", advise(config(data__trigger=" gloop_xx "), words=words))
+    assert said in text
+    assert asked == ["gloop_xx"]
+    assert len(about("data.trigger", advise(config(data__trigger=""), words=words))) == 1  # that there is none
+    assert asked == ["gloop_xx"]
+
+
 def test_better_trigger_is_proposed() -> None:
     (text,) = about("data.trigger", advise(config(data__trigger="Red girl"), is_common_word=lambda w: True))
     assert "“Red girl”" in text

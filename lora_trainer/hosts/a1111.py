@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,14 @@ import yaml
 from modules import devices, lowvram, paths, scripts, sd_hijack, sd_models, sd_samplers, sd_vae, shared
 from modules.call_queue import queue_lock
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
+from safetensors import SafetensorError, safe_open
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate, HeldGate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
+from lora_trainer.hosts.a1111_reload import reload
+from lora_trainer.hosts.a1111_words import meanings
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original
 from lora_trainer.model.families import SD1, UNET_PREFIX, CheckpointInfo, family_of, native_resolution
@@ -53,8 +57,11 @@ class A1111Host:
         self._flags = Flags()
 
     def check(self, config: TrainConfig) -> CheckpointInfo:
-        """What is loaded now; raises :class:`InputError` when it cannot be trained."""
-        return checkpoint_info(loaded_model())
+        """What is chosen at the top of the page; raises :class:`InputError` when it cannot be trained."""
+        model, chosen = loaded_model(), _chosen()
+        if chosen is None or chosen.filename == model.sd_checkpoint_info.filename:
+            return checkpoint_info(model)
+        return _info_of_file(chosen) or checkpoint_info(model)
 
     @contextmanager
     def session(self, config: TrainConfig) -> Iterator[A1111Session]:
@@ -96,6 +103,10 @@ class A1111Host:
             if not getattr(model, "lowvram", False):
                 model.to(devices.device)  # it may be the one that was loaded, but moved away
 
+    def chosen_checkpoint(self) -> str:
+        """Its title in the list at the top of the page."""
+        return str(shared.opts.sd_model_checkpoint or "")
+
     def checkpoints(self) -> Sequence[Path]:
         """Those in its list that may be read here."""
         files = (Path(info.filename) for info in sd_models.checkpoints_list.values())
@@ -130,6 +141,10 @@ class A1111Host:
         if tokenizer is None:
             return False
         return len(tokenizer([word], truncation=False, add_special_tokens=False, verbose=False)["input_ids"][0]) == 1
+
+    def words(self, trigger: str) -> Sequence[tuple[str, str]]:
+        """Embeddings, styles, wildcards and the syntax of prompts."""
+        return meanings(trigger)
 
 
 class Flags:
@@ -168,7 +183,9 @@ class A1111Session:
         self.on_wait: Callable[[bool], object] = lambda waits: None
         with self._gate.turn():  # another thread may be putting a checkpoint away just now
             try:
+                load_chosen()
                 self._sd_model = loaded_model()
+                require_trainable(self._sd_model)
             except InputError as error:
                 raise CheckpointChanged(error.template) from error
             self._identity = _identity(self._sd_model)
@@ -197,7 +214,22 @@ class A1111Session:
                 self._has_turn = False
 
     def draw(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> list[Image.Image]:
-        """The pictures that txt2img draws with the LoRA's tag in the prompts."""
+        """The pictures that txt2img draws with the LoRA's tag in the prompts.
+
+        What *Reload UI* has interrupted is drawn again on the new page.
+        """
+        while True:
+            if not self._gate.is_held:
+                reload.wait()
+            images, interrupted = self._drawn(requests, lora)
+            if not interrupted or not reload.going_on or self._gate.is_held:
+                break
+        if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
+            raise Interrupted("The picture was interrupted.")
+        return images[: len(requests)]
+
+    def _drawn(self, requests: Sequence[DrawRequest], lora: LoraUse | None) -> tuple[list[Image.Image], bool]:
+        """Pictures, and whether they were interrupted."""
         request = requests[0]
         if sd_models.select_checkpoint().filename != self._sd_model.sd_checkpoint_info.filename:
             raise _changed()  # process_images would load the other one
@@ -218,6 +250,7 @@ class A1111Session:
                 outpath_grids=shared.opts.outdir_txt2img_grids,
                 do_not_save_samples=True,
                 do_not_save_grid=True,
+                **_own_parameters(requests, tag),
             )
             with contextlib.closing(processing):
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
@@ -226,11 +259,10 @@ class A1111Session:
                 with self._gate.job():
                     images = process_images(processing).images
                     interrupted = shared.state.interrupted or shared.state.skipped
-            self._network = _loaded(lora)
-            _require_tags(request.prompt)
-        if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
-            raise Interrupted("The picture was interrupted.")
-        return images[: len(requests)]
+            if not interrupted:  # else the tags may not have been read yet
+                self._network = _loaded(lora)
+                _require_tags(request.prompt)
+        return images, interrupted
 
     def draw_settings(self) -> str:
         """The options that the WebUI itself writes into a picture's text."""
@@ -263,10 +295,24 @@ class A1111Session:
 
     def _require_same_checkpoint(self) -> None:
         """A switch to a checkpoint of the same shape loads it into the same parameters (sd_models.py:951)."""
-        if sd_models.model_data.sd_model is not self._sd_model or _identity(self._sd_model) != self._identity:
+        self._bring_back()
+        if sd_models.model_data.sd_model is not self._sd_model:
             raise _changed()
+        now = _identity(self._sd_model)
+        if now != self._identity:
+            raise _reformatted() if now == replace(self._identity, forms=now.forms, numbers=now.numbers) else _changed()
         if is_put_away(self._sd_model):
             raise CheckpointChanged("The checkpoint was unloaded; the run goes on when it is loaded again.")
+
+    def _bring_back(self) -> None:
+        """Load our checkpoint where it is the chosen one, but a picture has left another in memory."""
+        chosen = _chosen()
+        if chosen is None or chosen.filename != self._identity.file:
+            return
+        try:
+            load_chosen()
+        except RunError as error:
+            raise _changed() from error  # so that what is learned is kept
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -304,7 +350,7 @@ class A1111Session:
         try:
             yield
         finally:
-            if state.interrupted and not self._gate.wanted:
+            if state.interrupted and not self._gate.wanted and not reload.going_on:
                 self._interrupted = True
             state.job, state.job_no, state.job_count, state.textinfo = "", 0, 0, None
             state.interrupted = False
@@ -332,6 +378,47 @@ def loaded_model() -> Any:
     return model
 
 
+def _chosen() -> Any:
+    """The WebUI's entry of the checkpoint that is chosen; ``None`` when it has none of that name any more."""
+    return sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+
+
+def load_chosen() -> None:
+    """Load the checkpoint that is chosen at the top of the page, as the WebUI does before its next picture.
+
+    A picture whose settings name another checkpoint (``override_settings``) leaves that one in memory
+    (processing.py:853). Call it with the host's lock held.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    model, chosen = sd_models.model_data.sd_model, _chosen()
+    if model is None or chosen is None or model.sd_checkpoint_info.filename == chosen.filename:
+        return
+    try:
+        sd_models.reload_model_weights(info=chosen)
+    except Exception as error:
+        log.exception("Loading %s failed", chosen.filename)
+        raise RunError("The WebUI could not load {path}; its console tells why.", path=chosen.filename) from error
+
+
+def _info_of_file(chosen: Any) -> CheckpointInfo | None:
+    """What a checkpoint is that will be loaded for the next picture; ``None`` when its file does not tell.
+
+    What it predicts, and its VAE, are known once it is loaded.
+    """
+    try:
+        with safe_open(chosen.filename, framework="pt") as file:
+            keys = list(file.keys())
+            first = UNET_PREFIX + "input_blocks.0.0.weight"
+            channels = file.get_slice(first).get_shape()[1] if first in keys else None
+    except (SafetensorError, OSError, ValueError):
+        return None  # a .ckpt, or gone
+    name = Path(chosen.filename).name
+    family = family_of(keys, channels, name=name)
+    return CheckpointInfo(name, chosen.sha256 or "", chosen.hash or "", family, "epsilon")
+
+
 def is_put_away(sd_model: Any) -> bool:
     """Whether the WebUI's “unload” has moved it off the device (sd_models.py:738)."""
     if getattr(sd_model, "lowvram", False):
@@ -341,6 +428,7 @@ def is_put_away(sd_model: Any) -> bool:
 
 def checkpoint_info(sd_model: Any) -> CheckpointInfo:
     """What the loaded checkpoint is; raises :class:`InputError` for kinds that cannot be trained."""
+    require_trainable(sd_model)
     keys = [UNET_PREFIX + name for name, _ in sd_model.model.diffusion_model.named_parameters()]
     keys += [_text_marker(sd_model)]
     channels = getattr(sd_model.model.diffusion_model, "in_channels", None)
@@ -420,16 +508,66 @@ def _text_marker(sd_model: Any) -> str:
     return "cond_stage_model.transformer.text_model" if hasattr(transformer, "text_model") else ""
 
 
-def _identity(sd_model: Any) -> tuple[object, ...]:
-    """What must stay the same during a run."""
-    first = next(sd_model.model.parameters())
-    info = sd_model.sd_checkpoint_info
-    return (info.filename, info.sha256, id(first), first.is_meta, "" if first.is_meta else fingerprint(sd_model))
+@dataclass(frozen=True)
+class Identity:
+    """What must stay the same during a run.
+
+    Attributes:
+        file: path of the checkpoint.
+        sha256: of it.
+        weights: the UNet's first parameter, and whether its numbers are there.
+        numbers: a fingerprint of all weights; empty where they have none that can be read.
+        forms: number format and strides of a matrix and a convolution of the UNet and a matrix of the text encoder.
+    """
+
+    file: str
+    sha256: str
+    weights: tuple[int, bool]
+    numbers: str
+    forms: tuple[object, ...]
+
+
+def _identity(sd_model: Any) -> Identity:
+    info, first = sd_model.sd_checkpoint_info, next(sd_model.model.parameters())
+    forms = tuple((weight.dtype, weight.stride()) for weight in _some_weights(sd_model))
+    readable = not first.is_meta and not _is_fp8(sd_model)
+    numbers = fingerprint(sd_model) if readable else ""
+    return Identity(info.filename, info.sha256 or "", (id(first), first.is_meta), numbers, forms)
+
+
+def _some_weights(sd_model: Any) -> list[torch.Tensor]:
+    """A weight of every kind that the host stores in a form of its own (sd_models.py:461, 502)."""
+    unet = sd_model.model.diffusion_model
+    text = getattr(sd_model, "cond_stage_model", None) or getattr(sd_model, "conditioner", None)
+    found = [next((p for p in unet.parameters() if p.dim() == size), None) for size in (2, 4)]
+    found += [next((p for p in text.parameters() if p.dim() == 2), None) if text is not None else None]
+    return [weight for weight in found if weight is not None]
+
+
+def _is_fp8(sd_model: Any) -> bool:
+    return any("float8" in str(weight.dtype) for weight in _some_weights(sd_model))
+
+
+def require_trainable(sd_model: Any) -> None:
+    """Raises :class:`InputError` for weights in a number format that nothing can be computed in."""
+    if _is_fp8(sd_model):
+        raise InputError(
+            "The checkpoint is loaded in FP8, which cannot be trained or measured; set Settings → Optimizations → FP8 "
+            "weight to Disable.",
+            field="checkpoint",
+        )
 
 
 def _changed() -> CheckpointChanged:
     return CheckpointChanged(
         "The WebUI has switched to another checkpoint; the run goes on when its own is loaded again."
+    )
+
+
+def _reformatted() -> CheckpointChanged:
+    return CheckpointChanged(
+        "The WebUI holds the checkpoint in another number format now (FP8 weight); the run goes on when that is as it "
+        "was."
     )
 
 
@@ -506,6 +644,18 @@ def clean_weights(sd_model: Any) -> None:
         raise RunError(
             "A LoRA of the last picture could not be taken out of the checkpoint; load the checkpoint again."
         )
+
+
+def _own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]:
+    """The WebUI's own parameters of pictures that are drawn together; of one variation seed it would count up."""
+    found = dict(requests[0].more)
+    if "override_settings" in found:
+        found["override_settings"] = dict(found["override_settings"])
+    if "subseed" in found:
+        found["subseed"] = [found["subseed"]] * len(requests)
+    if "hr_prompt" in found:
+        found["hr_prompt"] = [found["hr_prompt"] + tag] * len(requests)
+    return found
 
 
 @contextmanager

@@ -23,6 +23,9 @@ class Gate:
     (fifo_lock.py:31), and would starve the person's pictures.
     """
 
+    is_held = False
+    """Whether the lock is another's, the person's picture, within which this is done."""
+
     @contextmanager
     def turn(self, on_wait: Callable[[bool], object] = lambda waits: None) -> Iterator[None]:
         """Hold the lock; ``on_wait`` is told when that takes a moment."""
@@ -78,6 +81,7 @@ class HeldGate(Gate):
     """For what runs within a picture of the person's: the lock is held already, by the host's own thread."""
 
     wanted = False
+    is_held = True
 
     @contextmanager
     def turn(self, on_wait: Callable[[bool], object] = lambda waits: None) -> Iterator[None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_trainer.config import SamplesConfig, TrainConfig
 
@@ -32,7 +32,10 @@ class Folders:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """One picture to draw; fields as in txt2img."""
+    """One picture to draw; fields as in txt2img.
+
+    ``more`` has what only the host knows: names and values of its own, in the order of their names.
+    """
 
     prompt: str
     negative: str = ""
@@ -42,6 +45,7 @@ class DrawRequest:
     cfg: float = 7.0
     sampler: str = "Euler a"
     seed: int = 1
+    more: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class Host(Protocol):
             InputError: there is none of this name and hash.
         """
 
+    def chosen_checkpoint(self) -> str:
+        """What the host's own list of checkpoints calls the chosen one, for its page; empty where it has no list."""
+
     def checkpoints(self) -> Sequence[Path]:
         """The checkpoint files that it offers, ``.safetensors`` only."""
 
@@ -190,6 +197,14 @@ class Host(Protocol):
 
     def is_common_word(self, word: str) -> bool:
         """Whether the checkpoint's tokenizer has the word as one token, so that it means something already."""
+
+    def words(self, trigger: str) -> Sequence[tuple[str, str]]:
+        """What the host's prompts take parts of a trigger for, where training reads the words as they stand.
+
+        Returns:
+            Kind and name of each: an ``"embedding"`` that takes the place of words, a ``"style"`` of that name, a
+            ``"wildcard"`` that is replaced, or ``"syntax"`` that is carried out.
+        """
 
 
 def draw_request(samples: SamplesConfig, prompt: str, resolution: int) -> DrawRequest:

@@ -94,6 +94,10 @@ class StandaloneHost:
     def load_checkpoint(self, name: str, sha256: str) -> None:
         """Each run names its own file, which is loaded when the run goes on."""
 
+    def chosen_checkpoint(self) -> str:
+        """There is no list to choose from."""
+        return ""
+
     def checkpoints(self) -> Sequence[Path]:
         """The checkpoint that was named at the start, and those beside it."""
         if not self.checkpoint:
@@ -136,6 +140,10 @@ class StandaloneHost:
             )
             == 1
         )
+
+    def words(self, trigger: str) -> Sequence[tuple[str, str]]:
+        """None: prompts are read as captions are."""
+        return ()
 
     def _path(self, config: TrainConfig) -> Path:
         name = config.checkpoint or clean_path(self.checkpoint)

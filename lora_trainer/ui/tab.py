@@ -29,6 +29,9 @@ from lora_trainer.ui.validate import ValidatePanel
 
 Updates = dict[Any, Any]
 
+_SHOW_CHECKPOINT = "(title) => { if (title && window.selectCheckpoint) window.selectCheckpoint(title); return []; }"
+"""Chooses a checkpoint in the WebUI's list at the top of the page, as its own cards do (javascript/ui.js)."""
+
 
 def build(jobs: Jobs) -> gr.Blocks:
     """The tab for a host's jobs."""
@@ -125,6 +128,8 @@ class Tab:
                 self.earlier = gr.Button(t("Train it earlier"), visible=False, elem_id="lora_train_earlier")
                 self.later = gr.Button(t("Train it later"), visible=False, elem_id="lora_train_later")
                 self.bring = gr.Button(t("Load its checkpoint"), visible=False, elem_id="lora_train_bring")
+                self.brought = gr.Textbox(visible=False)
+                self.brought.do_not_save_to_config = True
             self.curves = gr.HTML(elem_id="lora_train_curves")
             self.samples = gr.Gallery(
                 label=t("Samples"), columns=4, object_fit="contain", height="auto", elem_id="lora_train_samples"
@@ -172,7 +177,8 @@ class Tab:
         self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
         for button, places in (self.front, None), (self.earlier, -1), (self.later, 1):
             button.click(self._moving(places), [self.run], [self.feedback], **hidden)
-        self.bring.click(self._bring, [self.run], [self.feedback], queue=False)
+        brought = self.bring.click(self._bring, [self.run], [self.feedback, self.brought], queue=False)
+        brought.then(None, [self.brought], None, _js=_SHOW_CHECKPOINT)
         self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
         self.validate.connect(self.run, widgets, self._form.updates)
         self.block_weights.connect(self.poll, self.blocks)
@@ -244,8 +250,10 @@ class Tab:
 
         return move
 
-    def _bring(self, name: str) -> str:
-        return views.answered(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.", self._t)
+    def _bring(self, name: str) -> tuple[str, str]:
+        """What to say, and what the host's own list of checkpoints should show."""
+        said = views.answered(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.", self._t)
+        return said, self._jobs.host.chosen_checkpoint()
 
     def _load_preset(self, name: str) -> list[Any]:
         try:
@@ -392,7 +400,7 @@ class Tab:
 
     def _advice(self, config: TrainConfig, dataset: Dataset | None) -> str:
         host = self._jobs.host
-        found = advise(config, dataset, host.native_resolution(config), host.is_common_word)
+        found = advise(config, dataset, host.native_resolution(config), host.is_common_word, host.words)
         return views.advice_list(found, calculate(config, dataset) if dataset else None, self._t)
 
 

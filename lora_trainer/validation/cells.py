@@ -42,7 +42,8 @@ class Cell:
         """Name of the cell's picture; the same for cells that show the same thing."""
         used = self.used
         lora = (used.path.name, self.content, used.weight, used.lbw) if used else None
-        return hashlib.sha256(repr((self.base, lora, self.request)).encode()).hexdigest()[:16]
+        more = (self.request.more,) if self.request.more else ()  # without any the names are those of before
+        return hashlib.sha256(repr((self.base, lora, self.request, *more)).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -72,6 +73,16 @@ class Drawn:
         return self.folder / f"{cell.key()}.png"
 
 
+def count_batches(cells: Sequence[Cell], drawn: Drawn, together: int) -> int:
+    """How often the host draws for the cells that are missing, see :func:`draw_cells`."""
+    groups = groupby(_missing(cells, drawn), key=lambda cell: cell.used)
+    return sum(-(-len(list(group)) // max(1, together)) for _, group in groups)
+
+
+def _missing(cells: Sequence[Cell], drawn: Drawn) -> list[Cell]:
+    return [cell for cell in {cell.key(): cell for cell in cells}.values() if not drawn.find(cell)]
+
+
 def draw_cells(
     cells: Sequence[Cell], session: Session, drawn: Drawn, together: int = 1, on_cells: OnCells = lambda done, of: None
 ) -> Iterator[None]:
@@ -83,7 +94,7 @@ def draw_cells(
     Raises:
         RunError: there is not enough memory for one picture, the disk is full, or the drawing was interrupted.
     """
-    missing = [cell for cell in {cell.key(): cell for cell in cells}.values() if not drawn.find(cell)]
+    missing = _missing(cells, drawn)
     keys = [cell.key() for cell in cells]
 
     def count() -> None:

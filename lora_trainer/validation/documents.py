@@ -108,8 +108,9 @@ class GridStart(TypedDict):
 
 
 class GridDocument(GridStart, total=False):
-    """``grid.json``."""
+    """``grid.json``; ``more`` are the parameters that the host's own page has beside these."""
 
+    more: list[Any]
     measured: Measured
 
 

@@ -22,6 +22,7 @@ from lora_trainer.errors import InputError, LoraTrainError, NotFound, explain
 from lora_trainer.files import patiently, remove, save_picture, write_error, write_json
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session, draw_request
 from lora_trainer.lists import parts
+from lora_trainer.plain_json import plain
 from lora_trainer.runs import Run, is_by_step
 from lora_trainer.validation.axes import RunFiles, epoch_values
 from lora_trainer.validation.cells import Cell, Drawn, OnCells, draw_cells
@@ -284,7 +285,8 @@ def _is_another(path: Path, document: Mapping[str, Any]) -> bool:
     if before is None or not before["sheets"]:
         return False
     files = [{column["name"] for column in each["columns"]} for each in (before, document)]
-    return not (files[0] <= files[1] and all(before[key] == document[key] for key in _SETTINGS))
+    same = before.get("more", []) == plain(document["more"]) and all(before[key] == document[key] for key in _SETTINGS)
+    return not (same and files[0] <= files[1])
 
 
 # ------------------------------------------------------------------ drawing
@@ -351,6 +353,7 @@ def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
         "seeds": plan.seeds,
         "size": [request.width, request.height],
         **{name: getattr(request, name) for name in ("negative", "sampler", "steps", "cfg")},
+        "more": [list(each) for each in request.more],
         "cells": cells,
         "groups": [
             {"column": column, "weight": weight, "numbers": {}}
@@ -375,7 +378,7 @@ def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
         [column.label for column in plan.columns],
         [f"weight {weight:g}" for weight in plan.weights],
         [plan.prompts[p] + (f"  ·  seed {plan.seeds[s]}" if len(plan.seeds) > 1 else "") for p, s in blocks],
-        (plan.request.width, plan.request.height),
+        _drawn_size(plan, drawn),
         picture,
     )
     text = _infotext(plan, drawn)
@@ -388,6 +391,16 @@ def write_sheets(plan: GridPlan, drawn: Drawn, folder: Path) -> list[Path]:
         if stale not in paths:
             remove(stale)
     return paths
+
+
+def _drawn_size(plan: GridPlan, drawn: Drawn) -> tuple[int, int]:
+    """Width and height of the pictures: more than what was asked for where the host enlarges them."""
+    from PIL import Image
+
+    for path in drawn.pictures.values() if plan.request.more else ():
+        with Image.open(path) as picture:
+            return picture.size
+    return plan.request.width, plan.request.height
 
 
 def _infotext(plan: GridPlan, drawn: Drawn) -> str:

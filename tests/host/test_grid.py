@@ -239,3 +239,89 @@ def test_bad_wishes_are_one_sentence(webui: WebUI, run: str, body: dict[str, Any
     assert status == 422
     assert answer["detail"][0]["field"] == field
     assert "Traceback" not in answer["detail"][0]["msg"]
+
+
+def drawn_alone(webui: WebUI, prompt: str, **values: Any) -> bytes:
+    usual = {"seed": 31, "width": 64, "height": 64, "cfg_scale": 6, "sampler_name": "DPM++ 2M", "scheduler": "Karras"}
+    return webui.picture(prompt, **{**usual, **values}).tobytes()
+
+
+HIRES = {
+    "enable_hr": True,
+    "denoising_strength": 0.6,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "hr_second_pass_steps": 3,
+}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        HIRES,
+        {**HIRES, "hr_prompt": "red square", "hr_negative_prompt": "blue"},
+        {"subseed": 5, "subseed_strength": 0.4},
+        {"seed_resize_from_w": 128, "seed_resize_from_h": 64},
+        {"tiling": True},
+        {"override_settings": {"CLIP_stop_at_last_layers": 2}},
+        {"prompt": ""},
+    ],
+    ids=lambda values: next(iter(values), "plain"),
+)
+def test_the_script_draws_what_the_page_would(webui: WebUI, run: str, values: dict[str, Any]) -> None:
+    """Also after the plain pictures are on disk; with several cells drawn together."""
+    status, answer = script(webui, run, "1, 3", "1", 4, False, **values)
+    assert status == 200, answer
+    document = webui.get(f"/lora-train/v1/runs/{run}/grid")
+    sheet, *cells = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB") for image in answer["images"]]
+    assert sheet.width > 3 * cells[0].width
+    assert [prompt["text"] for prompt in document["prompts"]] == [values.get("prompt", "zorp, blue background")]
+    for cell, picture in zip(document["cells"], cells, strict=True):
+        name = document["columns"][cell["column"]]["name"]
+        tag = f"<lora:{name}:{cell['weight']:g}>" if name else ""
+        alone = dict(values)
+        if "hr_prompt" in values:
+            alone["hr_prompt"] += tag
+        prompt = alone.pop("prompt", "zorp, blue background")
+        assert picture.tobytes() == drawn_alone(webui, prompt + tag, **alone), (cell, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"refiner_checkpoint": "other.safetensors", "refiner_switch_at": 0.5}, "a refiner"),
+        ({**HIRES, "hr_checkpoint_name": "other.safetensors"}, "hires fix"),
+        ({"override_settings": {"sd_model_checkpoint": "other.safetensors"}}, "override settings"),
+        ({"subseed": 5, "subseed_strength": 0.4, "batch_size": 2}, "variation seed"),
+    ],
+)
+def test_what_the_script_cannot_draw_is_told(webui: WebUI, run: str, values: dict[str, Any], part: str) -> None:
+    status, answer = script(webui, run, "1, 3", "1", 4, False, **values)
+    assert status == 422
+    assert part in answer["detail"]
+
+
+PROGRESS = """
+from modules import shared, shared_state, shared_total_tqdm
+if not hasattr(shared_state.State, "lora_train_seen"):
+    shared_state.State.lora_train_seen = []
+    inner = shared_state.State.nextjob
+    def nextjob(self):
+        inner(self)
+        bar = shared.total_tqdm._tqdm
+        self.lora_train_seen.append((self.job_no, self.job_count, bar.n if bar else 0, bar.total if bar else 0))
+    shared_state.State.nextjob = nextjob
+shared_state.State.lora_train_seen.clear()
+"""
+
+
+def test_the_scripts_progress_ends_at_its_end(webui: WebUI, run: str) -> None:
+    """Whatever is drawn together, and with some of the pictures on disk already."""
+    for weights, together, values in (("0.7", 3, {}), ("0.7, 0.9", 16, {}), ("0.55", 2, HIRES)):
+        webui.probe(PROGRESS)
+        assert script(webui, run, "all", weights, together, False, seed=71, n_iter=1, **values)[0] == 200
+        seen = webui.probe("from modules import shared; result = shared.state.lora_train_seen")
+        assert seen[-1][0] == seen[-1][1], seen
+        assert all(done <= total for _, _, done, total in seen), seen
+        assert seen[-1][2] == seen[-1][3], seen

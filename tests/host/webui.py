@@ -129,6 +129,10 @@ class WebUI:
         """What the process printed."""
         return (self.data / "webui.log").read_text(errors="replace")
 
+    def until_gone(self, seconds: float = 60) -> None:
+        """Wait until the process has ended by itself."""
+        self._process.wait(seconds)
+
     def kill_and_start(self) -> None:
         """Kill the process, as a power cut would, and start it again on the same folder."""
         self.close()

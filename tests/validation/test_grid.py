@@ -22,7 +22,7 @@ from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.runs import Run, Runs
 from lora_trainer.validation import grid
-from lora_trainer.validation.cells import Cell
+from lora_trainer.validation.cells import Cell, Drawn, count_batches
 from lora_trainer.validation.grid import DEFAULT_WEIGHTS, Column, GridOptions, GridPlan, draw_grid, plan_grid
 from tests.helpers import config, temporary_files
 
@@ -235,11 +235,24 @@ def test_cells_have_one_name_exactly_when_they_show_the_same(
         {"cfg": 1.0},
         {"sampler": "Euler"},
         {"seed": 2},
+        {"more": (("tiling", True),)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_changes_the_picture_changes_the_cells_name(change: dict[str, Any]) -> None:
     assert Cell(None, DrawRequest("a", **change)).key() != Cell(None, DrawRequest("a")).key()
+
+
+def test_what_only_the_host_knows_is_in_the_name_and_leaves_the_others_names_as_they_were() -> None:
+    """Pictures that an older version drew are found again."""
+    mores: list[tuple[tuple[str, Any], ...]] = [
+        (),
+        (("enable_hr", True), ("hr_scale", 2.0)),
+        (("enable_hr", True), ("hr_scale", 1.5)),
+        (("override_settings", (("CLIP_stop_at_last_layers", 2),)),),
+    ]
+    assert len({Cell(None, DrawRequest("a", more=more)).key() for more in mores}) == len(mores)
+    assert Cell(None, DrawRequest("a")).key() == "af9279ae0f11f522"
 
 
 def test_block_weights_change_the_cells_name() -> None:
@@ -267,6 +280,19 @@ def test_what_differs_in_prompt_and_seed_only_is_drawn_together(run: Run, tmp_pa
     painter = Painter()
     draw(options(run, weights=[0.5, 1], prompts=["a", "b"], seeds=[1, 2]), painter, tmp_path / "grid", together=3)
     assert painter.batches == [3, 1] * 5
+
+
+@pytest.mark.parametrize(("together", "seeds"), [(1, [1]), (3, [1, 2]), (4, [1, 2, 3]), (16, [1, 2]), (2, [5])])
+def test_the_hosts_jobs_are_counted_before(run: Run, tmp_path: Path, together: int, seeds: list[int]) -> None:
+    """Also when some pictures are there."""
+    folder = tmp_path / "grid"
+    draw(options(run, weights=[0.5], prompts=["a"], seeds=[1]), Painter(), folder)
+    plan = options(run, weights=[0.5, 1], prompts=["a", "b"], seeds=seeds)
+    counted = count_batches([plan.cell(*place) for place in plan.places()], Drawn(folder / "cells"), together)
+    painter = Painter()
+    draw(plan, painter, folder, together=together)
+    assert counted == len(painter.batches)
+    assert count_batches([plan.cell(*place) for place in plan.places()], Drawn(folder / "cells"), together) == 0
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("CUDA out of memory. Tried to allocate")])
@@ -407,6 +433,24 @@ def test_another_grid_puts_the_sheets_and_numbers_of_the_last_one_aside(run: Run
     assert (tmp_path / "earlier-2" / "grid.png").is_file()
     assert not (tmp_path / "grid.csv").exists()  # its numbers are those of another grid
     assert pictures < {path.name for path in (tmp_path / "cells").iterdir()}
+
+
+def test_a_grid_with_other_parameters_of_the_hosts_is_another_grid(run: Run, tmp_path: Path) -> None:
+    plan = options(run, weights=[1])
+    more = replace(plan, request=replace(plan.request, more=(("subseed", 3), ("subseed_strength", 0.2))))
+    for each in (plan, more, more):
+        document = draw_grid(each, Painter(), tmp_path)
+    assert document["more"] == [["subseed", 3], ["subseed_strength", 0.2]]
+    assert [path.name for path in tmp_path.glob("earlier-*")] == ["earlier-1"]
+
+
+def test_pictures_that_the_host_enlarged_are_whole_on_the_sheet(run: Run, tmp_path: Path) -> None:
+    plan = options(run, weights=[1])
+    hires = replace(plan, request=replace(plan.request, more=(("enable_hr", True),)))
+    plain = draw(plan, Painter(), tmp_path / "plain")
+    large = draw(hires, Painter(size=(2 * SIZE[0], 2 * SIZE[1])), tmp_path / "large")
+    with Image.open(plain) as first, Image.open(large) as second:
+        assert second.width - first.width == 3 * SIZE[0]
 
 
 def test_the_same_grid_with_another_file_goes_on_in_place(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""The WebUI's own restarts, told from what they look like: an Interrupt, and the end of the program.
+
+*Reload UI* builds the page anew within the process, and interrupts whatever is going on first (shared_state.py:70);
+a run goes on through it. *Apply and restart UI* ends the process on the spot (restart.py:22), without what Python does
+at its end; a run is saved before, and goes on when the program is there again.
+
+This module stays while the WebUI loads the extension's scripts anew, and so does what it knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from modules import restart, shared
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs import Jobs
+
+log = logging.getLogger(__name__)
+_LONGEST = 120.0
+"""Seconds that a picture waits for the new page: without the extension there is nobody to tell that it is there."""
+
+
+class Reload:
+    """Whether the page is being built anew."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._over.set()
+
+    @property
+    def going_on(self) -> bool:
+        """From the press of the button until the new page is there."""
+        return not self._over.is_set()
+
+    def begin(self) -> None:
+        """The page goes away; an Interrupt is not the person's now."""
+        self._over.clear()
+
+    def end(self) -> None:
+        """The new page is there."""
+        self._over.set()
+
+    def wait(self) -> None:
+        """Wait until pictures can be drawn: in between, LoRA tags and scripts are taken out of the WebUI."""
+        self._over.wait(_LONGEST)
+
+
+reload = Reload()
+
+
+def watch(jobs: Callable[[], Jobs]) -> None:
+    """See the WebUI's restarts before they have an effect; to be called before its page is built.
+
+    Args:
+        jobs: what is going on.
+    """
+    _before(shared.state, "request_restart", reload.begin)
+    _before(restart, "stop_program", lambda: keep_current(jobs()))
+
+
+def keep_current(jobs: Jobs, timeout: float = 30.0) -> None:
+    """Save the run that is worked on, and leave it in line: it goes on when the program is there again.
+
+    Args:
+        jobs: whose runs.
+        timeout: seconds that the run has for it.
+    """
+    for waiting in jobs.training.waiting():
+        jobs.training.remove(waiting)  # it stays in line on disk, and must not begin in the program's last second
+    task = jobs.training.current()
+    jobs.shutdown(timeout)
+    if task is not None and task.run.state == "paused":
+        task.run.update(state="queued", now=True)
+
+
+def _before(owner: object, name: str, action: Callable[[], object]) -> None:
+    """Do ``action`` before each call of the owner's function, once however often this is asked for."""
+    original = getattr(owner, name)
+    if hasattr(original, "lora_train"):
+        return
+
+    def call() -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("Before %s", name)  # the WebUI's button works in any case
+        original()
+
+    call.lora_train = True  # type: ignore[attr-defined]
+    setattr(owner, name, call)
