@@ -262,7 +262,8 @@ def shown_texts() -> set[str]:
     texts = {text for option in OPTIONS for text in (option.title, option.help, option.unit, *option.choices)}
     texts.update(settings_page())
     texts.update(axis_labels())
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "lora_trainer").rglob("*.py")]
+    sources = [*(ROOT / "lora_trainer").rglob("*.py"), ROOT / "scripts" / "lora_train_grid.py"]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
     places = {**TRANSLATING, **dict.fromkeys(error_names(trees), 0), "field_error": 1}
     texts.update(own_words(trees, places), STATES)
     for tree in trees:
@@ -295,6 +296,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "Picture folder",  # a title
         "minutes",  # a unit
         "Training run",  # a label of the tab
+        "Run of the grid",  # one of the script in txt2img
         "What to train",  # a step
         "It stops after this step.",  # an answer
         "steps in all",  # a pair that a loop translates

@@ -53,15 +53,9 @@ class BlocksPanel:
     def _build(self) -> None:
         t = self._t
         with gr.Row():
-            names = self._jobs.runs.names()
-            self.run = gr.Dropdown(
-                choices=names,
-                value=names[0] if names else None,
-                label=t("Training run"),
-                elem_id="lora_train_blocks_run",
-            )
+            self.run = gr.Dropdown(choices=[], label=t("Run of the file"), elem_id="lora_train_blocks_run")
             self.file = gr.Dropdown(
-                choices=[], label=t("LoRA file"), elem_id="lora_train_blocks_file", allow_custom_value=True
+                choices=[], label=t("File of the run"), elem_id="lora_train_blocks_file", allow_custom_value=True
             )
             self.weight = gr.Number(value=1.0, label=t("LoRA weight"), elem_id="lora_train_blocks_weight")
         self.heat = gr.HTML(elem_id="lora_train_blocks_heat")

@@ -24,6 +24,7 @@ from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
+from lora_trainer.ui.unsaved import unsaved
 from lora_trainer.ui.validate import ValidatePanel
 
 Updates = dict[Any, Any]
@@ -42,7 +43,7 @@ class Tab:
         self._t = translator(jobs.host.language())
         self._form = Form(self._t, jobs.host.samplers())
         self._scanned: tuple[object, Dataset] | None = None
-        with gr.Blocks(analytics_enabled=False) as self.blocks:
+        with gr.Blocks(analytics_enabled=False) as self.blocks, unsaved():
             with gr.Column(elem_id="lora_train"):
                 with gr.Row(elem_id="lora_train_columns", equal_height=False):
                     with gr.Column(scale=6, min_width=320, elem_id="lora_train_form"):

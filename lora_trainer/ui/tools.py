@@ -81,7 +81,7 @@ class ToolsPanel:
             if kind == "merge":
                 self.adder = gr.Dropdown(
                     choices=self._tools.loras.names(),
-                    label=t("Add LoRA files"),
+                    label=t("Add LoRA files to merge"),
                     info=t("Chosen ones go into the list below."),
                     multiselect=True,
                     elem_id=f"{_ID}_add",
@@ -221,7 +221,12 @@ class ToolsPanel:
         return [tool_views.chore_cards(chores, _POLL, self._t), gr.update(visible=working), *offer, over]
 
 
-KNOWN = {"lbw": "Presets", "checkpoint": "Known checkpoints", "base": "Known checkpoints", "tuned": "Known checkpoints"}
+KNOWN = {
+    "lbw": "Presets",
+    "checkpoint": "Known checkpoints",
+    "base": "Known base checkpoints",
+    "tuned": "Known tuned checkpoints",
+}
 TABS = {"bake": "Bake", "merge": "Merge", "resize": "Resize", "extract": "Extract"}
 BUTTONS = {
     "bake": "Bake into a new file",
