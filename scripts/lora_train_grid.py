@@ -36,7 +36,7 @@ class LoraTrainGrid(scripts.Script):
 
 def _widgets(t):
     with gr.Row():
-        run = gr.Dropdown(choices=[], label=t("Run of the grid"))
+        run = gr.Dropdown(choices=[], label=t("Run of the grid"), elem_id="lora_train_script_run")
         ui_components.ToolButton("🔄").click(lambda: gr.update(choices=_names()), None, [run], show_progress=False)
         epochs = gr.Textbox("all", label=t("Epochs to compare"), info=t("all, every 2, 1-5, or 3, 6"))
         weights = gr.Textbox("0.3, 0.6, 0.8, 1.0", label=t("Weights"), info=t("LoRA weights to compare."))
