@@ -1,9 +1,9 @@
 """Sentences in the person's language.
 
 The catalogue is ``localization/zh_CN.json`` in this package: English text → Chinese text. Sentences with values in them
-stand there as templates with ``{names}``. The WebUI does not read it, since its script would put every text of its whole
-page that equals one of ours into our words; what it reads is ``localizations/zh_CN.json`` of the extension, with the
-few texts that only its script can translate.
+stand there as templates with ``{names}``. The WebUI does not read it, since its script would put every text of its
+whole page that equals one of ours into our words; what it reads is ``localizations/zh_CN.json`` of the extension, with
+the few texts that only its script can translate.
 """
 
 from __future__ import annotations
