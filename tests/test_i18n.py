@@ -282,7 +282,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "Training run",  # a label of the tab
         "Run of the grid",  # one of the script in txt2img
         "What to train",  # a step
-        "It stops after this step.",  # an answer
+        "The checkpoint is loaded.",  # an answer
         "steps in all",  # a pair that a loop translates
         "validation loss",  # a head of a table
         "Waiting",  # a state
