@@ -138,4 +138,6 @@ def parse(item: Option, value: Any) -> Any:
             ) from error
     if value is None:
         return item.default
+    if item.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     return value.strip() if isinstance(value, str) else value
