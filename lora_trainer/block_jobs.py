@@ -185,11 +185,14 @@ class BlockJobs:
         return run
 
     def progress(self, run: Run) -> dict[str, Any]:
-        """How far a run's analysis or tuning is: ``state``, ``kind``, ``file``, ``done``, ``of``, ``message``."""
+        """How far a run's analysis or tuning is: ``state``, ``kind``, ``file``, ``done``, ``of``, ``message``, and
+        ``stopping`` once it was asked to.
+        """
         known = dict(run.manifest.get("blocks") or {})
-        if known.get("state") in UNFINISHED and self._task(run) is None:  # its program ended
+        task = self._task(run)
+        if known.get("state") in UNFINISHED and task is None:  # its program ended
             known |= {"state": "stopped", **explain(_stopped())}
-        return known
+        return {**known, "stopping": True} if task and task.control.wish else known
 
     def report(self, name: str, file: str = "") -> dict[str, Any]:
         """Everything that is known of the blocks of a run's file.

@@ -60,7 +60,7 @@ class BakeDocument:
         "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
     )
     x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
-    seed: int = option(0, "Seed", "Of R and U in the list.", min=0, max=2**32 - 1, advanced=True)
+    seed: int = option(0, "Seed of R and U", "Of these two in the list.", min=0, max=2**32 - 1, advanced=True)
     checkpoint: str = option(
         "",
         "Checkpoint",

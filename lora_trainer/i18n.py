@@ -1,7 +1,9 @@
 """Sentences in the person's language.
 
-The catalogue is ``localizations/zh_CN.json``, which the WebUI's own localization reads too: English text →
-Chinese text. Sentences with values in them stand there as templates with ``{names}``.
+The catalogue is ``localization/zh_CN.json`` in this package: English text → Chinese text. Sentences with values in them
+stand there as templates with ``{names}``. The WebUI does not read it, since its script would put every text of its
+whole page that equals one of ours into our words; what it reads is ``localizations/zh_CN.json`` of the extension, with
+the few texts that only its script can translate.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from lora_trainer.errors import ConfigErrors, LoraTrainError
 
 log = logging.getLogger(__name__)
-CATALOGUES = {"zh": Path(__file__).parent.parent / "localizations" / "zh_CN.json"}
+CATALOGUES = {"zh": Path(__file__).parent / "localization" / "zh_CN.json"}
 Translate = Callable[..., str]
 OWN_WORDS = frozenset({"wanted", "state", "half", "kind", "detail"})
 """Names of values that hold words of the program, which are translated too; names and paths never stand in these."""

@@ -4,6 +4,7 @@ Nothing heavy is imported here. All callbacks are registered in this file: the f
 in which it looks through all modules (script_callbacks.py:129).
 """
 
+import html
 import threading
 
 import gradio as gr
@@ -16,6 +17,8 @@ import lora_trainer.hosts.a1111_blocks
 import lora_trainer.hosts.a1111_reload
 import lora_trainer.jobs
 import lora_trainer.ui.tab
+from lora_trainer.hosts.a1111_lora import language
+from lora_trainer.i18n import translator
 
 
 def jobs():
@@ -37,14 +40,16 @@ def door():
 
 
 def settings():
-    """Our section on the Settings page."""
-    choices = {"choices": ["generation", "fair", "training"]}
+    """Our section on the Settings page, in the page's language; what the WebUI calls info is HTML (options.py:48)."""
+    t = translator(language())
     section = ("lora_train", "LoRA Train")
-    option = shared.OptionInfo("generation", "Who goes first", gr.Radio, choices, section=section)
-    option.info("while a LoRA trains: pictures (generation), in turns (fair), or the training")
+    choices = {"choices": [(t(choice), choice) for choice in ("generation", "fair", "training")]}
+    option = shared.OptionInfo("generation", t("Who goes first"), gr.Radio, choices, section=section)
+    option.info(html.escape(t("while a LoRA trains: pictures (generation), in turns (fair), or the training")))
     shared.opts.add_option("lora_train_priority", option)
-    blocks = shared.OptionInfo(True, "Block weights in prompts", section=section)
-    blocks.info("<lora:name:1:lbw=…>; left to the extension sd-webui-lora-block-weight while that is active")
+    blocks = shared.OptionInfo(True, t("Block weights in prompts"), section=section)
+    active = t("<lora:name:1:lbw=…>; left to the extension sd-webui-lora-block-weight while that is active")
+    blocks.info(html.escape(active))
     shared.opts.add_option("lora_train_block_weights", blocks)
 
 

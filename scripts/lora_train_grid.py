@@ -1,10 +1,12 @@
 """Loaded by the WebUI: the script *LoRA Train grid* of txt2img."""
 
 import gradio as gr
+from gradio.context import Context
 from modules import scripts, ui_components
 
 from lora_trainer.hosts.a1111_lora import language
 from lora_trainer.i18n import translator
+from lora_trainer.ui.unsaved import unsaved
 
 
 class LoraTrainGrid(scripts.Script):
@@ -20,16 +22,8 @@ class LoraTrainGrid(scripts.Script):
 
     def ui(self, is_img2img):
         """The same choices as in the tab; prompt, size, sampler and seeds are the page's."""
-        t = translator(language())
-        with gr.Row():
-            run = gr.Dropdown(choices=_names(), value=next(iter(_names()), None), label=t("Training run"))
-            ui_components.ToolButton("🔄").click(lambda: gr.update(choices=_names()), None, [run], show_progress=False)
-            epochs = gr.Textbox("all", label=t("Epochs to compare"), info=t("all, every 2, 1-5, or 3, 6"))
-            weights = gr.Textbox("0.3, 0.6, 0.8, 1.0", label=t("Weights"), info=t("LoRA weights to compare."))
-        with gr.Row():
-            together = gr.Slider(1, 16, 4, step=1, label=t("Pictures drawn together"))
-            numbers = gr.Checkbox(True, label=t("Measure numbers"))
-        return [run, epochs, weights, together, numbers]
+        with unsaved():
+            return _widgets(translator(language()))
 
     def run(self, p, run, epochs, weights, together, numbers):
         """Called instead of the usual drawing."""
@@ -38,6 +32,25 @@ class LoraTrainGrid(scripts.Script):
         from lora_trainer.jobs import shared_jobs
 
         return draw(p, shared_jobs(A1111Host), run, epochs, weights, together, numbers)
+
+
+def _widgets(t):
+    with gr.Row():
+        run = gr.Dropdown(choices=[], label=t("Run of the grid"), elem_id="lora_train_script_run")
+        ui_components.ToolButton("🔄").click(lambda: gr.update(choices=_names()), None, [run], show_progress=False)
+        epochs = gr.Textbox("all", label=t("Epochs to compare"), info=t("all, every 2, 1-5, or 3, 6"))
+        weights = gr.Textbox("0.3, 0.6, 0.8, 1.0", label=t("Weights"), info=t("LoRA weights to compare."))
+    with gr.Row():
+        together = gr.Slider(1, 16, 4, step=1, label=t("Pictures drawn together"))
+        numbers = gr.Checkbox(True, label=t("Measure numbers"))
+    # chosen when the page is opened: what is chosen here would be the newest run of the WebUI's start for ever
+    Context.root_block.load(_newest, None, [run], queue=False, show_progress="hidden")
+    return [run, epochs, weights, together, numbers]
+
+
+def _newest():
+    names = _names()
+    return gr.update(choices=names, value=names[0] if names else None)
 
 
 def _names():

@@ -116,6 +116,7 @@ def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) ->
 # ------------------------------------------------------------------ the shipped catalogue
 ROOT = Path(i18n.__file__).parent.parent
 SHIPPED = CATALOGUES["zh"]
+READ_BY_HOST = ROOT / "localizations" / "zh_CN.json"
 OPTIONS = [*options(), *mix_options(), *(option for kind in DOCUMENTS for option in tool_options(kind))]
 CHOICES = {choice for option in OPTIONS for choice in option.choices}
 KINDS = {"SD2", "SD3", "SDXL", "SDXL refiner", "Flux", "Instruct-pix2pix", "DoRA"}
@@ -239,21 +240,6 @@ def said(node: ast.AST, function: ast.FunctionDef, functions: Functions) -> Iter
         yield from said(part, within, functions)
 
 
-def settings_page() -> Iterator[str]:
-    """Our section of the WebUI's Settings page and the tab's name, which only the WebUI's script translates."""
-    for node in ast.walk(ast.parse((ROOT / "scripts" / "lora_train.py").read_text(encoding="utf-8"))):
-        if called(node) == "OptionInfo":
-            yield from literals(node.args[1])  # type: ignore[attr-defined]
-        if called(node) == "info":
-            yield from (f"({text})" for text in literals(node.args[0]))  # type: ignore[attr-defined]
-        if isinstance(node, ast.Dict):
-            yield from (
-                text for value in node.values for entry in getattr(value, "elts", ()) for text in literals(entry)
-            )
-        if isinstance(node, ast.Tuple):
-            yield from (text for entry in node.elts for text in literals(entry) if not text.isidentifier())
-
-
 def axis_labels() -> Iterator[str]:
     """Our axes in the WebUI's X/Y/Z plot script, which only the WebUI's script translates."""
     tree = ast.parse((ROOT / "lora_trainer" / "hosts" / "a1111_axes.py").read_text(encoding="utf-8"))
@@ -265,9 +251,8 @@ def axis_labels() -> Iterator[str]:
 def shown_texts() -> set[str]:
     """Everything in the program that a person may read in their language."""
     texts = {text for option in OPTIONS for text in (option.title, option.help, option.unit, *option.choices)}
-    texts.update(settings_page())
-    texts.update(axis_labels())
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "lora_trainer").rglob("*.py")]
+    sources = [*(ROOT / "lora_trainer").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
     places = {**TRANSLATING, **dict.fromkeys(error_names(trees), 0), "field_error": 1}
     texts.update(own_words(trees, places), STATES)
     for tree in trees:
@@ -277,8 +262,8 @@ def shown_texts() -> set[str]:
     return texts - {""}
 
 
-def shipped() -> dict[str, str]:
-    return json.loads(SHIPPED.read_text(encoding="utf-8"))
+def shipped(path: Path = SHIPPED) -> dict[str, str]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def placeholders(text: str) -> list[tuple[str, str, str | None]]:
@@ -300,8 +285,9 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "Picture folder",  # a title
         "minutes",  # a unit
         "Training run",  # a label of the tab
+        "Run of the grid",  # one of the script in txt2img
         "What to train",  # a step
-        "It stops after this step.",  # an answer
+        "The checkpoint is loaded.",  # an answer
         "steps in all",  # a pair that a loop translates
         "validation loss",  # a head of a table
         "Waiting",  # a state
@@ -338,13 +324,32 @@ def test_every_entry_is_translated() -> None:
     assert not TERMS & shipped().keys()
 
 
-def test_entries_are_plain_text_in_order_and_without_doubles() -> None:
-    raw = SHIPPED.read_bytes()
+def test_the_webui_reads_only_what_its_own_script_has_to_translate() -> None:
+    """It puts every text of its whole page that equals an entry into our words (javascript/localization.js)."""
+    assert [path.name for path in READ_BY_HOST.parent.iterdir()] == [READ_BY_HOST.name]
+    assert list(shipped(READ_BY_HOST)) == sorted(axis_labels())
+    assert all(re.search("[\u4e00-\u9fff]", chinese) for chinese in shipped(READ_BY_HOST).values())
+
+
+def test_the_webui_keeps_its_own_words() -> None:
+    """tests/host_words.txt has short texts of the page of v1.10.1, with a checkpoint and without other extensions."""
+    words = (ROOT / "tests" / "host_words.txt").read_text(encoding="utf-8").splitlines()
+    assert {"Resize", "Train", "Seed", "Sampler"} <= set(words)  # which are ours too, on our own part of the page
+    assert set(words) & shipped(READ_BY_HOST).keys() == set()
+    lower = {word.lower() for word in words}
+    assert [text for text in shipped(READ_BY_HOST) if text.lower() in lower or len(text.split()) < 2] == []
+
+
+@pytest.mark.parametrize("path", [SHIPPED, READ_BY_HOST], ids=["ours", "read by the WebUI"])
+def test_entries_are_plain_text_in_order_and_without_doubles(path: Path) -> None:
+    raw = path.read_bytes()
     pairs = json.loads(raw, object_pairs_hook=list)
     assert [key for key, count in Counter(key for key, _ in pairs).items() if count > 1] == []
     assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
     assert raw.decode("utf-8") == json.dumps(dict(pairs), ensure_ascii=False, indent=2) + "\n"
-    assert not [text for pair in pairs for text in pair if text != text.strip()]  # the WebUI compares trimmed texts
+    assert not [
+        text for pair in pairs for text in pair if text != text.strip()
+    ]  # own words and the WebUI's are compared trimmed
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,17 @@ class Outputs:
             path = self.save(work, step, label, {"loss": loss, "validation": validation})
         prompts = self._prompts(work, step, last)
         if prompts and not (again and self._samples(step) >= len(prompts)):
-            self._sample(work, step, path, prompts)
+            with self._phase("samples", len(prompts)):
+                self._sample(work, step, path, prompts)
         return saves
+
+    @contextmanager
+    def _phase(self, name: str, of: int = 0) -> Iterator[None]:
+        """Tell what is done meanwhile: a wish of the person counts only after it."""
+        before = self._run.manifest.get("phase", "")
+        self._note(phase=name, phase_done=0, phase_total=of, now=True)
+        yield
+        self._note(phase=before, now=True)
 
     def _prompts(self, work: Work, step: Step, last: bool) -> Sequence[str]:
         """Of the samples that are due; the last file gets a picture in any case."""
@@ -92,7 +101,8 @@ class Outputs:
     def validate(self, work: Work, step: int, epoch: int, *, base: bool = False) -> float | None:
         """Measure the held-out loss, of the untouched checkpoint when ``base``; ``None`` when it is no number."""
         levels = self._config.validation.timesteps
-        with work.session.turn(), work.trainer.adapters.disabled() if base else nullcontext():
+        untouched = work.trainer.adapters.disabled() if base else nullcontext()
+        with self._phase("validation"), work.session.turn(), untouched:
             measured = work.trainer.denoiser.held_out_loss(work.held_out, work.latents, levels)
         loss = measured if math.isfinite(measured) else None
         self._tell(loss, step)
@@ -169,7 +179,7 @@ class Outputs:
         save_picture(picture, image)
         entry = {"path": str(picture), "step": step.number, "epoch": step.epoch, "prompt": prompt}
         others = [s for s in self._run.manifest["samples"] if s["path"] != entry["path"]]
-        self._note(samples=[*others, entry], now=True)
+        self._note(samples=[*others, entry], phase_done=index + 1, now=True)
         return picture
 
     def _due(self, step: Step, section: str) -> bool:

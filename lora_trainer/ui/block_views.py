@@ -258,6 +258,10 @@ def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
         return notice(t("Waiting for its turn."))
     if state == "running":
         done, of = progress["done"], progress["of"]
+        if progress.get("stopping"):
+            return notice(t("It stops after this picture."))
+        if not of:
+            return notice(t("Preparing {file}.", file=progress["file"]))
         if progress["kind"] == "analysis":
             return notice(t("Drawing {file}: {done} of {of} pictures.", file=progress["file"], done=done, of=of))
         return notice(t("Learning the weights of {file}: {done} of {of}.", file=progress["file"], done=done, of=of))

@@ -16,9 +16,19 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import block_views, views
+from lora_trainer.ui.fields import Shown
 
 _BAKE_SECONDS = 60.0
 """How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
+
+
+_FIELDS = {
+    "file": Shown("File of the run", "lora_train_blocks_file"),
+    "weight": Shown("LoRA weight", "lora_train_blocks_weight"),
+    "prompts": Shown("Prompts", "lora_train_blocks_prompts"),
+    "seeds": Shown("Seeds", "lora_train_blocks_seeds"),
+    "pictures": Shown("Other pictures", "lora_train_blocks_pictures"),
+}
 
 
 class BlocksPanel:
@@ -44,6 +54,8 @@ class BlocksPanel:
         self.run.input(self._poll, asked, self._shown(), **hidden)
         self.file.input(self._poll, asked, self._shown(), **hidden)
         self.request.input(self._poll, asked, self._shown(), **hidden)
+        for chosen in (self.run, self.file):
+            chosen.input(lambda: "", None, [self.feedback], **hidden)  # it was about another file
         subject = [self.run, self.file, self.weight]
         self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **hidden)
         self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **hidden)
@@ -54,15 +66,9 @@ class BlocksPanel:
     def _build(self) -> None:
         t = self._t
         with gr.Row():
-            names = self._jobs.runs.names()
-            self.run = gr.Dropdown(
-                choices=names,
-                value=names[0] if names else None,
-                label=t("Training run"),
-                elem_id="lora_train_blocks_run",
-            )
+            self.run = gr.Dropdown(choices=[], label=t("Run of the file"), elem_id="lora_train_blocks_run")
             self.file = gr.Dropdown(
-                choices=[], label=t("LoRA file"), elem_id="lora_train_blocks_file", allow_custom_value=True
+                choices=[], label=t("File of the run"), elem_id="lora_train_blocks_file", allow_custom_value=True
             )
             self.weight = gr.Number(value=1.0, label=t("LoRA weight"), elem_id="lora_train_blocks_weight")
         self.heat = gr.HTML(elem_id="lora_train_blocks_heat")
@@ -205,14 +211,14 @@ class BlocksPanel:
             }
             self._blocks.analyze(run or "", body)
 
-        return views.answered(start, "The pictures are being drawn.", self._t)
+        return views.answered(start, "", self._t, _FIELDS)
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
-        return views.answered(lambda: self._blocks.tune(run or "", body), "The weights are being learned.", self._t)
+        return views.answered(lambda: self._blocks.tune(run or "", body), "", self._t, _FIELDS)
 
     def _stop(self, run: str | None) -> str:
-        return views.answered(lambda: self._blocks.stop(run or ""), "It stops after this picture.", self._t)
+        return views.answered(lambda: self._blocks.stop(run or ""), "", self._t)
 
     def _bake(self, run: str | None, file: str | None) -> str:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""

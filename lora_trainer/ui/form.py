@@ -13,6 +13,7 @@ from lora_trainer.config import TrainConfig, options
 from lora_trainer.errors import InputError
 from lora_trainer.i18n import Translate
 from lora_trainer.schema import Option, field_error, parse_toml, toml_value
+from lora_trainer.ui.fields import form_widget
 
 
 class Form:
@@ -86,7 +87,7 @@ class Form:
     def _widget(self, item: Option) -> Any:
         if item.path == "samples.sampler":
             item = replace(item, choices=tuple(self._samplers))
-        return option_widget(item, self._translate, "lora_train_" + item.path.replace(".", "_"))
+        return option_widget(item, self._translate, form_widget(item.path))
 
 
 def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
@@ -102,8 +103,8 @@ def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
     if item.choices:
         return gr.Dropdown(choices=list(item.choices), value=value, **common)
     if item.type in (int, float):
-        bounds = {"minimum": item.min, "maximum": item.max, "precision": 0 if item.type is int else None}
-        return gr.Number(value=value, min_width=140, **bounds, **common)
+        # without bounds and precision: gradio would round, or show a sentence of its own that names no field
+        return gr.Number(value=value, min_width=140, **common)
     lines = 3 if typing.get_origin(item.type) is list else 1
     return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
 
@@ -144,4 +145,6 @@ def parse(item: Option, value: Any) -> Any:
         return item.default
     if value is None:
         raise field_error(item.path, "the field is empty; its default is {default}.", default=item.default)
+    if item.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     return value.strip() if isinstance(value, str) else value

@@ -15,6 +15,7 @@ from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.mixing import mix_options
 from lora_trainer.ui import tool_views, views
+from lora_trainer.ui.fields import Fields, Shown
 from lora_trainer.ui.form import option_widget, parse
 from lora_trainer.ui.tools import Values, add_lines, known_values
 
@@ -143,8 +144,12 @@ class StacksPanel:
         try:
             stack, _ = self._mixing.stack(text)
         except LoraTrainError as error:
-            return views.error_notice(error, self._t)
+            return views.error_notice(error, self._t, self._fields())
         return tool_views.stack_report(stack, self._t)
+
+    def _fields(self) -> Fields:
+        """What an error about a batch is about."""
+        return {path: Shown(item.title, f"{_ID}_{path}") for path, item in self._options.items()}
 
     def _document(self, values: Values) -> dict[str, Any]:
         return {
@@ -158,14 +163,14 @@ class StacksPanel:
         try:
             plan, _ = self._mixing.plan(self._document(values))
         except LoraTrainError as error:
-            return [views.error_notice(error, self._t), *[gr.update()] * 3]
+            return [views.error_notice(error, self._t, self._fields()), *[gr.update()] * 3]
         return ["", *self._listed(plan.document()), gr.update(value=None, visible=False)]
 
     def _draw(self, values: Values) -> str:
         try:
             self._mixing.draw(self._document(values))
         except LoraTrainError as error:
-            return views.error_notice(error, self._t)
+            return views.error_notice(error, self._t, self._fields())
         return ""
 
     def _stop(self) -> str:

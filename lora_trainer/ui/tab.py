@@ -25,6 +25,7 @@ from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
+from lora_trainer.ui.unsaved import unsaved
 from lora_trainer.ui.validate import ValidatePanel
 
 Updates = dict[Any, Any]
@@ -46,7 +47,7 @@ class Tab:
         self._t = translator(jobs.host.language())
         self._form = Form(self._t, jobs.host.samplers())
         self._scanned: tuple[object, Dataset] | None = None
-        with gr.Blocks(analytics_enabled=False) as self.blocks:
+        with gr.Blocks(analytics_enabled=False) as self.blocks, unsaved():
             with gr.Column(elem_id="lora_train"):
                 with gr.Row(elem_id="lora_train_columns", equal_height=False):
                     with gr.Column(scale=6, min_width=320, elem_id="lora_train_form"):
@@ -140,10 +141,11 @@ class Tab:
         with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):
             self.validate = self._panel("Epoch × weight", ValidatePanel)
             self.block_weights = self._panel("Block weights", BlocksPanel)
-            self._panel("Stacks", StacksPanel)
+            self.stacks = self._panel("Stacks", StacksPanel)
             self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
+        self.about = gr.State({})
 
     def _step(self, number: int, title: str) -> gr.Accordion:
         return gr.Accordion(f"{number} · {self._t(title)}", open=True, elem_id=f"lora_train_step_{number}")
@@ -161,32 +163,37 @@ class Tab:
         fields = set(self._form.widgets.values())
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         widgets = list(self._form.widgets.values())
-        self.check.click(self._check, fields, [self.report, self.advice], queue=False)
+        outdated = [self.report, self.feedback, self.about]
+        self.check.click(self._check, fields | {self.about}, [self.report, self.advice, self.about], queue=False)
         for path, widget in self._form.widgets.items():
             if path.split(".")[0] in ("data", "network", "training", "validation", "save"):
                 event = getattr(widget, "blur", None) or widget.change
-                event(self._advise, fields, [self.advice], **hidden)
-        self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)
+                event(self._advise, fields | {self.about}, [self.advice, *outdated], **hidden)
+        filled = [self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)]
         self.preset_save.click(self._save_preset, fields | {self.preset_name}, [self.preset, self.feedback], **hidden)
         said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
-        said.then(self._measure, fields, [self.feedback], **hidden)
-        self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)
+        said.then(self._measure, fields | {self.about}, [self.feedback, self.about], **hidden)
+        asked = [self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)]
         wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.discard, "discard"), (self.pause, "pause")
         for button, wish in wishes:
-            button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
-        self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
+            asked.append(button.click(self._asking(wish), [self.run], [self.feedback], **hidden))
+        asked.append(self.resume.click(self._resume, [self.run], [self.feedback], **hidden))
         for button, places in (self.front, None), (self.earlier, -1), (self.later, 1):
-            button.click(self._moving(places), [self.run], [self.feedback], **hidden)
+            asked.append(button.click(self._moving(places), [self.run], [self.feedback], **hidden))
         brought = self.bring.click(self._bring, [self.run], [self.feedback, self.brought], queue=False)
         brought.then(None, [self.brought], None, _js=_SHOW_CHECKPOINT)
-        self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
-        self.validate.connect(self.run, widgets, self._form.updates)
+        filled.append(self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden))
+        filled.append(self.validate.connect(self.run, widgets, self._form.updates))
+        for form in filled:
+            form.then(self._advise, fields | {self.about}, [self.advice, *outdated], **hidden)
         self.block_weights.connect(self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
             self.pause, self.discard, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
             *self.validate.outputs, self.seen,
         ]  # fmt: skip
+        for answer in asked:
+            answer.then(self._poll, [self.run, self.seen], shown, **hidden)
         self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
         self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
 
@@ -197,14 +204,26 @@ class Tab:
         except LoraTrainError as error:
             return {self.report: views.error_notice(error, self._t), self.advice: ""}
         self._scanned = (self._data_key(config.data), dataset)
-        return {self.report: views.dataset_report(dataset, self._t), self.advice: self._advice(config, dataset)}
+        about = {**(values.get(self.about) or {}), "report": self._data_key(config.data)}
+        report = views.dataset_report(dataset, self._t)
+        return {self.report: report, self.advice: self._advice(config, dataset), self.about: about}
 
     def _advise(self, values: Updates) -> Updates:
         try:
             config = self._loose_config(values)
-            return {self.advice: self._advice(config, self._dataset(config.data))}
+            advice = self._advice(config, self._dataset(config.data))
+            return {self.advice: advice, **self._outdated(values.get(self.about), config)}
         except LoraTrainError as error:
             return {self.advice: views.error_notice(error, self._t)}
+
+    def _outdated(self, about: dict[str, Any] | None, config: TrainConfig) -> Updates:
+        """Take away what is about other settings than the form's: the report of pictures, and what was measured."""
+        now = {"report": self._data_key(config.data), "feedback": repr(config)}
+        gone = [part for part, key in (about or {}).items() if key != now[part]]
+        if not gone:
+            return {}
+        left = {part: key for part, key in (about or {}).items() if part not in gone}
+        return {**{getattr(self, part): "" for part in gone}, self.about: left}
 
     def _train(self, values: Updates) -> Updates:
         try:
@@ -213,32 +232,28 @@ class Tab:
             runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
-        names = ", ".join(run.name for run in runs)
-        return {
-            self.run: gr.update(choices=self._run_names(), value=runs[0].name),
-            self.feedback: views.notice(self._t("{name} is in line.", name=names), "good"),
-        }
+        return {self.run: gr.update(choices=self._run_names(), value=runs[0].name), self.feedback: ""}
 
     def _measuring(self) -> str:
         return views.notice(self._t("A few steps are tried …"))
 
     def _measure(self, values: Updates) -> Updates:
         try:
-            measured = self._jobs.measure(self._loose_config(values))
+            config = self._loose_config(values)
+            measured = self._jobs.measure(config)
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
-        return {self.feedback: views.estimate(measured, self._t)}
+        about = {**(values.get(self.about) or {}), "feedback": repr(config)}
+        return {self.feedback: views.estimate(measured, self._t), self.about: about}
 
     def _asking(self, wish: str) -> Callable[[str], str]:
         def ask(name: str) -> str:
-            if wish == AFTER_EPOCH:
-                return views.answered(lambda: self._jobs.stop(name or "", wish), "It stops after this epoch.", self._t)
-            return views.answered(lambda: self._jobs.stop(name or "", wish), "It stops after this step.", self._t)
+            return views.answered(lambda: self._jobs.stop(name or "", wish), "", self._t)  # the status tells it
 
         return ask
 
     def _resume(self, name: str) -> str:
-        return views.answered(lambda: self._jobs.resume(name or ""), "It is in line again.", self._t)
+        return views.answered(lambda: self._jobs.resume(name or ""), "", self._t)
 
     def _moving(self, places: int | None) -> Callable[[str], str]:
         """What moves a waiting run by some places, or to the front."""
@@ -246,7 +261,7 @@ class Tab:
         def move(name: str) -> str:
             names = [task.run.name for task in self._jobs.training.waiting()]
             place = names.index(name) + 1 + places if places and name in names else 1
-            return views.answered(lambda: self._jobs.move(name or "", place), "It has another place in line.", self._t)
+            return views.answered(lambda: self._jobs.move(name or "", place), "", self._t)
 
         return move
 
@@ -297,6 +312,8 @@ class Tab:
         state = run.state if run else ""
         waiting = [task.run for task in self._jobs.training.waiting()]
         before = waiting.index(run) + 1 if run and run in waiting else 0
+        task = self._jobs.training.find(run) if run else None
+        wish = task.control.wish if task else ""
 
         waits = bool(m.get("waits"))
         other = self._jobs.host.name != "standalone" and state in RESUMABLE and not _is_loaded(m, health)
@@ -310,7 +327,10 @@ class Tab:
         return {
             "base": ((health["checkpoint"], health["problem"]), lambda: self._base_model(health)),
             "run": ((names, run and run.name), lambda: self._run_choice(names, run, asked)),
-            "status": (dict(m), lambda: views.status_card(m, before, t) if run else self._no_run()),
+            "status": (
+                (dict(m), before, wish),
+                lambda: views.status_card(m, before, t, wish) if run else self._no_run(),
+            ),
             "curves": (
                 (run and run.name, m.get("step"), m.get("validation")),
                 lambda: self._curves(run),

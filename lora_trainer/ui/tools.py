@@ -14,6 +14,7 @@ from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.network.stacks import SUM_ADVISED, parse_stack
 from lora_trainer.ui import tool_views, views
+from lora_trainer.ui.fields import Fields, Shown
 from lora_trainer.ui.form import option_widget, parse
 
 _SHOWN = 6
@@ -81,7 +82,7 @@ class ToolsPanel:
             if kind == "merge":
                 self.adder = gr.Dropdown(
                     choices=self._tools.loras.names(),
-                    label=t("Add LoRA files"),
+                    label=t("Add LoRA files to merge"),
                     info=t("Chosen ones go into the list below."),
                     multiselect=True,
                     elem_id=f"{_ID}_add",
@@ -174,7 +175,7 @@ class ToolsPanel:
             try:
                 self._tools.start(kind, self._document(kind, values), outside=True)
             except LoraTrainError as error:
-                return views.error_notice(error, self._t)
+                return views.error_notice(error, self._t, _fields(kind))
             return ""
 
         return start
@@ -220,7 +221,12 @@ class ToolsPanel:
         return [tool_views.chore_cards(chores, _POLL, self._t), gr.update(visible=working), *offer, over]
 
 
-KNOWN = {"lbw": "Presets", "checkpoint": "Known checkpoints", "base": "Known checkpoints", "tuned": "Known checkpoints"}
+KNOWN = {
+    "lbw": "Presets",
+    "checkpoint": "Known checkpoints",
+    "base": "Known base checkpoints",
+    "tuned": "Known tuned checkpoints",
+}
 TABS = {"bake": "Bake", "merge": "Merge", "resize": "Resize", "extract": "Extract"}
 BUTTONS = {
     "bake": "Bake into a new file",
@@ -228,6 +234,12 @@ BUTTONS = {
     "resize": "Resize into a new file",
     "extract": "Extract into a new file",
 }
+
+
+def _fields(kind: str) -> Fields:
+    """What an error about a tool's document is about."""
+    named = {item.path: Shown(item.title, f"{_ID}_{kind}_{item.path}") for item in tool_options(kind)}
+    return {**named, "file": Shown("LoRA file", f"{_ID}_file")} if "file" in named else named
 
 
 def known_values(field: Any, values: Sequence[str], label: str, info: str, elem_id: str) -> Any:

@@ -16,7 +16,9 @@ from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.plain_json import parse_json
 from lora_trainer.runs import UNFINISHED, Run
+from lora_trainer.schema import field_error
 from lora_trainer.ui import grid_view, views
+from lora_trainer.ui.fields import Shown
 from lora_trainer.ui.form import dotted
 from lora_trainer.validation import choose
 
@@ -24,6 +26,14 @@ Part = tuple[Any, Callable[[], Any]]
 _WEIGHTS = "0.3, 0.6, 0.8, 1.0"
 _SEEDS = "1, 2"
 _KEPT_ANSWERS = 100
+_FIELDS = {
+    "epochs": Shown("Epochs to compare", "lora_train_grid_epochs"),
+    "weights": Shown("Weights", "lora_train_weights"),
+    "seeds": Shown("Seeds", "lora_train_grid_seeds"),
+    "prompts": Shown("Prompts", "lora_train_grid_prompts"),
+    "together": Shown("Pictures drawn together", "lora_train_grid_together"),
+    "clip": Shown("CLIP folder", "lora_train_grid_clip"),
+}
 
 
 class ValidatePanel:
@@ -90,8 +100,6 @@ class ValidatePanel:
             )
             self.together = gr.Number(
                 value=4,
-                minimum=1,
-                precision=0,
                 label=t("Pictures drawn together"),
                 info=t("More is faster and takes more memory."),
                 elem_id="lora_train_grid_together",
@@ -121,13 +129,16 @@ class ValidatePanel:
         self.act = gr.Button("", elem_id="lora_train_grid_act", elem_classes="lt-hidden")
         self.go_on = gr.Button("", elem_id="lora_train_grid_continue", elem_classes="lt-hidden")
 
-    def connect(self, run: Any, form: Sequence[Any], fill: Callable[[Mapping[str, Any]], list[Any]]) -> None:
+    def connect(self, run: Any, form: Sequence[Any], fill: Callable[[Mapping[str, Any]], list[Any]]) -> Any:
         """Wire the widgets.
 
         Args:
             run: the widget with the chosen run's name.
             form: the form's widgets.
             fill: makes updates of ``form`` from values by dotted key.
+
+        Returns:
+            The event that fills in the form.
         """
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         wishes = [run, self.epochs, self.weights, self.prompts, self.seeds, self.together, self.numbers, self.clip]
@@ -142,7 +153,7 @@ class ValidatePanel:
             return [*fill(values), _answer_to(wish, said, "form" if values else "")]
 
         self.act.click(act, [self.wish], [self.feedback], **hidden)
-        self.go_on.click(go_on, [self.wish], [*form, self.feedback], **hidden)
+        return self.go_on.click(go_on, [self.wish], [*form, self.feedback], **hidden)
 
     # -------------------------------------------------------------- drawing
     def _draw(
@@ -163,12 +174,12 @@ class ValidatePanel:
                 prompts=[line.strip() for line in prompts.splitlines() if line.strip()],
                 epochs=epochs.strip() or "all",
                 seeds=lists.seeds(seeds),
-                together=int(together or 1),
+                together=_whole(1 if together is None else together),
                 numbers=numbers,
                 clip=clip.strip(),
             )
 
-        return views.answered(start, "The grid is being drawn.", self._t)
+        return views.answered(start, "The grid is being drawn.", self._t, _FIELDS)
 
     def _stop(self, name: str | None) -> str:
         return views.answered(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.", self._t)
@@ -283,6 +294,12 @@ class ValidatePanel:
     @staticmethod
     def _said(sentence: str) -> str:
         return views.notice(sentence, "good")
+
+
+def _whole(together: float) -> int:
+    if together != int(together):
+        raise field_error("together", "expected {wanted}, not {value}.", wanted="a whole number", value=together)
+    return int(together)
 
 
 def _folder(run: Run) -> Path:

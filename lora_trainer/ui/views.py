@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.advice import Advice, Calculation
 from lora_trainer.config import options
+from lora_trainer.control import AFTER_EPOCH
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence, message_sentence
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.schema import toml_value
+from lora_trainer.ui.fields import Fields, field_sentences, form_fields
 from lora_trainer.ui.plots import Curve, chart, smooth, thin
 
 if TYPE_CHECKING:
@@ -38,7 +40,18 @@ PHASES = {
     "pictures": "Looking at the pictures",
     "latents": "Encoding pictures",
     "training": "Training",
+    "samples": "Drawing samples",
+    "validation": "Measuring the validation loss",
 }
+COUNTED = ("pictures", "latents", "samples")
+"""Phases with a progress of their own."""
+WISHES = {
+    "stop": "It stops as soon as this is done; what it has learned is kept.",
+    AFTER_EPOCH: "It stops after this epoch.",
+    "pause": "It pauses as soon as this is done.",
+    "discard": "It stops as soon as this is done, without a file.",
+}
+"""What a run that goes on was asked for."""
 GRID_PHASES = {
     "pictures": "Drawing the grid: {done} of {of} pictures.",
     "losses": "Measuring losses: {done} of {of} files and weights.",
@@ -52,18 +65,26 @@ def notice(text: str, kind: str = "info") -> str:
     return f'<div class="lt-notice lt-{kind}" role="status">{html.escape(text)}</div>' if text else ""
 
 
-def error_notice(error: LoraTrainError, translate: Translate) -> str:
-    """An error's sentence, framed."""
-    return notice(error_sentence(error, translate), "error")
+def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | None = None) -> str:
+    """An error's sentences, framed; the page's script marks the fields that they are about (lora_train_fields.js).
+
+    Args:
+        error: one, or several at once.
+        translate: into the person's language.
+        fields: that stand on the page; those of the form when ``None``.
+    """
+    found = field_sentences(error, form_fields() if fields is None else fields, translate)
+    lines = " ".join(f'<span data-field="{html.escape(w, quote=True)}">{html.escape(s)}</span>' for w, s in found)
+    return f'<div class="lt-notice lt-error" role="status">{lines}</div>'
 
 
-def answered(action: Callable[[], object], done: str, translate: Translate) -> str:
-    """Do something; the sentence ``done``, or what was wrong."""
+def answered(action: Callable[[], object], done: str, translate: Translate, fields: Fields | None = None) -> str:
+    """Do something; the sentence ``done``, or what was wrong. ``done`` is empty where the status tells it."""
     try:
         action()
     except LoraTrainError as error:
-        return error_notice(error, translate)
-    return notice(translate(done))
+        return error_notice(error, translate, fields)
+    return notice(translate(done)) if done else ""
 
 
 def base_model(health: dict[str, Any], translate: Translate) -> str:
@@ -204,8 +225,15 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) -> str:
-    """State, progress bar, speed, time left, loss and rates of a run."""
+def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wish: str = "") -> str:
+    """State, progress bar, speed, time left, loss and rates of a run.
+
+    Args:
+        manifest: the run's.
+        waiting: its place in line; 0 when it does not wait.
+        translate: into the person's language.
+        wish: what it was asked for and has not done yet (:attr:`lora_trainer.control.Control.wish`).
+    """
     t = translate
     state = manifest["state"]
     if state == DAMAGED:
@@ -221,7 +249,9 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate) ->
     return (
         f'<div class="lt-status"><div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b>'
         f"<span>{html.escape(phase + before)}</span></div>"
-        f'{progress_bar(share)}<div class="lt-steps">{facts}</div></div>' + notice(message, kind)
+        f'{progress_bar(share)}<div class="lt-steps">{facts}</div></div>'
+        + notice(t(WISHES[wish]) if state == "running" and wish in WISHES else "")
+        + notice(message, kind)
     )
 
 
@@ -242,7 +272,7 @@ def _phase(manifest: dict[str, Any], t: Translate) -> str:
 
 
 def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
-    if manifest["state"] == "running" and manifest.get("phase") in ("pictures", "latents"):
+    if manifest["state"] == "running" and manifest.get("phase") in COUNTED:
         return manifest.get("phase_done", 0), manifest.get("phase_total", 0)
     return manifest["step"], manifest["steps"]
 

@@ -101,8 +101,7 @@ def test_a_widget_says_what_the_option_says(form: Form, path: str) -> None:
     assert widget.info == item.help
     assert widget.elem_id == "lora_train_" + path.replace(".", "_")
     if isinstance(widget, gr.Number):
-        assert (widget.minimum, widget.maximum) == (item.min, item.max)
-        assert widget.precision == (0 if item.type is int else None)
+        assert (widget.minimum, widget.maximum, widget.precision) == (None, None, None)  # see test_fields.py
     if item.choices:
         assert widget.choices == list(item.choices)
 

@@ -61,8 +61,9 @@ def test_the_seven_steps_are_there_in_order(page: Page) -> None:
 def test_a_run_from_the_page_to_its_file(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
     short_run(page, root, "fromthepage", samples__prompts="zorp", validation__share=0.2)
     page.locator("#lora_train_start").click()
-    expect(part(page, "#lora_train_feedback")).to_contain_text("fromthepage is in line")
+    expect(part(page, "#lora_train_status")).to_contain_text("fromthepage")
     expect(part(page, "#lora_train_status")).to_contain_text("Done")
+    expect(part(page, "#lora_train_feedback")).to_have_text("")
     assert served[0].runs.get("fromthepage").state == "done"
     expect(part(page, "#lora_train_curves").locator("svg")).to_have_count(3)
     expect(part(page, "#lora_train_files")).to_contain_text("<lora:fromthepage:0.8> zorp")

@@ -172,12 +172,12 @@ def test_a_tool_makes_a_file_that_can_be_used(
     ("kind", "values", "sentence"),
     [
         ("bake", {}, "choose a LoRA file"),
-        ("bake", {"file": "a", "te": "much"}, "te: expected a number, not &quot;much&quot;"),
+        ("bake", {"file": "a", "te": "much"}, "Text encoder weight: expected a number, not &quot;much&quot;"),
         ("bake", {"file": "a", "lbw": "1,2,3"}, "has 3 values"),
         ("resize", {"file": "a"}, "Say how far to resize"),
         ("merge", {"files": ""}, "Name at least one LoRA"),
         ("merge", {"files": "<script>: 1"}, "not of the form"),
-        ("extract", {"base": "x.safetensors"}, "tuned: choose a checkpoint"),
+        ("extract", {"base": "x.safetensors"}, "Tuned checkpoint: choose a checkpoint"),
         ("bake", {"file": "a", "output": "a"}, "a-2 is free"),
     ],
 )
@@ -291,7 +291,7 @@ def test_mixes_are_shown_as_prompts_and_are_the_same_again(stacks: StacksPanel) 
     assert gallery["visible"] is False
     assert stacks._show(values)[2] == prompts
     wrong = stacks._show(typed(stacks, stack="a: 0.6", spread=0))
-    assert "spread" in Page(wrong[0]).one("div", "lt-error").text
+    assert "Spread" in Page(wrong[0]).one("div", "lt-error").text
 
 
 def test_drawing_without_a_usable_checkpoint_is_a_sentence(stacks: StacksPanel) -> None:

@@ -121,8 +121,9 @@ def test_the_wishes_are_what_the_jobs_know(panel: ValidatePanel, run: Run, monke
         ({"seeds": "1.5"}, "“1.5” is not a whole number"),
         ({"seeds": "-1"}, "use numbers from"),
         ({"epochs": "99"}, "99"),
-        ({"together": 0.4}, "use numbers from"),
+        ({"together": 0.4}, "a whole number"),
         ({"name": None}, "There is no run named"),
+        ({"together": -2}, "use numbers from"),
         ({"name": "../.."}, "There is no run named"),
     ],
 )

@@ -58,7 +58,7 @@ def test_nothing_to_say_is_nothing_to_see() -> None:
 @hostile
 def test_an_errors_values_are_text(text: str) -> None:
     one = InputError("data.folder: {folder} does not exist.", field="data.folder", folder=text)
-    assert Page(views.error_notice(one, T)).text == f"data.folder: {text} does not exist."
+    assert Page(views.error_notice(one, T)).text == f"Picture folder: {text} does not exist."
     assert Page(views.error_notice(ConfigErrors([one, one]), T)).text.count(text) == 2
 
 
