@@ -82,3 +82,8 @@ def test_wrong_preset_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(content, encoding="utf-8")
     with pytest.raises(InputError):
         presets.load("wrong", tmp_path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_preset_holds_pictures_out(name: str, tmp_path: Path) -> None:
+    assert presets.load(name, tmp_path)["validation.share"] == 0.1

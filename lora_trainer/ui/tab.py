@@ -17,11 +17,13 @@ from lora_trainer.dataset.scan import Dataset
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
+from lora_trainer.proposals import propose, purpose_of, with_proposals
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
 from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.form import Form, dotted
+from lora_trainer.ui.proposals import ProposalsBox
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 from lora_trainer.ui.validate import ValidatePanel
@@ -90,6 +92,7 @@ class Tab:
             with gr.Accordion(t("More parameters"), open=False):
                 form.add_rows(rest + form.section("network.", "training.", advanced=True))
             self.advice = gr.HTML(elem_id="lora_train_advice")
+            self.proposals = ProposalsBox(t)
 
     def _build_training(self) -> None:
         t, form = self._t, self._form
@@ -152,15 +155,18 @@ class Tab:
 
     # -------------------------------------------------------------- events
     def _connect(self) -> None:
-        fields = set(self._form.widgets.values())
+        fields = {*self._form.widgets.values(), self.preset}
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         widgets = list(self._form.widgets.values())
-        self.check.click(self._check, fields, [self.report, self.advice], queue=False)
+        advised = [self.advice, *self.proposals.outputs]
+        self.check.click(self._check, fields, [self.report, *advised], queue=False)
         for path, widget in self._form.widgets.items():
             if path.split(".")[0] in ("data", "network", "training", "validation", "save"):
                 event = getattr(widget, "blur", None) or widget.change
-                event(self._advise, fields, [self.advice], **hidden)
-        self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)
+                event(self._advise, fields, advised, **hidden)
+        chosen = self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)
+        chosen.then(self._advise, fields, advised, **hidden)
+        self.proposals.take.click(self._take, fields, [*widgets, *advised], **hidden)
         self.preset_save.click(self._save_preset, fields | {self.preset_name}, [self.preset, self.feedback], **hidden)
         said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
         said.then(self._measure, fields, [self.feedback], **hidden)
@@ -188,16 +194,30 @@ class Tab:
             config = self._loose_config(values)
             dataset = self._jobs.dataset(config.data, decode=True)
         except LoraTrainError as error:
-            return {self.report: views.error_notice(error, self._t), self.advice: ""}
+            return {self.report: views.error_notice(error, self._t), self.advice: "", **self.proposals.hidden()}
         self._scanned = (self._data_key(config.data), dataset)
-        return {self.report: views.dataset_report(dataset, self._t), self.advice: self._advice(config, dataset)}
+        return {self.report: views.dataset_report(dataset, self._t), **self._advised(values, config, dataset)}
 
     def _advise(self, values: Updates) -> Updates:
         try:
             config = self._loose_config(values)
-            return {self.advice: self._advice(config, self._dataset(config.data))}
+            return self._advised(values, config, self._dataset(config.data))
         except LoraTrainError as error:
-            return {self.advice: views.error_notice(error, self._t)}
+            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+
+    def _take(self, values: Updates) -> Updates:
+        """Fill in what is proposed for the form as it is now."""
+        try:
+            config = self._loose_config(values)
+            dataset = self._dataset(config.data)
+            if dataset is None:
+                return self.proposals.hidden()
+            proposals = propose(config, dataset, *self._subject(values, config))
+        except LoraTrainError as error:
+            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+        filled = with_proposals(config, proposals)
+        updates = {self._form.widgets[each.path]: gr.update(value=each.value) for each in proposals}
+        return {**updates, **self._advised(values, filled, self._dataset(filled.data))}
 
     def _train(self, values: Updates) -> Updates:
         try:
@@ -382,6 +402,15 @@ class Tab:
     @staticmethod
     def _data_key(data: DataConfig) -> object:
         return (repr(data), _modified(data.folder))
+
+    def _advised(self, values: Updates, config: TrainConfig, dataset: Dataset | None) -> Updates:
+        """Advice and proposals for the form."""
+        found = self.proposals.shown(config, dataset, *self._subject(values, config)) if dataset else None
+        return {self.advice: self._advice(config, dataset), **(found or self.proposals.hidden())}
+
+    def _subject(self, values: Updates, config: TrainConfig) -> tuple[str, int]:
+        """What is trained, and the checkpoint's own resolution."""
+        return purpose_of(values.get(self.preset), config), self._jobs.host.native_resolution(config)
 
     def _advice(self, config: TrainConfig, dataset: Dataset | None) -> str:
         host = self._jobs.host

@@ -18,7 +18,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.line import Task
 from lora_trainer.runs import Run
 from lora_trainer.ui.tab import Tab
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, draw_pictures
 from tests.runs_helpers import document
 from tests.ui.markup import Page
 
@@ -197,3 +197,32 @@ def test_a_waiting_run_is_moved_by_its_buttons(tab: Tab, tmp_path: Path, monkeyp
     ):
         tab._moving(places)(name)
         assert [task.run.name for task in tab._jobs.training.waiting()] == order
+
+
+# ------------------------------------------------------------------ proposals
+def proposed(tab: Tab, **values: Any) -> dict[Any, Any]:
+    folder = draw_pictures(tab._jobs.host.folders.runs.parent / "many", count=12)[0].parent
+    return {**typed(tab, data__folder=str(folder), **values), tab.preset: "character"}
+
+
+def test_what_suits_the_pictures_is_proposed_with_reasons_and_taken_by_one_press(tab: Tab) -> None:
+    values = proposed(tab, training__accumulate=4, name="")
+    shown = tab._check(values)
+    table = Page(shown[tab.proposals.table]["value"])
+    assert shown[tab.proposals.take]["visible"]
+    assert len(table.all("tr")) == 5  # heads, resolution of the small checkpoint, repeats, epochs, share
+    assert "a character" in table.text
+    assert all(row.text.endswith(".") for row in table.all("tr")[1:])
+    taken = tab._take(values)
+    filled = {widget: each["value"] for widget, each in taken.items() if widget in tab._form.widgets.values()}
+    assert filled[tab._form.widgets["data.repeats"]] > 10
+    after = tab._advise({**values, **filled})
+    assert not after[tab.proposals.take]["visible"]
+    assert "is seen only" not in Page(after[tab.advice]).text
+
+
+def test_without_pictures_nothing_is_proposed(tab: Tab) -> None:
+    for answer in (tab._advise(typed(tab)), tab._take(typed(tab)), tab._check(typed(tab, data__folder="/gone"))):
+        assert not answer[tab.proposals.take]["visible"]
+    wrong = tab._take(proposed(tab, training__optimizer_args="x"))
+    assert Page(wrong[tab.advice]).one("div", "lt-error")
