@@ -123,7 +123,7 @@ def _steps_to_learn(config: TrainConfig) -> int:
 
 
 def _by_repeats(views: int, why: Advice) -> list[Proposal]:
-    repeats = max(1, round(views / EPOCHS))
+    repeats = math.ceil(views / EPOCHS)
     return [
         Proposal(repeats, _about("data.repeats", why, repeats * EPOCHS)),
         Proposal(EPOCHS, Advice("training.epochs", "The usual start: enough files to choose the best from.")),
