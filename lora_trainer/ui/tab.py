@@ -23,7 +23,9 @@ from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
 from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.form import Form, dotted
+from lora_trainer.ui.keep import Keeper
 from lora_trainer.ui.proposals import ProposalsBox
+from lora_trainer.ui.run_list import RunList
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 from lora_trainer.ui.validate import ValidatePanel
@@ -44,6 +46,7 @@ class Tab:
         self._t = translator(jobs.host.language())
         self._form = Form(self._t, jobs.host.samplers())
         self._scanned: tuple[object, Dataset] | None = None
+        self.run_list = RunList(jobs, self._t)
         with gr.Blocks(analytics_enabled=False) as self.blocks:
             with gr.Column(elem_id="lora_train"):
                 with gr.Row(elem_id="lora_train_columns", equal_height=False):
@@ -60,9 +63,8 @@ class Tab:
         with self._step(1, "What to train"):
             with gr.Row():
                 form.add("name")
-                names = presets.names(self._jobs.host.folders.presets)
                 self.preset = gr.Dropdown(
-                    choices=names,
+                    choices=self._preset_names(),
                     label=t("Preset"),
                     info=t("Fills in the settings below."),
                     elem_id="lora_train_preset",
@@ -115,12 +117,12 @@ class Tab:
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
                 self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
             self.run = gr.Dropdown(choices=self._run_names(), label=t("Training run"), elem_id="lora_train_run")
+            self.run_list.build_table()
             self.status = gr.HTML(elem_id="lora_train_status")
             with gr.Row(elem_id="lora_train_buttons"):
                 self.stop = gr.Button(t("Stop and keep"), interactive=False, elem_id="lora_train_stop")
                 self.after_epoch = gr.Button(t("Stop after this epoch"), interactive=False)
                 self.pause = gr.Button(t("Pause"), interactive=False)
-                self.discard = gr.Button(t("Stop and discard"), interactive=False)
                 self.resume = gr.Button(t("Resume"), interactive=False)
                 self.reuse = gr.Button(t("Use its settings"), interactive=False)
                 self.front = gr.Button(t("Train it next"), visible=False, elem_id="lora_train_front")
@@ -132,6 +134,7 @@ class Tab:
                 label=t("Samples"), columns=4, object_fit="contain", height="auto", elem_id="lora_train_samples"
             )
             self.files = gr.HTML(elem_id="lora_train_files")
+            self.run_list.build_end()
 
     def _build_validation(self) -> None:
         with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):
@@ -141,6 +144,20 @@ class Tab:
             self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
+        self.keeper = Keeper(self._remembered(), {"preset": self._preset_names})
+
+    def _remembered(self) -> dict[str, Any]:
+        """What a reload keeps: whatever a person types or chooses, but for choices that follow the runs and files."""
+        kinds = (gr.Textbox, gr.Number, gr.Checkbox, gr.Dropdown)
+        made = [
+            each for each in self.blocks.blocks.values() if isinstance(each, kinds) and each.interactive is not False
+        ]
+        follows = ("_run", "_file", "_known", "_add", "_request")
+        return {
+            each.elem_id.removeprefix("lora_train_"): each
+            for each in made
+            if each.elem_id and not each.elem_id.endswith(follows) and "lt-hidden" not in (each.elem_classes or [])
+        }
 
     def _step(self, number: int, title: str) -> gr.Accordion:
         return gr.Accordion(f"{number} · {self._t(title)}", open=True, elem_id=f"lora_train_step_{number}")
@@ -171,7 +188,7 @@ class Tab:
         said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
         said.then(self._measure, fields, [self.feedback], **hidden)
         self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)
-        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.discard, "discard"), (self.pause, "pause")
+        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.pause, "pause")
         for button, wish in wishes:
             button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
         self.resume.click(self._resume, [self.run], [self.feedback], **hidden)
@@ -179,13 +196,15 @@ class Tab:
             button.click(self._moving(places), [self.run], [self.feedback], **hidden)
         self.bring.click(self._bring, [self.run], [self.feedback], queue=False)
         self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden)
+        self.run_list.connect(self.run, self.feedback)
         self.validate.connect(self.run, widgets, self._form.updates)
         self.block_weights.connect(self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
-            self.pause, self.discard, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
-            *self.validate.outputs, self.seen,
+            self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
+            *self.run_list.outputs, *self.validate.outputs, self.seen,
         ]  # fmt: skip
+        self.keeper.connect(self.blocks, self.poll).then(self._advise, fields, advised, **hidden)
         self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
         self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
 
@@ -280,9 +299,11 @@ class Tab:
             path = presets.save(name, config, self._jobs.host.folders.presets)
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
-        names = presets.names(self._jobs.host.folders.presets)
         message = self._t("Saved as {path}.", path=path)
-        return {self.preset: gr.update(choices=names, value=name), self.feedback: views.notice(message, "good")}
+        return {
+            self.preset: gr.update(choices=self._preset_names(), value=name),
+            self.feedback: views.notice(message, "good"),
+        }
 
     def _reuse(self, name: str) -> list[Any]:
         try:
@@ -331,13 +352,13 @@ class Tab:
             "stop": button(state in UNFINISHED or waits),
             "after_epoch": button(state == "running"),
             "pause": button(state in UNFINISHED or waits),
-            "discard": button(state in UNFINISHED or waits),
             "resume": button(state in RESUMABLE and not waits),
             "reuse": button(bool(run)),
             "front": shown(before > 1),
             "earlier": shown(before > 2),
             "later": shown(0 < before < len(waiting)),
             "bring": shown(other),
+            **self.run_list.parts(run, names),
             **self.validate.parts(run),
         }
 
@@ -380,6 +401,9 @@ class Tab:
 
     def _run_names(self) -> list[str]:
         return self._jobs.runs.names()
+
+    def _preset_names(self) -> list[str]:
+        return presets.names(self._jobs.host.folders.presets)
 
     # -------------------------------------------------------------- helpers
     def _loose_config(self, values: Updates) -> TrainConfig:

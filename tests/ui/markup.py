@@ -11,7 +11,7 @@ OWN_TAGS = {
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "line", "circle", "polyline", "text"),
 }
 OWN_ATTRIBUTES = {
-    *("scope", "colspan", "data-poll", "data-replace", "data-negative", "data-settings"),
+    *("scope", "colspan", "data-poll", "data-replace", "data-negative", "data-settings", "data-run", "data-files"),
     *("class", "role", "title", "alt", "src", "style", "data-prompt", "aria-valuenow", "aria-valuemin", "aria-label"),
     *("href", "download", "data-view", "data-revision", "data-number", "data-then"),
     *("aria-valuemax", "viewbox", "x", "x1", "x2", "y", "y1", "y2", "cx", "cy", "r", "points", "text-anchor"),

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 
 from lora_trainer.jobs import Jobs
 from lora_trainer.ui import standalone
+from tests.helpers import draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
 from tests.ui.browser import NO_BROWSER, choose, chromium, field, fill, open_page, part
 
@@ -148,6 +149,59 @@ def test_a_grid_is_drawn_and_shown(page: Page, root: Path, served: tuple[Jobs, s
     page.locator("#lora_train_draw").click()
     expect(page.locator("#lora_train_grid td.lt-cell img")).to_have_count(4)
     expect(part(page, "#lora_train_grid_verdict")).to_contain_text("Sheet (PNG)")
+
+
+def test_a_reload_keeps_the_form(page: Page, root: Path) -> None:
+    page.get_by_text("More parameters").click()
+    values = {"name": "kept_汉服", "network__rank": 24, "training__optimizer_args": "weight_decay = 0.1"}
+    fill(page, samples__prompts="one\ntwo", **values)
+    choose(page, "training_scheduler", "linear")
+    page.locator("#lora_train_data_flip input").check()
+    page.locator("#lora_train_grid_epochs").locator("input, textarea").fill("1-3")
+    page.wait_for_function("(localStorage.getItem('lora_train_form') || '').includes('1-3')")
+    page.reload()
+    for key, value in {**values, "training__scheduler": "linear", "samples__prompts": "one\ntwo"}.items():
+        expect(field(page, key.replace("__", "."))).to_have_value(str(value))
+    expect(page.locator("#lora_train_data_flip input")).to_be_checked()
+    expect(page.locator("#lora_train_grid_epochs").locator("input, textarea")).to_have_value("1-3")
+    with open_page(page.url.split("?")[0].rstrip("/")) as other:  # another person's browser
+        expect(field(other, "network.rank")).to_have_value("16")
+
+
+def test_the_table_of_runs_chooses_and_a_run_is_deleted_after_asking(
+    page: Page, root: Path, served: tuple[Jobs, str]
+) -> None:
+    for name in ("mine", "kept"):
+        if name not in served[0].runs.names():
+            run_to_end(root, name)
+    page.reload()
+    page.locator("#lora_train_all_runs .label-wrap").click()
+    page.locator(".lt-choose[data-run=mine]").click()
+    expect(part(page, "#lora_train_status")).to_contain_text("mine")
+    page.locator("#lora_train_end .label-wrap").click()
+    page.locator("#lora_train_delete").click()
+    expect(part(page, "#lora_train_question")).to_contain_text("Delete mine?")
+    page.locator("#lora_train_no").click()
+    expect(page.locator("#lora_train_yes")).to_be_hidden()
+    assert "mine" in served[0].runs.names()
+    page.locator("#lora_train_delete").click()
+    page.locator("#lora_train_yes").click()
+    expect(part(page, "#lora_train_feedback")).to_contain_text(".trash")
+    expect(page.locator(".lt-choose[data-run=mine]")).to_have_count(0)
+    assert "mine" not in served[0].runs.names()
+    assert "kept" in served[0].runs.names()
+
+
+def test_proposed_values_are_taken_by_one_press(page: Page, tmp_path: Path) -> None:
+    draw_pictures(tmp_path, count=16, size=(64, 64))
+    choose(page, "preset", "character")
+    fill(page, data__folder=tmp_path, data__trigger="zorp_")
+    page.locator("#lora_train_check").click()
+    expect(part(page, "#lora_train_proposals")).to_contain_text("a character")
+    page.locator("#lora_train_take").click()
+    expect(field(page, "data.repeats")).to_have_value("25")
+    expect(page.locator("#lora_train_take")).to_be_hidden()
+    expect(part(page, "#lora_train_advice")).to_contain_text("880 steps in all")
 
 
 @pytest.mark.parametrize("dark", [False, True])
