@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from lora_trainer import presets
 from lora_trainer.advice import advise, calculate
@@ -149,14 +150,15 @@ class Tab:
     def _remembered(self) -> dict[str, Any]:
         """What a reload keeps: whatever a person types or chooses, but for choices that follow the runs and files."""
         kinds = (gr.Textbox, gr.Number, gr.Checkbox, gr.Dropdown)
-        made = [
-            each for each in self.blocks.blocks.values() if isinstance(each, kinds) and each.interactive is not False
-        ]
         follows = ("_run", "_file", "_known", "_add", "_request")
+        made = [each for each in Context.root_block.blocks.values() if isinstance(each, kinds)]
+        ours = [
+            each for each in made if (each.elem_id or "").startswith("lora_train_") and each.interactive is not False
+        ]
         return {
             each.elem_id.removeprefix("lora_train_"): each
-            for each in made
-            if each.elem_id and not each.elem_id.endswith(follows) and "lt-hidden" not in (each.elem_classes or [])
+            for each in ours
+            if not each.elem_id.endswith(follows) and "lt-hidden" not in (each.elem_classes or [])
         }
 
     def _step(self, number: int, title: str) -> gr.Accordion:

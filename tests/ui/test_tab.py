@@ -226,3 +226,21 @@ def test_without_pictures_nothing_is_proposed(tab: Tab) -> None:
         assert not answer[tab.proposals.take]["visible"]
     wrong = tab._take(proposed(tab, training__optimizer_args="x"))
     assert Page(wrong[tab.advice]).one("div", "lt-error")
+
+
+def test_a_reload_keeps_every_field_of_the_form(tab: Tab, tmp_path: Path) -> None:
+    kept = {id(widget) for widget in tab.keeper._widgets.values()}
+    assert [path for path, widget in tab._form.widgets.items() if id(widget) not in kept] == []
+    assert {
+        "sweep",
+        "preset",
+        "grid_epochs",
+        "weights",
+        "stacks_stack",
+        "tools_merge_files",
+    } <= tab.keeper._widgets.keys()
+    assert not {"run", "blocks_file", "run_wish", "grid_wish", "kept"} & tab.keeper._widgets.keys()
+    with gr.Blocks() as page:  # as standalone.py has it: within another page
+        nested = Tab(tab._jobs)
+    assert nested.keeper._widgets.keys() == tab.keeper._widgets.keys()
+    assert all(widget._id in page.blocks for widget in nested.keeper._widgets.values())
