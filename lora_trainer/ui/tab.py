@@ -23,6 +23,7 @@ from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
 from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.ui.follow import Follower
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.keep import Keeper
 from lora_trainer.ui.proposals import ProposalsBox
@@ -141,10 +142,11 @@ class Tab:
         with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):
             self.validate = self._panel("Epoch × weight", ValidatePanel)
             self.block_weights = self._panel("Block weights", BlocksPanel)
-            self._panel("Stacks", StacksPanel)
-            self._panel("File tools", ToolsPanel)
+            self.stacks = self._panel("Stacks", StacksPanel)
+            self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
+        self.follower = Follower(self._jobs, self.tools, self.stacks)
         self.keeper = Keeper(self._remembered(), {"preset": self._preset_names})
 
     def _remembered(self) -> dict[str, Any]:
@@ -201,6 +203,8 @@ class Tab:
         self.run_list.connect(self.run, self.feedback)
         self.validate.connect(self.run, widgets, self._form.updates)
         self.block_weights.connect(self.poll, self.blocks)
+        self.block_weights.follow(self.run)
+        self.follower.connect(self.run, self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
             self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
