@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.proposals import propose, purpose_of, with_proposals
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
-from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
 from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.follow import Follower
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.keep import Keeper
+from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
 from lora_trainer.ui.proposals import ProposalsBox
 from lora_trainer.ui.run_list import RunList
 from lora_trainer.ui.stacks import StacksPanel
+from lora_trainer.ui.sweeps import SweepBox
 from lora_trainer.ui.tools import ToolsPanel
 from lora_trainer.ui.validate import ValidatePanel
 
@@ -71,9 +73,7 @@ class Tab:
                     info=t("Fills in the settings below."),
                     elem_id="lora_train_preset",
                 )
-            with gr.Accordion(t("Save these settings as a preset"), open=False), gr.Row():
-                self.preset_name = gr.Textbox(max_lines=1, label=t("Preset name"), elem_id="lora_train_preset_name")
-                self.preset_save = gr.Button(t("Save preset"))
+            self.preset_box = PresetBox(t)
         with self._step(2, "Base model"):
             self.base = gr.HTML(elem_id="lora_train_base")
             if self._jobs.host.name == "standalone":
@@ -107,13 +107,7 @@ class Tab:
                 sections = ("save.", "samples.", "validation.")
                 usual = [p for p in form.section(*sections, advanced=False) if p not in form.widgets]
                 form.add_rows(usual + form.section(*sections, advanced=True))
-            with gr.Accordion(t("Several runs, to compare settings"), open=False):
-                self.sweep = gr.Textbox(
-                    lines=2,
-                    label=t("Values to try"),
-                    info=t("One setting a line, e.g. network.rank = 8, 16; every combination becomes a run."),
-                    elem_id="lora_train_sweep",
-                )
+            self.sweeps = SweepBox(t)
             self.feedback = gr.HTML(elem_id="lora_train_feedback")
             with gr.Row():
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
@@ -188,10 +182,18 @@ class Tab:
         chosen = self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)
         chosen.then(self._advise, fields, advised, **hidden)
         self.proposals.take.click(self._take, fields, [*widgets, *advised], **hidden)
-        self.preset_save.click(self._save_preset, fields | {self.preset_name}, [self.preset, self.feedback], **hidden)
+        box = self.preset_box
+        box.save.click(self._save_preset, fields | {box.name}, [self.preset, self.feedback], **hidden)
+        given = box.download.click(self._export_preset, fields | {box.name}, [box.exported, self.feedback], **hidden)
+        given.then(None, [box.exported], None, _js=DOWNLOAD, **hidden)
+        taken = box.upload.upload(self._import_preset, [box.upload], [*widgets, self.preset, self.feedback], **hidden)
+        emptied = box.defaults.click(self._defaults, None, [*widgets, self.feedback], **hidden)
+        for event in (taken, emptied):
+            event.then(self._advise, fields, advised, **hidden)
         said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
         said.then(self._measure, fields, [self.feedback], **hidden)
-        self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)
+        self.train.click(self._train, fields | {self.sweeps.text}, [self.run, self.feedback], **hidden)
+        self.sweeps.connect(fields, self._loose_config)
         wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.pause, "pause")
         for button, wish in wishes:
             button.click(self._asking(wish), [self.run], [self.feedback], **hidden)
@@ -247,7 +249,7 @@ class Tab:
     def _train(self, values: Updates) -> Updates:
         try:
             config = TrainConfig.from_dict(self._form.document(values))
-            wanted = parse_sweep(str(values.get(self.sweep) or ""))
+            wanted = self.sweeps.parse(values.get(self.sweeps.text))
             runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
@@ -299,7 +301,7 @@ class Tab:
         return [*self._form.updates(values), views.notice(self._t("The preset {name} is filled in.", name=name))]
 
     def _save_preset(self, values: Updates) -> Updates:
-        name = str(values.get(self.preset_name) or "").strip()
+        name = str(values.get(self.preset_box.name) or "").strip()
         try:
             config = self._loose_config(values)
             path = presets.save(name, config, self._jobs.host.folders.presets)
@@ -310,6 +312,31 @@ class Tab:
             self.preset: gr.update(choices=self._preset_names(), value=name),
             self.feedback: views.notice(message, "good"),
         }
+
+    def _export_preset(self, values: Updates) -> Updates:
+        """The form as a preset's file, for the browser to store."""
+        name = str(values.get(self.preset_box.name) or values.get(self.preset) or "preset").strip()
+        try:
+            text = presets.to_toml(self._loose_config(values))
+        except LoraTrainError as error:
+            return {self.preset_box.exported: "", self.feedback: views.error_notice(error, self._t)}
+        return {self.preset_box.exported: json.dumps({"name": f"{name}.toml", "text": text}), self.feedback: ""}
+
+    def _import_preset(self, file: Any) -> list[Any]:
+        """Keep a file of settings among the presets, and fill the form in."""
+        own = self._jobs.host.folders.presets
+        try:
+            name = presets.add(Path(file.name), own)
+            values = presets.load(name, own)
+        except LoraTrainError as error:
+            return [*self._form.updates({}), gr.update(), views.error_notice(error, self._t)]
+        said = self._t("The preset {name} is filled in.", name=name)
+        return [*self._form.updates(values), gr.update(choices=self._preset_names(), value=name), views.notice(said)]
+
+    def _defaults(self) -> list[Any]:
+        """What belongs to one data set stays."""
+        values = {k: v for k, v in dotted(TrainConfig().to_dict()).items() if k not in presets.PERSONAL}
+        return [*self._form.updates(values), views.notice(self._t("The usual settings are filled in."))]
 
     def _reuse(self, name: str) -> list[Any]:
         try:

@@ -132,7 +132,7 @@ def test_a_preset_fills_the_form_and_can_be_saved(page: Page, served: tuple[Jobs
     expect(field(page, "network.rank")).to_have_value("32")
     expect(field(page, "training.text_lr")).to_have_value("0")
     fill(page, network__rank=48)
-    page.get_by_text("Save these settings as a preset").click()
+    page.get_by_text("Save, download or upload presets").click()
     page.locator("#lora_train_preset_name").locator("input, textarea").fill("mine")
     page.get_by_role("button", name="Save preset").click()
     expect(part(page, "#lora_train_feedback")).to_contain_text("mine.toml")
@@ -191,6 +191,32 @@ def test_the_table_of_runs_chooses_and_a_run_is_deleted_after_asking(
     expect(page.locator(".lt-choose[data-run=mine]")).to_have_count(0)
     assert "mine" not in served[0].runs.names()
     assert "kept" in served[0].runs.names()
+
+
+def test_a_sweep_by_labels_tells_its_runs_before(page: Page) -> None:
+    page.get_by_text("Several runs, to compare settings").click()
+    fill(page, name="many")
+    choose(page, "sweep_setting", "Rank")
+    page.locator("#lora_train_sweep_values").locator("input, textarea").fill("4, 8, 12")
+    page.locator("#lora_train_sweep_add").click()
+    expect(page.locator("#lora_train_sweep").locator("textarea")).to_have_value("Rank = 4, 8, 12")
+    expect(part(page, "#lora_train_sweep_count")).to_contain_text("Train starts 3 runs: many-rank4")
+
+
+def test_a_preset_is_downloaded_and_uploaded(page: Page, served: tuple[Jobs, str], tmp_path: Path) -> None:
+    page.get_by_text("Save, download or upload presets").click()
+    fill(page, network__rank=37)
+    page.locator("#lora_train_preset_name").locator("input, textarea").fill("carried")
+    with page.expect_download() as download:
+        page.locator("#lora_train_preset_download").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert "rank = 37" in path.read_text(encoding="utf-8")
+    page.locator("#lora_train_defaults").click()
+    expect(field(page, "network.rank")).to_have_value("16")
+    page.locator("#lora_train_presets input[type=file]").set_input_files(path)
+    expect(field(page, "network.rank")).to_have_value("37")
+    assert (served[0].host.folders.presets / "carried.toml").is_file()
 
 
 def test_proposed_values_are_taken_by_one_press(page: Page, tmp_path: Path) -> None:

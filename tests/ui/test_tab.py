@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -145,7 +147,7 @@ def test_advice_is_given_for_settings_alone_and_for_wrong_ones_a_sentence(tab: T
 
 # ------------------------------------------------------------------ presets and settings used again
 def test_a_preset_is_saved_filled_in_and_offered(tab: Tab) -> None:
-    values = {**typed(tab, network__rank=48, training__unet_lr=2e-4), tab.preset_name: " mine "}
+    values = {**typed(tab, network__rank=48, training__unet_lr=2e-4), tab.preset_box.name: " mine "}
     answer = tab._save_preset(values)
     assert "mine" in answer[tab.preset]["choices"]
     updates = tab._load_preset("mine")
@@ -155,7 +157,7 @@ def test_a_preset_is_saved_filled_in_and_offered(tab: Tab) -> None:
 
 @pytest.mark.parametrize("name", ["", None, "../mine", "style"])
 def test_a_preset_that_cannot_have_its_name_is_a_sentence(tab: Tab, tmp_path: Path, name: str | None) -> None:
-    answer = tab._save_preset({**typed(tab), tab.preset_name: name})
+    answer = tab._save_preset({**typed(tab), tab.preset_box.name: name})
     assert Page(answer[tab.feedback]).one("div", "lt-error")
     assert list(tmp_path.rglob("*.toml")) == []
 
@@ -244,3 +246,31 @@ def test_a_reload_keeps_every_field_of_the_form(tab: Tab, tmp_path: Path) -> Non
         nested = Tab(tab._jobs)
     assert nested.keeper._widgets.keys() == tab.keeper._widgets.keys()
     assert all(widget._id in page.blocks for widget in nested.keeper._widgets.values())
+
+
+# ------------------------------------------------------------------ presets given away and taken
+def test_a_preset_goes_down_and_up_again(tab: Tab, tmp_path: Path) -> None:
+    given = tab._export_preset({**typed(tab, network__rank=20), tab.preset_box.name: "mine"})
+    made = json.loads(given[tab.preset_box.exported])
+    assert made["name"] == "mine.toml"
+    (tmp_path / "mine.toml").write_text(made["text"], encoding="utf-8")
+    *updates, chosen, said = tab._import_preset(SimpleNamespace(name=str(tmp_path / "mine.toml")))
+    assert filled_in(tab, [*updates, said])["network.rank"] == 20
+    assert (chosen["value"], "mine" in chosen["choices"]) == ("mine", True)
+    assert Page(said).one("div", "lt-info")
+
+
+def test_a_wrong_file_and_a_wrong_form_are_sentences(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[network\n", encoding="utf-8")
+    *updates, _, said = tab._import_preset(SimpleNamespace(name=str(tmp_path / "a.toml")))
+    assert filled_in(tab, [*updates, said]) == {}
+    assert Page(said).one("div", "lt-error")
+    given = tab._export_preset(typed(tab, training__optimizer_args="x"))
+    assert given[tab.preset_box.exported] == ""
+    assert Page(given[tab.feedback]).one("div", "lt-error")
+
+
+def test_the_usual_settings_come_back_and_the_data_sets_own_stay(tab: Tab) -> None:
+    found = filled_in(tab, tab._defaults())
+    assert found["network.rank"] == 16
+    assert not {"name", "data.folder", "data.trigger", "samples.prompts"} & found.keys()
