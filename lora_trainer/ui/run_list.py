@@ -22,7 +22,7 @@ Part = tuple[Any, Callable[[], Any]]
 
 
 class RunList:
-    """The widgets, and what happens when they are used. :meth:`build_table` and :meth:`build_end` make them.
+    """The widgets, and what happens when they are used. :meth:`build` makes them.
 
     Args:
         jobs: whose runs are shown.
@@ -39,25 +39,23 @@ class RunList:
         return [self.table, self.discard, self.delete]
 
     # -------------------------------------------------------------- layout
-    def build_table(self) -> None:
-        """The table, where gradio is now."""
-        with gr.Accordion(self._t("All runs"), open=False, elem_id="lora_train_all_runs"):
-            self.table = gr.HTML(elem_id="lora_train_runs")
-        self.wish = gr.Textbox(elem_id="lora_train_run_wish", elem_classes="lt-hidden", show_label=False)
-        self.choose = gr.Button("", elem_id="lora_train_run_choose", elem_classes="lt-hidden")
-
-    def build_end(self) -> None:
-        """The buttons that end a run for good, where gradio is now; apart from those that are pressed every day."""
+    def build(self) -> None:
+        """Make them, where gradio is now: the buttons that end a run for good are apart from those of every day."""
         t = self._t
-        with gr.Accordion(t("Discard or delete this run"), open=False, elem_id="lora_train_end"):
+        with gr.Accordion(t("All runs"), open=False, elem_id="lora_train_all_runs"):
+            self.table = gr.HTML(elem_id="lora_train_runs")
             with gr.Row():
-                self.discard = gr.Button(t("Stop and discard …"), interactive=False, elem_id="lora_train_discard")
-                self.delete = gr.Button(t("Delete …"), interactive=False, elem_id="lora_train_delete")
+                self.discard = gr.Button(
+                    t("Stop and discard the chosen run …"), interactive=False, elem_id="lora_train_discard"
+                )
+                self.delete = gr.Button(t("Delete the chosen run …"), interactive=False, elem_id="lora_train_delete")
             self.question = gr.HTML(elem_id="lora_train_question")
             with gr.Row(visible=False) as self.answers:
                 self.yes = gr.Button("", variant="stop", elem_id="lora_train_yes")
                 self.only_run = gr.Button(t("Delete, but keep its LoRA files"), elem_id="lora_train_only_run")
                 self.no = gr.Button(t("Cancel"), elem_id="lora_train_no")
+        self.wish = gr.Textbox(elem_id="lora_train_run_wish", elem_classes="lt-hidden", show_label=False)
+        self.choose = gr.Button("", elem_id="lora_train_run_choose", elem_classes="lt-hidden")
         self.asked = gr.State({})
 
     def connect(self, run: Any, feedback: Any) -> None:

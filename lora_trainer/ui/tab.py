@@ -113,7 +113,7 @@ class Tab:
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
                 self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
             self.run = gr.Dropdown(choices=self._run_names(), label=t("Training run"), elem_id="lora_train_run")
-            self.run_list.build_table()
+            self.run_list.build()
             self.status = gr.HTML(elem_id="lora_train_status")
             with gr.Row(elem_id="lora_train_buttons"):
                 self.stop = gr.Button(t("Stop and keep"), interactive=False, elem_id="lora_train_stop")
@@ -130,7 +130,6 @@ class Tab:
                 label=t("Samples"), columns=4, object_fit="contain", height="auto", elem_id="lora_train_samples"
             )
             self.files = gr.HTML(elem_id="lora_train_files")
-            self.run_list.build_end()
 
     def _build_validation(self) -> None:
         with self._step(7, "Validation"), gr.Tabs(elem_id="lora_train_validation"):

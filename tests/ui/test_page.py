@@ -179,7 +179,6 @@ def test_the_table_of_runs_chooses_and_a_run_is_deleted_after_asking(
     page.locator("#lora_train_all_runs .label-wrap").click()
     page.locator(".lt-choose[data-run=mine]").click()
     expect(part(page, "#lora_train_status")).to_contain_text("mine")
-    page.locator("#lora_train_end .label-wrap").click()
     page.locator("#lora_train_delete").click()
     expect(part(page, "#lora_train_question")).to_contain_text("Delete mine?")
     page.locator("#lora_train_no").click()

@@ -30,8 +30,7 @@ def jobs(tmp_path: Path) -> Jobs:
 def listed(jobs: Jobs) -> RunList:
     with gr.Blocks():
         made = RunList(jobs, EN)
-        made.build_table()
-        made.build_end()
+        made.build()
     return made
 
 
