@@ -20,8 +20,13 @@
         if (!use) return;
         event.preventDefault();
         const prompt = root().querySelector("#txt2img_prompt textarea");
+        const paste = root().querySelector("#txt2img_tools #paste");
+        const { negative, settings } = use.dataset;
+        // as the WebUI writes it under a picture; its ↙ button puts each part into its field
+        const described = [use.dataset.prompt, negative && `Negative prompt: ${negative}`, settings];
+        const all = settings ? described.filter(Boolean).join("\n") : use.dataset.prompt;
         if (!prompt) {
-            navigator.clipboard && navigator.clipboard.writeText(use.dataset.prompt);
+            navigator.clipboard && navigator.clipboard.writeText(all);
             return;
         }
         const put = (field, text) => {
@@ -29,7 +34,10 @@
             field.dispatchEvent(new Event("input", { bubbles: true }));
         };
         const tag = use.dataset.prompt;
-        if (use.dataset.replace !== undefined) {
+        if (settings && paste) {
+            put(prompt, all);
+            setTimeout(() => paste.click(), 40); // gradio takes over the text first
+        } else if (use.dataset.replace !== undefined) {
             put(prompt, tag);
             put(root().querySelector("#txt2img_neg_prompt textarea"), use.dataset.negative);
         } else if (!prompt.value.includes(tag)) put(prompt, (prompt.value ? prompt.value + ", " : "") + tag);

@@ -574,12 +574,13 @@
 
         actions(place, cell, group) {
             const prompt = [this.view.prompts[place.prompt].text, group.tag].filter(Boolean).join(" ");
+            const settings = `${this.view.settings}, Seed: ${this.view.seeds[place.seed]}`;
             const use = this.button(
                 "use",
                 () => this.say(root().querySelector("#txt2img_prompt") ? "used" : "copied"),
                 {
                     className: "lt-button lt-primary lt-use",
-                    data: { act: "use", prompt, negative: this.view.negative, replace: "" },
+                    data: { act: "use", prompt, negative: this.view.negative, settings, replace: "" },
                 },
             );
             const off = { disabled: !group.tag };

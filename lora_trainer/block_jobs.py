@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.access import require_readable
 from lora_trainer.control import Control
@@ -18,9 +18,15 @@ from lora_trainer.line import Line, Task
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.schema import option, schema_of
 
+if TYPE_CHECKING:
+    from lora_trainer.config import TrainConfig
+    from lora_trainer.validation.block_analysis import AnalysisPlan
+
 log = logging.getLogger(__name__)
 ANALYSIS, TUNING = "analysis", "tuning"
 MAX_SEED = 2**32 - 1
+_FITS = 3
+"""Weights are learned on each half of the pictures, and on all (validation/block_tuning.py)."""
 
 
 @dataclass
@@ -57,6 +63,19 @@ def analysis_schema() -> dict[str, Any]:
     return {**schema, "properties": {**schema["properties"], "seeds": seeds}}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What something would take.
+
+    Attributes:
+        count: pictures to draw, or to learn from.
+        seconds: about so long; ``None`` when nothing tells yet.
+    """
+
+    count: int
+    seconds: float | None
+
+
 @dataclass(eq=False)
 class _Work:
     """What a run's tasks are found by in the line."""
@@ -82,6 +101,7 @@ class BlockJobs:
         self._line = line
         self._on_change = on_change
         self._works: dict[str, _Work] = {}
+        self._seconds_each: dict[str, float] = {}
 
     def analyze(self, name: str, body: Mapping[str, Any]) -> Run:
         """Draw a file's pictures with each block alone and without each.
@@ -93,32 +113,20 @@ class BlockJobs:
         Raises:
             InputError: one clear sentence, with the field's path.
         """
-        from lora_trainer.validation.block_analysis import analyze, plan_analysis
-        from lora_trainer.validation.block_norms import find_file
-        from lora_trainer.validation.grid import trigger_of
+        from lora_trainer.validation.block_analysis import analyze
 
-        wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
-        seeds = read_seeds(body.get("seeds"))
         run = self._settled(name)
         config = run.config()
-        file = find_file(run, wanted.file)
-        samples = config.samples
-        prompts = wanted.prompts or samples.prompts or [config.data.trigger or config.name]
-        plan = plan_analysis(
-            file.path,
-            prompts,
-            seeds or [samples.seed],
-            draw_request(samples, "", config.data.resolution),
-            weight=wanted.weight,
-            trigger=trigger_of(config, prompts),
-        ).on(self._host.check(config))
+        wanted, plan = self._analysis(run, config, body)
+        plan = plan.on(self._host.check(config))
+        file = plan.file
 
         def work(progress: Callable[[int, int], None]) -> None:
             with self._host.session(config) as session:
                 settled = plan.on(self._host.check(config), session.draw_settings())
                 analyze(settled, session, blocks_folder(run), together=wanted.together, on_cells=progress)
 
-        self._start(run, ANALYSIS, file.path, len(plan.cells()), work)
+        self._start(run, ANALYSIS, file, len(plan.cells()), work)
         return run
 
     def tune(self, name: str, body: Mapping[str, Any]) -> Run:
@@ -168,6 +176,56 @@ class BlockJobs:
 
         self._start(run, TUNING, file.path, 0, work)
         return run
+
+    def cost(self, name: str, body: Mapping[str, Any]) -> dict[str, Cost]:
+        """What :meth:`analyze` and :meth:`tune` would take, by :data:`ANALYSIS` and :data:`TUNING`.
+
+        Args:
+            name: the run.
+            body: as for :meth:`analyze`.
+
+        Raises:
+            InputError: as :meth:`analyze` raises it.
+        """
+        from lora_trainer.validation.block_tuner import Effort
+
+        run = self._settled(name)
+        _, plan = self._analysis(run, run.config(), body)
+        effort = Effort()
+        counts = {ANALYSIS: len(plan.cells()), TUNING: _FITS * effort.steps * effort.batch}
+        return {kind: Cost(count, self._estimated(run, kind, count)) for kind, count in counts.items()}
+
+    def _analysis(
+        self, run: Run, config: TrainConfig, body: Mapping[str, Any]
+    ) -> tuple[AnalysisDocument, AnalysisPlan]:
+        """What is wanted, checked, and the pictures to draw for it."""
+        from lora_trainer.validation.block_analysis import plan_analysis
+        from lora_trainer.validation.block_norms import find_file
+        from lora_trainer.validation.grid import trigger_of
+
+        wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
+        seeds = read_seeds(body.get("seeds"))
+        samples = config.samples
+        prompts = wanted.prompts or samples.prompts or [config.data.trigger or config.name]
+        plan = plan_analysis(
+            find_file(run, wanted.file).path,
+            prompts,
+            seeds or [samples.seed],
+            draw_request(samples, "", config.data.resolution),
+            weight=wanted.weight,
+            trigger=trigger_of(config, prompts),
+        )
+        return wanted, plan
+
+    def _estimated(self, run: Run, kind: str, count: int) -> float | None:
+        """Seconds, from the last work of the kind, or else from the run's own steps, which learning weights is like."""
+        if kind in self._seconds_each:
+            return count * self._seconds_each[kind]
+        pace = run.manifest.get("steps_per_second")
+        if kind != TUNING or not isinstance(pace, (int, float)) or pace <= 0:
+            return None
+        training = run.config().training
+        return count / (pace * training.batch_size * training.accumulate)
 
     def stop(self, name: str) -> Run:
         """Stop what is done for a run; finished pictures are kept.
@@ -248,16 +306,25 @@ class BlockJobs:
         def carry_out(control: Control) -> None:
             self._carry_out(run, work, control)
 
-        self._note(run, state="queued", kind=kind, file=file.stem, done=0, of=of, message="", error={})
+        self._note(
+            run, state="queued", kind=kind, file=file.stem, done=0, of=of, seconds_left=None, message="", error={}
+        )
         self._line.add(Task(self._work(run), carry_out))
 
     def _carry_out(self, run: Run, work: Callable[[Callable[[int, int], None]], None], control: Control) -> None:
         """Do the work; whatever goes wrong ends up as a sentence in the manifest."""
+        from lora_trainer.validation.grid import pace
 
-        def progress(done: int, of: int) -> None:
-            self._note(run, now=False, state="running", done=done, of=of)
+        kind = run.manifest["blocks"]["kind"]
+
+        def note(done: int, of: int, seconds_left: float | None) -> None:
+            self._note(run, now=False, state="running", done=done, of=of, seconds_left=seconds_left)
+            if seconds_left and of > done:
+                self._seconds_each[kind] = seconds_left / (of - done)
             if control.wish:
                 raise _stopped()
+
+        progress = pace(note)
 
         self._note(run, state="running")
         try:

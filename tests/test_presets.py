@@ -82,3 +82,61 @@ def test_wrong_preset_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(content, encoding="utf-8")
     with pytest.raises(InputError):
         presets.load("wrong", tmp_path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_preset_holds_pictures_out(name: str, tmp_path: Path) -> None:
+    assert presets.load(name, tmp_path)["validation.share"] == 0.1
+
+
+# ------------------------------------------------------------------ given away and taken
+def test_what_is_given_away_can_be_taken(tmp_path: Path) -> None:
+    mine = config(network__rank=7, training__optimizer_args={"weight_decay": 0.1}).with_values(PERSONAL)
+    (tmp_path / "汉服.toml").write_text(presets.to_toml(mine), encoding="utf-8")
+    name = presets.add(tmp_path / "汉服.toml", tmp_path / "own")
+    assert name == "汉服"
+    values = presets.load(name, tmp_path / "own")
+    assert TrainConfig(name="b").with_values(values).network == config(network__rank=7).network
+    assert not values.keys() & PERSONAL.keys()
+
+
+def test_a_runs_own_settings_are_taken_without_what_belongs_to_its_pictures(tmp_path: Path) -> None:
+    run = config(network__rank=5).with_values(PERSONAL)
+    (tmp_path / "config.toml").write_text(run.to_toml(), encoding="utf-8")
+    values = presets.load(presets.add(tmp_path / "config.toml", tmp_path / "own"), tmp_path / "own")
+    assert values["network.rank"] == 5
+    assert not values.keys() & PERSONAL.keys()
+
+
+def test_a_few_fields_stay_a_few(tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text("[network]\nrank = 4\n[data]\nfolder = '/x'\n", encoding="utf-8")
+    assert presets.load(presets.add(tmp_path / "few.toml", tmp_path / "own"), tmp_path / "own") == {"network.rank": 4}
+
+
+def test_no_preset_is_replaced_by_one_that_is_taken(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for rank, stem in enumerate(("style", "style", "Mine", "mine", "CON", ".."), start=1):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        path = folder / f"{stem}.toml"
+        path.write_text(f"[network]\nrank = {rank}\n", encoding="utf-8")
+        presets.add(path, own)
+    assert presets.names(own) == [*SHIPPED, "Mine", "mine-2", "preset", "preset-2", "style-2", "style-3"]
+    assert presets.load("style", own)["network.rank"] == 32
+    assert presets.load("style-3", own) == {"network.rank": 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[b"", b"name = 'a'", b"[data]\nfolder = '/x'", b"[network\n", b"[network]\nrnak = 4", b"\xff\xfe"],
+        b"#" * (1 << 20) + b"\n",
+    ],
+)
+def test_what_is_no_file_of_settings_is_a_sentence_and_not_kept(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(InputError):
+        presets.add(tmp_path / "a.toml", tmp_path / "own")
+    with pytest.raises(InputError):
+        presets.add(tmp_path / "gone.toml", tmp_path / "own")
+    assert presets.names(tmp_path / "own") == SHIPPED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from lora_trainer.files import write_text
 from lora_trainer.schema import read_toml, toml_value
 
 SHIPPED = Path(__file__).parent
-_PERSONAL = (
+_LARGEST = 1 << 20
+PERSONAL = (
     "name",
     "checkpoint",
     "data.folder",
@@ -20,6 +22,7 @@ _PERSONAL = (
     "save.folder",
     "samples.prompts",
 )
+"""What belongs to one data set, and is in no preset."""
 
 
 def names(own: Path) -> list[str]:
@@ -40,6 +43,40 @@ def load(name: str, own: Path) -> dict[str, Any]:
     path = next((p for p in (own / f"{name}.toml", SHIPPED / f"{name}.toml") if p.is_file()), None)
     if path is None:
         raise InputError("There is no preset named {name}.", name=name)
+    return _read(path)
+
+
+def add(path: Path, own: Path) -> str:
+    """Keep a file of settings, a preset or the ``config.toml`` of a run, among the presets; returns its name there.
+
+    None that is there is replaced: a name that is taken gets a number. What belongs to one data set is left out.
+
+    Raises:
+        InputError: the file is too large, or is no TOML with settings in it.
+    """
+    _require_small(path)
+    values = {key: value for key, value in _read(path).items() if key not in PERSONAL}
+    if not values:
+        raise InputError("{name} holds no settings; give a preset, or the config.toml of a run.", name=path.name)
+    stem = path.stem if not name_problem(path.stem) else "preset"
+    taken, name, number = {each.lower() for each in names(own)}, stem, 2
+    while name.lower() in taken:
+        name, number = f"{stem}-{number}", number + 1
+    write_text(own / f"{name}.toml", _toml(values))
+    return name
+
+
+def _require_small(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError("{name} cannot be read: {error}.", name=path.name, error=error.strerror or error) from error
+    if size > _LARGEST:
+        raise InputError("{name} is too large for a file of settings.", name=path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values that a file sets, by dotted key."""
     document = read_toml(path)
     config = TrainConfig.from_dict({"name": "preset", **{k: v for k, v in document.items() if k != "name"}})
     values = config.to_dict()
@@ -66,20 +103,25 @@ def save(name: str, config: TrainConfig, own: Path) -> Path:
     path = own / f"{name}.toml"
     if path.is_file():
         path.replace(path.with_suffix(".toml.bak"))
-    write_text(path, _document(config))
+    write_text(path, to_toml(config))
     return path
 
 
-def _document(config: TrainConfig) -> str:
+def to_toml(config: TrainConfig) -> str:
+    """A preset's file, without what belongs to one data set."""
     values = config.to_dict()
+    given = [item.path for item in options() if item.path not in PERSONAL and "." in item.path]
+    return _toml({path: values[path.partition(".")[0]][path.partition(".")[2]] for path in given})
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """A document of the values, section by section in the options' order."""
     lines: list[str] = []
     section = ""
-    for item in options():
-        head, _, key = item.path.rpartition(".")
-        if item.path in _PERSONAL or not head:
-            continue
+    for path in (item.path for item in options() if item.path in values):
+        head, _, key = path.rpartition(".")
         if head != section:
             section = head
             lines.append(f"\n[{head}]")
-        lines.append(f"{key} = {toml_value(values[head][key])}")
+        lines.append(f"{key} = {toml_value(values[path])}")
     return "\n".join(lines).lstrip() + "\n"

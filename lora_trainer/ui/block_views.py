@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
+from lora_trainer.block_jobs import Cost
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.i18n import Translate, filled, message_sentence
-from lora_trainer.ui.views import notice
+from lora_trainer.ui.views import duration, notice, progress_bar
 
 _SHOWN = 80
 """Side in pixels of a small picture, which is sent at twice the size for sharp screens."""
@@ -263,8 +264,33 @@ def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
         if not of:
             return notice(t("Preparing {file}.", file=progress["file"]))
         if progress["kind"] == "analysis":
-            return notice(t("Drawing {file}: {done} of {of} pictures.", file=progress["file"], done=done, of=of))
-        return notice(t("Learning the weights of {file}: {done} of {of}.", file=progress["file"], done=done, of=of))
+            says = t("Drawing {file}: {done} of {of} pictures.", file=progress["file"], done=done, of=of)
+        else:
+            says = t("Learning the weights of {file}: {done} of {of}.", file=progress["file"], done=done, of=of)
+        return _progress(says, done / of if of else 0.0, progress.get("seconds_left"), t)
     if state in ("failed", "stopped"):
         return notice(message_sentence(dict(progress), t), "error" if state == "failed" else "info")
     return ""
+
+
+def _progress(says: str, share: float, seconds_left: Any, t: Translate) -> str:
+    left = duration(seconds_left) if isinstance(seconds_left, (int, float)) else ""
+    time_left = f"<span><b>{html.escape(left)}</b> {html.escape(t('time left'))}</span>" if left else ""
+    return (
+        f'<div class="lt-status">{progress_bar(share)}'
+        f'<div class="lt-steps"><span>{html.escape(says)}</span>{time_left}</div></div>'
+    )
+
+
+def costs(analysis: Cost, tuning: Cost, translate: Translate) -> str:
+    """What both buttons would take, before one of them is pressed."""
+    t = translate
+
+    def with_time(says: str, cost: Cost) -> str:
+        return says if cost.seconds is None else t("{says} (about {time})", says=says, time=duration(cost.seconds))
+
+    both = (
+        with_time(t("What each block does: {count:,} pictures to draw", count=analysis.count), analysis),
+        with_time(t("The best weights: learned from {count:,} noisy pictures", count=tuning.count), tuning),
+    )
+    return '<div class="lt-steps">' + "".join(f"<span>{html.escape(each)}</span>" for each in both) + "</div>"

@@ -57,10 +57,22 @@ class BlocksPanel:
         for chosen in (self.run, self.file):
             chosen.input(lambda: "", None, [self.feedback], **hidden)  # it was about another file
         subject = [self.run, self.file, self.weight]
+        for event in (self.file.change, self.weight.change, self.prompts.blur, self.seeds.blur):
+            event(self._cost, [*subject, self.prompts, self.seeds], [self.cost], **hidden)
         self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **hidden)
         self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **hidden)
         self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
         self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
+
+    def follow(self, run: Any) -> None:
+        """Take over the choice of a run from another list, whoever made it."""
+        followed = run.change(self._followed, [run], [self.run], queue=False, show_progress="hidden")
+        asked = [self.run, self.file, self.request, self.seen]
+        followed.then(self._poll, asked, self._shown(), queue=False, show_progress="hidden")
+
+    def _followed(self, name: str | None) -> Any:
+        names = self._jobs.runs.names()
+        return gr.update(choices=names, value=name) if name in names else gr.update()
 
     # -------------------------------------------------------------- layout
     def _build(self) -> None:
@@ -96,6 +108,7 @@ class BlocksPanel:
             self.analyze = gr.Button(t("Find out what each block does"), elem_id="lora_train_blocks_analyze")
             self.tune = gr.Button(t("Find the best block weights"), elem_id="lora_train_blocks_tune")
             self.stop = gr.Button(t("Stop"), visible=False, elem_id="lora_train_blocks_stop")
+        self.cost = gr.HTML(elem_id="lora_train_blocks_cost")
         self.feedback = gr.HTML(elem_id="lora_train_blocks_feedback")
         self.status = gr.HTML(elem_id="lora_train_blocks_status")
         self.tuning = gr.HTML(elem_id="lora_train_blocks_tuning")
@@ -204,14 +217,24 @@ class BlocksPanel:
     # -------------------------------------------------------------- buttons
     def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
         def start() -> None:
-            body = {
-                **self._subject(file, weight),
-                "prompts": [line.strip() for line in prompts.splitlines() if line.strip()],
-                "seeds": lists.seeds(seeds),
-            }
-            self._blocks.analyze(run or "", body)
+            self._blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
 
         return views.answered(start, "", self._t, _FIELDS)
+
+    def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+        """What the buttons would take; what is wrong with the fields is said when one is pressed."""
+        try:
+            found = self._blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
+        except LoraTrainError:
+            return ""
+        return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
+
+    def _wanted(self, file: str | None, weight: float | None, prompts: str, seeds: str) -> dict[str, Any]:
+        return {
+            **self._subject(file, weight),
+            "prompts": [line.strip() for line in prompts.splitlines() if line.strip()],
+            "seeds": lists.seeds(seeds),
+        }
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}

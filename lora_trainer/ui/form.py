@@ -93,7 +93,7 @@ class Form:
 def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
     """The widget of a field, where gradio is now, with the field's default in it."""
     common = {
-        "label": translate(item.title) + (f" ({translate(item.unit)})" if item.unit else ""),
+        "label": label_of(item, translate),
         "info": translate(item.help),
         "elem_id": elem_id,
     }
@@ -107,6 +107,11 @@ def option_widget(item: Option, translate: Translate, elem_id: str) -> Any:
         return gr.Number(value=value, min_width=140, **common)
     lines = 3 if typing.get_origin(item.type) is list else 1
     return gr.Textbox(value=value, lines=lines, max_lines=12 if lines > 1 else 1, **common)
+
+
+def label_of(item: Option, translate: Translate) -> str:
+    """What the page calls a field: its title and unit."""
+    return translate(item.title) + (f" ({translate(item.unit)})" if item.unit else "")
 
 
 def dotted(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.i18n import Translate, filled
 from lora_trainer.plain_json import json_text
-from lora_trainer.ui import views
+from lora_trainer.ui import infotext, views
 from lora_trainer.ui.plots import Curve, chart
 
 LINES = 8
@@ -73,6 +73,7 @@ def grid_view(
         "run": document["run"],
         "size": document["size"],
         "negative": document["negative"],
+        "settings": _settings(document, folder),
         "pictures": file_url(folder / "cells") + "/",
         "columns": [{"label": _column(c, t), "file": bool(c["file"])} for c in document["columns"]],
         "weights": [{"label": f"{weight:g}", "value": weight} for weight in weights],
@@ -85,6 +86,14 @@ def grid_view(
         "numbers": _number_names(_is_held_out(document), t),
         "texts": _texts(t),
     }
+
+
+def _settings(document: Mapping[str, Any], folder: Path) -> str:
+    """What all pictures have in common, for the WebUI to read back."""
+    drawn = next((cell for cell in document["cells"] if cell["picture"]), None)
+    width, height = document["size"]
+    request = {**{name: document[name] for name in ("steps", "sampler", "cfg")}, "width": width, "height": height}
+    return infotext.settings(request, infotext.other_settings(_picture(drawn, folder)) if drawn else "")
 
 
 def _cell(cell: Mapping[str, Any], weights: list[float]) -> list[Any]:
@@ -167,8 +176,8 @@ def _texts(t: Translate) -> dict[str, str]:
         "waiting": t("not drawn yet"),
         "size": t("Picture size"),
         "use": t("Use this cell"),
-        "used": t("The prompt is in txt2img."),
-        "copied": t("The prompt is copied."),
+        "used": t("The prompt and its settings are in txt2img."),
+        "copied": t("The prompt and its settings are copied."),
         "lost": t("The server does not answer; reload the page."),
         "card": t("Write into the card"),
         "preview": t("As preview"),

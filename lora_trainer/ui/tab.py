@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from lora_trainer import presets
 from lora_trainer.advice import advise, calculate
@@ -18,12 +20,18 @@ from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.model.families import is_same_checkpoint
+from lora_trainer.proposals import propose, purpose_of, with_proposals
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
-from lora_trainer.sweep import parse_sweep
 from lora_trainer.ui import views
 from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.ui.follow import Follower
 from lora_trainer.ui.form import Form, dotted
+from lora_trainer.ui.keep import Keeper
+from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
+from lora_trainer.ui.proposals import ProposalsBox
+from lora_trainer.ui.run_list import RunList
 from lora_trainer.ui.stacks import StacksPanel
+from lora_trainer.ui.sweeps import SweepBox
 from lora_trainer.ui.tools import ToolsPanel
 from lora_trainer.ui.unsaved import unsaved
 from lora_trainer.ui.validate import ValidatePanel
@@ -47,6 +55,7 @@ class Tab:
         self._t = translator(jobs.host.language())
         self._form = Form(self._t, jobs.host.samplers())
         self._scanned: tuple[object, Dataset] | None = None
+        self.run_list = RunList(jobs, self._t)
         with gr.Blocks(analytics_enabled=False) as self.blocks, unsaved():
             with gr.Column(elem_id="lora_train"):
                 with gr.Row(elem_id="lora_train_columns", equal_height=False):
@@ -63,16 +72,13 @@ class Tab:
         with self._step(1, "What to train"):
             with gr.Row():
                 form.add("name")
-                names = presets.names(self._jobs.host.folders.presets)
                 self.preset = gr.Dropdown(
-                    choices=names,
+                    choices=self._preset_names(),
                     label=t("Preset"),
                     info=t("Fills in the settings below."),
                     elem_id="lora_train_preset",
                 )
-            with gr.Accordion(t("Save these settings as a preset"), open=False), gr.Row():
-                self.preset_name = gr.Textbox(max_lines=1, label=t("Preset name"), elem_id="lora_train_preset_name")
-                self.preset_save = gr.Button(t("Save preset"))
+            self.preset_box = PresetBox(t)
         with self._step(2, "Base model"):
             self.base = gr.HTML(elem_id="lora_train_base")
             if self._jobs.host.name == "standalone":
@@ -95,6 +101,7 @@ class Tab:
             with gr.Accordion(t("More parameters"), open=False):
                 form.add_rows(rest + form.section("network.", "training.", advanced=True))
             self.advice = gr.HTML(elem_id="lora_train_advice")
+            self.proposals = ProposalsBox(t)
 
     def _build_training(self) -> None:
         t, form = self._t, self._form
@@ -105,24 +112,18 @@ class Tab:
                 sections = ("save.", "samples.", "validation.")
                 usual = [p for p in form.section(*sections, advanced=False) if p not in form.widgets]
                 form.add_rows(usual + form.section(*sections, advanced=True))
-            with gr.Accordion(t("Several runs, to compare settings"), open=False):
-                self.sweep = gr.Textbox(
-                    lines=2,
-                    label=t("Values to try"),
-                    info=t("One setting a line, e.g. network.rank = 8, 16; every combination becomes a run."),
-                    elem_id="lora_train_sweep",
-                )
+            self.sweeps = SweepBox(t)
             self.feedback = gr.HTML(elem_id="lora_train_feedback")
             with gr.Row():
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
                 self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
             self.run = gr.Dropdown(choices=self._run_names(), label=t("Training run"), elem_id="lora_train_run")
+            self.run_list.build()
             self.status = gr.HTML(elem_id="lora_train_status")
             with gr.Row(elem_id="lora_train_buttons"):
                 self.stop = gr.Button(t("Stop and keep"), interactive=False, elem_id="lora_train_stop")
                 self.after_epoch = gr.Button(t("Stop after this epoch"), interactive=False)
                 self.pause = gr.Button(t("Pause"), interactive=False)
-                self.discard = gr.Button(t("Stop and discard"), interactive=False)
                 self.resume = gr.Button(t("Resume"), interactive=False)
                 self.reuse = gr.Button(t("Use its settings"), interactive=False)
                 self.front = gr.Button(t("Train it next"), visible=False, elem_id="lora_train_front")
@@ -142,10 +143,26 @@ class Tab:
             self.validate = self._panel("Epoch × weight", ValidatePanel)
             self.block_weights = self._panel("Block weights", BlocksPanel)
             self.stacks = self._panel("Stacks", StacksPanel)
-            self._panel("File tools", ToolsPanel)
+            self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.seen = gr.State({})
         self.about = gr.State({})
+        self.follower = Follower(self._jobs, self.tools, self.stacks)
+        self.keeper = Keeper(self._remembered(), {"preset": self._preset_names})
+
+    def _remembered(self) -> dict[str, Any]:
+        """What a reload keeps: whatever a person types or chooses, but for choices that follow the runs and files."""
+        kinds = (gr.Textbox, gr.Number, gr.Checkbox, gr.Dropdown)
+        follows = ("_run", "_file", "_known", "_add", "_request")
+        made = [each for each in Context.root_block.blocks.values() if isinstance(each, kinds)]
+        ours = [
+            each for each in made if (each.elem_id or "").startswith("lora_train_") and each.interactive is not False
+        ]
+        return {
+            each.elem_id.removeprefix("lora_train_"): each
+            for each in ours
+            if not each.elem_id.endswith(follows) and "lt-hidden" not in (each.elem_classes or [])
+        }
 
     def _step(self, number: int, title: str) -> gr.Accordion:
         return gr.Accordion(f"{number} · {self._t(title)}", open=True, elem_id=f"lora_train_step_{number}")
@@ -160,21 +177,32 @@ class Tab:
 
     # -------------------------------------------------------------- events
     def _connect(self) -> None:
-        fields = set(self._form.widgets.values())
+        fields = {*self._form.widgets.values(), self.preset}
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         widgets = list(self._form.widgets.values())
         outdated = [self.report, self.feedback, self.about]
-        self.check.click(self._check, fields | {self.about}, [self.report, self.advice, self.about], queue=False)
+        known = fields | {self.about}
+        advised = [self.advice, *self.proposals.outputs, *outdated]
+        self.check.click(self._check, known, [self.report, *advised], queue=False)
         for path, widget in self._form.widgets.items():
             if path.split(".")[0] in ("data", "network", "training", "validation", "save"):
                 event = getattr(widget, "blur", None) or widget.change
-                event(self._advise, fields | {self.about}, [self.advice, *outdated], **hidden)
+                event(self._advise, known, advised, **hidden)
         filled = [self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)]
-        self.preset_save.click(self._save_preset, fields | {self.preset_name}, [self.preset, self.feedback], **hidden)
+        self.proposals.take.click(self._take, fields, [*widgets, *advised], **hidden)
+        box = self.preset_box
+        box.save.click(self._save_preset, fields | {box.name}, [self.preset, self.feedback], **hidden)
+        given = box.download.click(self._export_preset, fields | {box.name}, [box.exported, self.feedback], **hidden)
+        given.then(None, [box.exported], None, _js=DOWNLOAD, **hidden)
+        filled.append(
+            box.upload.upload(self._import_preset, [box.upload], [*widgets, self.preset, self.feedback], **hidden)
+        )
+        filled.append(box.defaults.click(self._defaults, None, [*widgets, self.feedback], **hidden))
         said = self.measure.click(self._measuring, None, [self.feedback], **hidden)
-        said.then(self._measure, fields | {self.about}, [self.feedback, self.about], **hidden)
-        asked = [self.train.click(self._train, fields | {self.sweep}, [self.run, self.feedback], **hidden)]
-        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.discard, "discard"), (self.pause, "pause")
+        said.then(self._measure, known, [self.feedback, self.about], **hidden)
+        asked = [self.train.click(self._train, fields | {self.sweeps.text}, [self.run, self.feedback], **hidden)]
+        self.sweeps.connect(fields, self._loose_config)
+        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.pause, "pause")
         for button, wish in wishes:
             asked.append(button.click(self._asking(wish), [self.run], [self.feedback], **hidden))
         asked.append(self.resume.click(self._resume, [self.run], [self.feedback], **hidden))
@@ -184,16 +212,20 @@ class Tab:
         brought.then(None, [self.brought], None, _js=_SHOW_CHECKPOINT)
         filled.append(self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden))
         filled.append(self.validate.connect(self.run, widgets, self._form.updates))
-        for form in filled:
-            form.then(self._advise, fields | {self.about}, [self.advice, *outdated], **hidden)
+        self.run_list.connect(self.run, self.feedback)
         self.block_weights.connect(self.poll, self.blocks)
+        self.block_weights.follow(self.run)
+        self.follower.connect(self.run, self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
-            self.pause, self.discard, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
-            *self.validate.outputs, self.seen,
+            self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
+            *self.run_list.outputs, *self.validate.outputs, self.seen,
         ]  # fmt: skip
         for answer in asked:
             answer.then(self._poll, [self.run, self.seen], shown, **hidden)
+        filled.append(self.keeper.connect(self.blocks, self.poll))
+        for form in filled:
+            form.then(self._advise, known, advised, **hidden)
         self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
         self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
 
@@ -202,19 +234,33 @@ class Tab:
             config = self._loose_config(values)
             dataset = self._jobs.dataset(config.data, decode=True)
         except LoraTrainError as error:
-            return {self.report: views.error_notice(error, self._t), self.advice: ""}
+            return {self.report: views.error_notice(error, self._t), self.advice: "", **self.proposals.hidden()}
         self._scanned = (self._data_key(config.data), dataset)
         about = {**(values.get(self.about) or {}), "report": self._data_key(config.data)}
         report = views.dataset_report(dataset, self._t)
-        return {self.report: report, self.advice: self._advice(config, dataset), self.about: about}
+        return {self.report: report, self.about: about, **self._advised(values, config, dataset)}
 
     def _advise(self, values: Updates) -> Updates:
         try:
             config = self._loose_config(values)
-            advice = self._advice(config, self._dataset(config.data))
-            return {self.advice: advice, **self._outdated(values.get(self.about), config)}
+            advised = self._advised(values, config, self._dataset(config.data))
+            return {**advised, **self._outdated(values.get(self.about), config)}
         except LoraTrainError as error:
-            return {self.advice: views.error_notice(error, self._t)}
+            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+
+    def _take(self, values: Updates) -> Updates:
+        """Fill in what is proposed for the form as it is now."""
+        try:
+            config = self._loose_config(values)
+            dataset = self._dataset(config.data)
+            if dataset is None:
+                return self.proposals.hidden()
+            proposals = propose(config, dataset, *self._subject(values, config))
+        except LoraTrainError as error:
+            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+        filled = with_proposals(config, proposals)
+        updates = {self._form.widgets[each.path]: gr.update(value=each.value) for each in proposals}
+        return {**updates, **self._advised(values, filled, self._dataset(filled.data))}
 
     def _outdated(self, about: dict[str, Any] | None, config: TrainConfig) -> Updates:
         """Take away what is about other settings than the form's: the report of pictures, and what was measured."""
@@ -228,7 +274,7 @@ class Tab:
     def _train(self, values: Updates) -> Updates:
         try:
             config = TrainConfig.from_dict(self._form.document(values))
-            wanted = parse_sweep(str(values.get(self.sweep) or ""))
+            wanted = self.sweeps.parse(values.get(self.sweeps.text))
             runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
@@ -278,15 +324,42 @@ class Tab:
         return [*self._form.updates(values), views.notice(self._t("The preset {name} is filled in.", name=name))]
 
     def _save_preset(self, values: Updates) -> Updates:
-        name = str(values.get(self.preset_name) or "").strip()
+        name = str(values.get(self.preset_box.name) or "").strip()
         try:
             config = self._loose_config(values)
             path = presets.save(name, config, self._jobs.host.folders.presets)
         except LoraTrainError as error:
             return {self.feedback: views.error_notice(error, self._t)}
-        names = presets.names(self._jobs.host.folders.presets)
         message = self._t("Saved as {path}.", path=path)
-        return {self.preset: gr.update(choices=names, value=name), self.feedback: views.notice(message, "good")}
+        return {
+            self.preset: gr.update(choices=self._preset_names(), value=name),
+            self.feedback: views.notice(message, "good"),
+        }
+
+    def _export_preset(self, values: Updates) -> Updates:
+        """The form as a preset's file, for the browser to store."""
+        name = str(values.get(self.preset_box.name) or values.get(self.preset) or "preset").strip()
+        try:
+            text = presets.to_toml(self._loose_config(values))
+        except LoraTrainError as error:
+            return {self.preset_box.exported: "", self.feedback: views.error_notice(error, self._t)}
+        return {self.preset_box.exported: json.dumps({"name": f"{name}.toml", "text": text}), self.feedback: ""}
+
+    def _import_preset(self, file: Any) -> list[Any]:
+        """Keep a file of settings among the presets, and fill the form in."""
+        own = self._jobs.host.folders.presets
+        try:
+            name = presets.add(Path(file.name), own)
+            values = presets.load(name, own)
+        except LoraTrainError as error:
+            return [*self._form.updates({}), gr.update(), views.error_notice(error, self._t)]
+        said = self._t("The preset {name} is filled in.", name=name)
+        return [*self._form.updates(values), gr.update(choices=self._preset_names(), value=name), views.notice(said)]
+
+    def _defaults(self) -> list[Any]:
+        """What belongs to one data set stays."""
+        values = {k: v for k, v in dotted(TrainConfig().to_dict()).items() if k not in presets.PERSONAL}
+        return [*self._form.updates(values), views.notice(self._t("The usual settings are filled in."))]
 
     def _reuse(self, name: str) -> list[Any]:
         try:
@@ -340,13 +413,13 @@ class Tab:
             "stop": button(state in UNFINISHED or waits),
             "after_epoch": button(state == "running"),
             "pause": button(state in UNFINISHED or waits),
-            "discard": button(state in UNFINISHED or waits),
             "resume": button(state in RESUMABLE and not waits),
             "reuse": button(bool(run)),
             "front": shown(before > 1),
             "earlier": shown(before > 2),
             "later": shown(0 < before < len(waiting)),
             "bring": shown(other),
+            **self.run_list.parts(run, names),
             **self.validate.parts(run),
         }
 
@@ -396,6 +469,9 @@ class Tab:
     def _run_names(self) -> list[str]:
         return self._jobs.runs.names()
 
+    def _preset_names(self) -> list[str]:
+        return presets.names(self._jobs.host.folders.presets)
+
     # -------------------------------------------------------------- helpers
     def _loose_config(self, values: Updates) -> TrainConfig:
         """The form without asking for a name yet."""
@@ -417,6 +493,15 @@ class Tab:
     @staticmethod
     def _data_key(data: DataConfig) -> object:
         return (repr(data), _modified(data.folder))
+
+    def _advised(self, values: Updates, config: TrainConfig, dataset: Dataset | None) -> Updates:
+        """Advice and proposals for the form."""
+        found = self.proposals.shown(config, dataset, *self._subject(values, config)) if dataset else None
+        return {self.advice: self._advice(config, dataset), **(found or self.proposals.hidden())}
+
+    def _subject(self, values: Updates, config: TrainConfig) -> tuple[str, int]:
+        """What is trained, and the checkpoint's own resolution."""
+        return purpose_of(values.get(self.preset), config), self._jobs.host.native_resolution(config)
 
     def _advice(self, config: TrainConfig, dataset: Dataset | None) -> str:
         host = self._jobs.host

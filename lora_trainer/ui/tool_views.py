@@ -12,6 +12,7 @@ from lora_trainer.chores import Chore
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence
 from lora_trainer.plain_json import json_text
+from lora_trainer.ui import infotext
 from lora_trainer.ui.views import gigabytes, notice, progress_bar
 
 if TYPE_CHECKING:
@@ -187,9 +188,17 @@ def _fact(key: str, value: Any) -> str:
     return f"{value:.2%}" if key in ("error", "covered") else str(value)
 
 
-def use_button(prompt: str, translate: Translate, *, negative: str | None = None) -> str:
-    """A button that carries a prompt to txt2img: behind what is there, or with a ``negative`` in its place."""
+def use_button(prompt: str, translate: Translate, *, negative: str | None = None, settings: str = "") -> str:
+    """A button that carries a prompt to txt2img: behind what is there, or with a ``negative`` in its place.
+
+    Args:
+        prompt: the text.
+        translate: into the page's language.
+        negative: the negative prompt; ``None`` leaves what is there.
+        settings: of the picture, see :func:`lora_trainer.ui.infotext.settings`, with the seed.
+    """
     place = "" if negative is None else f' data-replace="" data-negative="{html.escape(negative, quote=True)}"'
+    place += f' data-settings="{html.escape(settings, quote=True)}"' if settings else ""
     data = html.escape(prompt, quote=True)
     return f'<button class="lt-use" data-prompt="{data}"{place}>{html.escape(translate("To txt2img"))}</button>'
 
@@ -230,7 +239,8 @@ def mixes_table(document: Mapping[str, Any], translate: Translate) -> str:
 def _mix_row(mix: Mapping[str, Any], names: Sequence[str], request: Mapping[str, Any], t: Translate) -> str:
     weights = "".join(f"<td>{mix['weights'][name]:g}</td>" for name in names)
     if request["prompt"]:
-        button = use_button(mix["prompt"], t, negative=request["negative"])
+        settings = infotext.with_seed(infotext.settings(request), request["seed"])
+        button = use_button(mix["prompt"], t, negative=request["negative"], settings=settings)
     else:
         button = use_button(mix["tags"], t)
     return (

@@ -355,7 +355,8 @@ def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) ->
     rows = "".join(_file_row(entry, trigger, entry is best, t) for entry in reversed(files))
     heads = "".join(f"<th>{html.escape(t(h))}</th>" for h in ("epoch", "prompt", "validation loss", "loss", "step"))
     table = f'<table class="lt-files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="lt-scroll">{table}</div>'
+    names = html.escape(" ".join(Path(entry["path"]).name for entry in files), quote=True)
+    return f'<div class="lt-scroll" data-files="{names}">{table}</div>'
 
 
 def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

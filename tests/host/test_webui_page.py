@@ -91,10 +91,18 @@ def test_a_grid_on_the_page_and_its_cell_into_txt2img(webui: WebUI, pictures: Pa
         for act, name in (("card", "pagegrid-000001.json"), ("preview", "pagegrid-000001.png")):
             page.locator(f"[data-act={act}]").click()
             expect(page.locator(".lt-v-said")).to_contain_text(name)
+        for name, value in (("seed", "77"), ("width", "512"), ("steps", "33")):
+            page.locator(f"#txt2img_{name} input[type=number]").first.evaluate(
+                "(field, value) => { field.value = value; field.dispatchEvent(new Event('input')); }", value
+            )
         page.locator("[data-act=use]").click()
         prompt = page.locator("#txt2img_prompt textarea")
         expect(prompt).to_be_visible()
         expect(prompt).to_have_value(re.compile(r"^zorp.* <lora:pagegrid-000001:0\.5>$"))
+        expect(page.locator("#txt2img_seed input")).to_have_value("3")
+        expect(page.locator("#txt2img_steps input[type=number]")).to_have_value("20")
+        expect(page.locator("#txt2img_width input[type=number]")).to_have_value("128")
+        expect(page.locator("#txt2img_override_settings")).to_be_hidden()
         page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
         page.locator("#txt2img_lora_extra_refresh:visible").first.click()
         card = page.locator("#txt2img_lora_cards .card[data-name='pagegrid-000001']")

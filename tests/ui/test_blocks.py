@@ -238,6 +238,33 @@ def test_what_was_learned_is_baked_beside_the_file_and_nothing_is_overwritten(pa
     assert "does not exist" in Page(panel._bake("zorp", "zorp")).one("div", "lt-error").text
 
 
+def test_what_both_buttons_cost_is_told_before(panel: BlocksPanel, jobs: Jobs) -> None:
+    one = Page(panel._cost("zorp", "zorp", 1.0, "zorp", "1")).text
+    two = Page(panel._cost("zorp", "zorp", 1.0, "zorp\ndog", "1, 2")).text
+    counts = [int(re.findall(r"does: ([\d,]+)", text)[0].replace(",", "")) for text in (one, two)]
+    assert counts[1] == 4 * counts[0] > 0
+    assert "about" not in one
+    jobs.runs.get("zorp").update(steps_per_second=2.0, now=True)
+    assert "learned from 864 noisy pictures (about 3:36)" in Page(panel._cost("zorp", "zorp", 1.0, "zorp", "1")).text
+    for wrong in (("nobody", "zorp", 1.0, "", "1"), ("zorp", "zorp", 1.0, "", "x"), ("zorp", None, 99.0, "", "1")):
+        assert panel._cost(*wrong) == ""
+
+
+def test_the_cost_is_that_of_what_is_drawn_then(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(jobs.blocks, "_start", lambda run, kind, file, of, work: told.append(of))
+    body = {"file": "zorp", "weight": 1.0, "prompts": ["zorp", "a dog"], "seeds": [1, 5]}
+    jobs.blocks.analyze("zorp", body)
+    assert told == [jobs.blocks.cost("zorp", body)["analysis"].count]
+
+
+def test_time_left_is_told_with_a_bar() -> None:
+    status = {"state": "running", "kind": "tuning", "file": "a", "done": 3, "of": 4, "seconds_left": 61.0}
+    page = Page(blocks_status(status, EN))
+    assert "1:01 time left" in page.text
+    assert page.one("div", "lt-bar").attributes["aria-valuenow"] == "75"
+
+
 def test_an_error_of_the_line_is_told(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
     def refuse(*_: Any) -> None:
         raise InputError("The blocks of {name} are being looked at already.", name="zorp")
@@ -336,8 +363,8 @@ def test_what_was_learned_is_told_with_its_error() -> None:
         ({}, "", ""),
         ({"state": "done"}, "", ""),
         ({"state": "queued"}, "Waiting", "lt-info"),
-        ({"state": "running", "kind": "analysis", "file": "a", "done": 1, "of": 5}, "Drawing a: 1 of 5", "lt-info"),
-        ({"state": "running", "kind": "tuning", "file": "a", "done": 1, "of": 5}, "weights of a: 1 of 5", "lt-info"),
+        ({"state": "running", "kind": "analysis", "file": "a", "done": 1, "of": 5}, "Drawing a: 1 of 5", "lt-status"),
+        ({"state": "running", "kind": "tuning", "file": "a", "done": 1, "of": 5}, "weights of a: 1 of 5", "lt-status"),
         ({"state": "stopped", "message": "It was stopped."}, "stopped", "lt-info"),
         ({"state": "failed", "message": "The disk is full."}, "full", "lt-error"),
     ],

@@ -289,9 +289,32 @@ def test_going_on_from_a_cell_fills_the_form_and_asks_for_a_name(page: Page) -> 
 def test_without_txt2img_the_prompt_is_copied(served: tuple[Jobs, str], page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=served[1])
     button(page, "use").click()
-    expect(page.locator(".lt-v-said")).to_contain_text("The prompt is copied.")
+    expect(page.locator(".lt-v-said")).to_contain_text("The prompt and its settings are copied.")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied == "zorp, blue background <lora:zorp-000003:0.8>"
+    assert copied.splitlines()[0] == "zorp, blue background <lora:zorp-000003:0.8>"
+    assert copied.splitlines()[-1] == "Steps: 20, Sampler: Euler a, CFG scale: 7, Size: 64x64, Seed: 1"
+
+
+def test_settings_go_to_txt2img_through_the_webuis_own_button(page: Page) -> None:
+    """Here a stand-in for the WebUI's fields; tests/host presses the real button."""
+    page.evaluate(
+        """() => {
+            const fields = document.createElement("div");
+            fields.innerHTML = `<div id="txt2img_prompt"><textarea>my old prompt</textarea></div>
+                <div id="txt2img_neg_prompt"><textarea></textarea></div>
+                <div id="txt2img_tools"><button id="paste"></button></div>`;
+            fields.querySelector("#paste").onclick = () => {
+                window.pasted = fields.querySelector("textarea").value;
+            };
+            document.body.append(fields);
+        }"""
+    )
+    button(page, "use").click()
+    page.wait_for_function("window.pasted")
+    pasted = page.evaluate("window.pasted").splitlines()
+    assert pasted[0] == "zorp, blue background <lora:zorp-000003:0.8>"
+    assert pasted[-1].startswith("Steps: 20, Sampler: Euler a, CFG scale: 7, Size: 64x64")
+    assert "my old prompt" not in pasted
 
 
 # ------------------------------------------------------------------ comparing

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 
 from lora_trainer.jobs import Jobs
 from lora_trainer.ui import standalone
+from tests.helpers import draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
 from tests.ui.browser import NO_BROWSER, choose, chromium, field, fill, open_page, part
 
@@ -75,7 +76,7 @@ def test_a_run_from_the_page_to_its_file(page: Page, root: Path, served: tuple[J
 def test_stop_and_keep(page: Page, root: Path, served: tuple[Jobs, str]) -> None:
     short_run(page, root, "stopped", training__epochs=5000)
     page.locator("#lora_train_start").click()
-    expect(part(page, "#lora_train_status")).to_contain_text("left")
+    expect(part(page, "#lora_train_status")).to_contain_text("time left")
     page.locator("#lora_train_stop").click()
     expect(part(page, "#lora_train_status")).to_contain_text("Stopped")
     assert served[0].runs.get("stopped").manifest["files"]
@@ -132,7 +133,7 @@ def test_a_preset_fills_the_form_and_can_be_saved(page: Page, served: tuple[Jobs
     expect(field(page, "network.rank")).to_have_value("32")
     expect(field(page, "training.text_lr")).to_have_value("0")
     fill(page, network__rank=48)
-    page.get_by_text("Save these settings as a preset").click()
+    page.get_by_text("Save, download or upload presets").click()
     page.locator("#lora_train_preset_name").locator("input, textarea").fill("mine")
     page.get_by_role("button", name="Save preset").click()
     expect(part(page, "#lora_train_feedback")).to_contain_text("mine.toml")
@@ -149,6 +150,85 @@ def test_a_grid_is_drawn_and_shown(page: Page, root: Path, served: tuple[Jobs, s
     page.locator("#lora_train_draw").click()
     expect(page.locator("#lora_train_grid td.lt-cell img")).to_have_count(4)
     expect(part(page, "#lora_train_grid_verdict")).to_contain_text("Sheet (PNG)")
+
+
+def test_a_reload_keeps_the_form(page: Page, root: Path) -> None:
+    page.get_by_text("More parameters").click()
+    values = {"name": "kept_汉服", "network__rank": 24, "training__optimizer_args": "weight_decay = 0.1"}
+    fill(page, samples__prompts="one\ntwo", **values)
+    choose(page, "training_scheduler", "linear")
+    page.locator("#lora_train_data_flip input").check()
+    page.locator("#lora_train_grid_epochs").locator("input, textarea").fill("1-3")
+    page.wait_for_function("(localStorage.getItem('lora_train_form') || '').includes('1-3')")
+    page.reload()
+    for key, value in {**values, "training__scheduler": "linear", "samples__prompts": "one\ntwo"}.items():
+        expect(field(page, key.replace("__", "."))).to_have_value(str(value))
+    expect(page.locator("#lora_train_data_flip input")).to_be_checked()
+    expect(page.locator("#lora_train_grid_epochs").locator("input, textarea")).to_have_value("1-3")
+    other = page.context.browser.new_context().new_page()  # another person's browser
+    other.goto(page.url, wait_until="domcontentloaded")
+    expect(field(other, "network.rank")).to_have_value("16")
+
+
+def test_the_table_of_runs_chooses_and_a_run_is_deleted_after_asking(
+    page: Page, root: Path, served: tuple[Jobs, str]
+) -> None:
+    for name in ("mine", "kept"):
+        if name not in served[0].runs.names():
+            run_to_end(root, name)
+    page.reload()
+    page.locator("#lora_train_all_runs .label-wrap").click()
+    page.locator(".lt-choose[data-run=mine]").click()
+    expect(part(page, "#lora_train_status")).to_contain_text("mine")
+    page.locator("#lora_train_delete").click()
+    expect(part(page, "#lora_train_question")).to_contain_text("Delete mine?")
+    page.locator("#lora_train_no").click()
+    expect(page.locator("#lora_train_yes")).to_be_hidden()
+    assert "mine" in served[0].runs.names()
+    page.locator("#lora_train_delete").click()
+    page.locator("#lora_train_yes").click()
+    expect(part(page, "#lora_train_feedback")).to_contain_text(".trash")
+    expect(page.locator(".lt-choose[data-run=mine]")).to_have_count(0)
+    assert "mine" not in served[0].runs.names()
+    assert "kept" in served[0].runs.names()
+
+
+def test_a_sweep_by_labels_tells_its_runs_before(page: Page) -> None:
+    page.get_by_text("Several runs, to compare settings").click()
+    fill(page, name="many")
+    choose(page, "sweep_setting", "Rank")
+    page.locator("#lora_train_sweep_values").locator("input, textarea").fill("4, 8, 12")
+    page.locator("#lora_train_sweep_add").click()
+    expect(page.locator("#lora_train_sweep").locator("textarea")).to_have_value("Rank = 4, 8, 12")
+    expect(part(page, "#lora_train_sweep_count")).to_contain_text("Train starts 3 runs: many-rank4")
+
+
+def test_a_preset_is_downloaded_and_uploaded(page: Page, served: tuple[Jobs, str], tmp_path: Path) -> None:
+    page.get_by_text("Save, download or upload presets").click()
+    fill(page, network__rank=37)
+    page.locator("#lora_train_preset_name").locator("input, textarea").fill("carried")
+    with page.expect_download() as download:
+        page.locator("#lora_train_preset_download").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert "rank = 37" in path.read_text(encoding="utf-8")
+    page.locator("#lora_train_defaults").click()
+    expect(field(page, "network.rank")).to_have_value("16")
+    page.locator("#lora_train_presets input[type=file]").set_input_files(path)
+    expect(field(page, "network.rank")).to_have_value("37")
+    assert (served[0].host.folders.presets / "carried.toml").is_file()
+
+
+def test_proposed_values_are_taken_by_one_press(page: Page, tmp_path: Path) -> None:
+    draw_pictures(tmp_path, count=16, size=(64, 64))
+    choose(page, "preset", "character")
+    fill(page, data__folder=tmp_path, data__trigger="zorp_")
+    page.locator("#lora_train_check").click()
+    expect(part(page, "#lora_train_proposals")).to_contain_text("a character")
+    page.locator("#lora_train_take").click()
+    expect(field(page, "data.repeats")).to_have_value("25")
+    expect(page.locator("#lora_train_take")).to_be_hidden()
+    expect(part(page, "#lora_train_advice")).to_contain_text("880 steps in all")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -18,7 +20,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.line import Task
 from lora_trainer.runs import Run
 from lora_trainer.ui.tab import Tab
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, draw_pictures
 from tests.runs_helpers import document
 from tests.ui.markup import Page
 
@@ -145,7 +147,7 @@ def test_advice_is_given_for_settings_alone_and_for_wrong_ones_a_sentence(tab: T
 
 # ------------------------------------------------------------------ presets and settings used again
 def test_a_preset_is_saved_filled_in_and_offered(tab: Tab) -> None:
-    values = {**typed(tab, network__rank=48, training__unet_lr=2e-4), tab.preset_name: " mine "}
+    values = {**typed(tab, network__rank=48, training__unet_lr=2e-4), tab.preset_box.name: " mine "}
     answer = tab._save_preset(values)
     assert "mine" in answer[tab.preset]["choices"]
     updates = tab._load_preset("mine")
@@ -155,7 +157,7 @@ def test_a_preset_is_saved_filled_in_and_offered(tab: Tab) -> None:
 
 @pytest.mark.parametrize("name", ["", None, "../mine", "style"])
 def test_a_preset_that_cannot_have_its_name_is_a_sentence(tab: Tab, tmp_path: Path, name: str | None) -> None:
-    answer = tab._save_preset({**typed(tab), tab.preset_name: name})
+    answer = tab._save_preset({**typed(tab), tab.preset_box.name: name})
     assert Page(answer[tab.feedback]).one("div", "lt-error")
     assert list(tmp_path.rglob("*.toml")) == []
 
@@ -197,3 +199,78 @@ def test_a_waiting_run_is_moved_by_its_buttons(tab: Tab, tmp_path: Path, monkeyp
     ):
         tab._moving(places)(name)
         assert [task.run.name for task in tab._jobs.training.waiting()] == order
+
+
+# ------------------------------------------------------------------ proposals
+def proposed(tab: Tab, **values: Any) -> dict[Any, Any]:
+    folder = draw_pictures(tab._jobs.host.folders.runs.parent / "many", count=12)[0].parent
+    return {**typed(tab, data__folder=str(folder), **values), tab.preset: "character"}
+
+
+def test_what_suits_the_pictures_is_proposed_with_reasons_and_taken_by_one_press(tab: Tab) -> None:
+    values = proposed(tab, training__accumulate=4, name="")
+    shown = tab._check(values)
+    table = Page(shown[tab.proposals.table]["value"])
+    assert shown[tab.proposals.take]["visible"]
+    assert len(table.all("tr")) == 5  # heads, resolution of the small checkpoint, repeats, epochs, share
+    assert "a character" in table.text
+    assert all(row.text.endswith(".") for row in table.all("tr")[1:])
+    taken = tab._take(values)
+    filled = {widget: each["value"] for widget, each in taken.items() if widget in tab._form.widgets.values()}
+    assert filled[tab._form.widgets["data.repeats"]] > 10
+    after = tab._advise({**values, **filled})
+    assert not after[tab.proposals.take]["visible"]
+    assert "is seen only" not in Page(after[tab.advice]).text
+
+
+def test_without_pictures_nothing_is_proposed(tab: Tab) -> None:
+    for answer in (tab._advise(typed(tab)), tab._take(typed(tab)), tab._check(typed(tab, data__folder="/gone"))):
+        assert not answer[tab.proposals.take]["visible"]
+    wrong = tab._take(proposed(tab, training__optimizer_args="x"))
+    assert Page(wrong[tab.advice]).one("div", "lt-error")
+
+
+def test_a_reload_keeps_every_field_of_the_form(tab: Tab, tmp_path: Path) -> None:
+    kept = {id(widget) for widget in tab.keeper._widgets.values()}
+    assert [path for path, widget in tab._form.widgets.items() if id(widget) not in kept] == []
+    assert {
+        "sweep",
+        "preset",
+        "grid_epochs",
+        "weights",
+        "stacks_stack",
+        "tools_merge_files",
+    } <= tab.keeper._widgets.keys()
+    assert not {"run", "blocks_file", "run_wish", "grid_wish", "kept"} & tab.keeper._widgets.keys()
+    with gr.Blocks() as page:  # as standalone.py has it: within another page
+        nested = Tab(tab._jobs)
+    assert nested.keeper._widgets.keys() == tab.keeper._widgets.keys()
+    assert all(widget._id in page.blocks for widget in nested.keeper._widgets.values())
+
+
+# ------------------------------------------------------------------ presets given away and taken
+def test_a_preset_goes_down_and_up_again(tab: Tab, tmp_path: Path) -> None:
+    given = tab._export_preset({**typed(tab, network__rank=20), tab.preset_box.name: "mine"})
+    made = json.loads(given[tab.preset_box.exported])
+    assert made["name"] == "mine.toml"
+    (tmp_path / "mine.toml").write_text(made["text"], encoding="utf-8")
+    *updates, chosen, said = tab._import_preset(SimpleNamespace(name=str(tmp_path / "mine.toml")))
+    assert filled_in(tab, [*updates, said])["network.rank"] == 20
+    assert (chosen["value"], "mine" in chosen["choices"]) == ("mine", True)
+    assert Page(said).one("div", "lt-info")
+
+
+def test_a_wrong_file_and_a_wrong_form_are_sentences(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[network\n", encoding="utf-8")
+    *updates, _, said = tab._import_preset(SimpleNamespace(name=str(tmp_path / "a.toml")))
+    assert filled_in(tab, [*updates, said]) == {}
+    assert Page(said).one("div", "lt-error")
+    given = tab._export_preset(typed(tab, training__optimizer_args="x"))
+    assert given[tab.preset_box.exported] == ""
+    assert Page(given[tab.feedback]).one("div", "lt-error")
+
+
+def test_the_usual_settings_come_back_and_the_data_sets_own_stay(tab: Tab) -> None:
+    found = filled_in(tab, tab._defaults())
+    assert found["network.rank"] == 16
+    assert not {"name", "data.folder", "data.trigger", "samples.prompts"} & found.keys()

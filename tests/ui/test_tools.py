@@ -224,6 +224,9 @@ def test_checkpoints_of_the_host_are_offered(panel: ToolsPanel) -> None:
         assert CHECKPOINT.name in panel.known[path].choices
 
 
+PICTURE = {"steps": 9, "sampler": "Euler", "cfg": 7.0, "width": 64, "height": 32, "seed": 5}
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_of_the_work_becomes_markup(text: str) -> None:
     made = SimpleNamespace(
@@ -241,9 +244,10 @@ def test_nothing_of_the_work_becomes_markup(text: str) -> None:
     stack = Stack((LoraTag("a", 1.0, lbw=text.translate({ord(c): None for c in ":=>"}) or "x"),))
     Page(tool_views.stack_report(stack, english))
     mix = {"number": 1, "weights": {text: 0.5}, "total": 0.5, "tags": text, "prompt": text}
-    document = {"loras": [{"name": text}], "request": {"prompt": text, "negative": text}, "mixes": [mix]}
+    document = {"loras": [{"name": text}], "request": {**PICTURE, "prompt": text, "negative": text}, "mixes": [mix]}
     button = Page(tool_views.mixes_table(document, english)).one("button", "lt-use")
     assert (button.attributes["data-prompt"], button.attributes["data-negative"]) == (text, text)
+    assert button.attributes["data-settings"] == "Steps: 9, Sampler: Euler, CFG scale: 7, Size: 64x32, Seed: 5"
 
 
 # ------------------------------------------------------------------ adding lines

@@ -1,0 +1,57 @@
+// What the page remembers itself: the form over a reload, which run was pressed in the table, which files are new.
+(() => {
+    if (window.loraTrainForm) return;
+    window.loraTrainForm = true;
+
+    const SOON = 300; // ms after the last key
+    const SELDOM = 10; // seconds between two questions while the tab is not in view
+    const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
+    const press = (selector) => {
+        const button = root().querySelector(selector);
+        if (button) button.click();
+    };
+
+    // ---------------------------------------------------------- the form (ui/keep.py)
+    let timer = 0;
+    const keep = () => press("#lora_train_keep");
+    for (const kind of ["input", "change", "click"]) {
+        document.addEventListener(
+            kind,
+            (event) => {
+                if (event.target.id === "lora_train_keep" || !event.target.closest) return;
+                if (!event.isTrusted || !event.target.closest("#lora_train")) return;
+                clearTimeout(timer);
+                timer = setTimeout(keep, SOON);
+            },
+            true,
+        );
+    }
+    window.addEventListener("pagehide", keep);
+
+    // ---------------------------------------------------------- the table of runs
+    document.addEventListener("click", (event) => {
+        const chosen = event.target.closest && event.target.closest(".lt-choose");
+        if (!chosen) return;
+        event.preventDefault();
+        const field = root().querySelector("#lora_train_run_wish :is(textarea, input)");
+        field.value = chosen.dataset.run;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => press("#lora_train_run_choose"), 40); // gradio takes over the text first
+    });
+
+    // ---------------------------------------------------------- new files, in the WebUI's Lora tab too
+    let known = null;
+    let seconds = 0;
+    setInterval(() => {
+        const tab = root().querySelector("#lora_train");
+        if (!tab || document.hidden) return;
+        seconds += 1;
+        const isHidden = tab.offsetParent === null;
+        if (isHidden && seconds % SELDOM === 0 && tab.querySelector(".lt-status .lt-running")) press("#lora_train_poll");
+        const files = [...tab.querySelectorAll("[data-files]")].map((each) => each.dataset.files).join(" ");
+        if (known !== null && files !== known) {
+            for (const page of ["txt2img", "img2img"]) press(`#${page}_lora_extra_refresh_internal`);
+        }
+        known = files;
+    }, 1000);
+})();

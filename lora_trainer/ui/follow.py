@@ -1,0 +1,128 @@
+"""Tools and stacks follow the chosen run, and files that are new appear in their lists by themselves."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.access import LoraFolder
+from lora_trainer.errors import InputError
+from lora_trainer.jobs import Jobs
+from lora_trainer.ui.stacks import StacksPanel
+from lora_trainer.ui.tools import ToolsPanel
+
+_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+_WEIGHT = 0.8
+Seen = dict[str, Any]
+
+
+class FolderWatch:
+    """The LoRA files of a host, listed again only when a folder has changed.
+
+    A folder's time changes with each file that comes or goes, and with each folder in it, so that a look at the
+    folders is enough.
+    """
+
+    def __init__(self, loras: LoraFolder) -> None:
+        self._loras = loras
+        self._folders: dict[str, int] = {}
+        self._names: list[str] = []
+
+    def names(self) -> list[str]:
+        """All names, as :meth:`LoraFolder.names` has them."""
+        now = {folder: _changed(folder) for folder in self._folders}
+        if not self._folders or now != self._folders:
+            # the times come first: what is written meanwhile is found the next time
+            self._folders = {folder: _changed(folder) for folder in self._all_folders()}
+            self._names = self._loras.names()
+        return self._names
+
+    def _all_folders(self) -> list[str]:
+        """The folder and those below it; links are followed, but never in a circle."""
+        found: dict[str, str] = {}
+        for folder, inner, _ in os.walk(self._loras.root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in found:
+                inner.clear()
+            found.setdefault(real, folder)
+            inner[:] = [name for name in inner if not name.startswith(".")]
+        return list(found.values())
+
+
+def _changed(folder: str) -> int:
+    with suppress(OSError):
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116
+    return 0
+
+
+class Follower:
+    """What is put into the panels of tools and stacks as runs and files come.
+
+    A choice of the person's own is left alone: only what is empty, or what was put in here before, is replaced.
+
+    Args:
+        jobs: of the host.
+        tools: the panel of file tools.
+        stacks: the panel of stacks.
+    """
+
+    def __init__(self, jobs: Jobs, tools: ToolsPanel, stacks: StacksPanel) -> None:
+        self._jobs = jobs
+        self._loras = jobs.files.loras
+        self._watch = FolderWatch(jobs.files.loras)
+        self._tools = tools
+        self._stacks = stacks
+        self._stack = stacks.widgets["stack"]
+        self.seen = gr.State({})
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What :meth:`follow` fills."""
+        return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.seen]
+
+    def connect(self, run: Any, poll: gr.Button, page: gr.Blocks) -> None:
+        """Let the page's poll and its loading do it.
+
+        Args:
+            run: the widget with the chosen run's name.
+            poll: the hidden button.
+            page: the page.
+        """
+        inputs = [run, self._tools.file, self._stack, self.seen]
+        poll.click(self.follow, inputs, self.outputs, **_HIDDEN)
+        page.load(self.follow, inputs, self.outputs, **_HIDDEN)
+
+    def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
+        """Updates of :attr:`outputs`; what has not changed since ``seen`` is left alone."""
+        names, newest = self._watch.names(), self.newest(run)
+        offer = gr.update() if seen.get("names") == names else gr.update(choices=names)
+        chosen, line = offer, gr.update()
+        before = seen.get("newest", "")
+        if newest and newest != before:
+            if not file or file == before:
+                chosen = gr.update(choices=names, value=newest)
+            if (stack or "").strip() in ("", _line(before)):
+                line = gr.update(value=_line(newest))
+        return [chosen, offer, offer, line, {"names": names, "newest": newest or before}]
+
+    def newest(self, name: str | None) -> str:
+        """Name of a run's newest LoRA file below the LoRA folder; empty where there is none."""
+        try:
+            entries = self._jobs.runs.get(name or "").manifest["files"]
+        except InputError:
+            return ""
+        names = set(self._watch.names())
+        for entry in reversed(entries):
+            with suppress(ValueError):  # it lies elsewhere
+                found = Path(entry["path"]).relative_to(self._loras.root).with_suffix("").as_posix()
+                if found in names:
+                    return found
+        return ""
+
+
+def _line(name: str | None) -> str:
+    return f"{name}: {_WEIGHT:g}" if name else ""
