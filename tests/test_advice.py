@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.advice import Advice, advise, calculate
+from lora_trainer.dataset.listing import Remark
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from tests.helpers import config, data, item
@@ -216,3 +217,9 @@ def test_calculator_counts_what_a_run_does(sizes, repeats, share, epochs, steps,
         or (every[1] and s.number % every[1] == 0)
     ]
     assert result.files == len(written)
+
+
+def test_remarks_on_the_folder_are_advice_too() -> None:
+    known = dataset()
+    known.remarks.append(Remark("Files that are not used ({count}): {names}.", {"count": 1, "names": "a.mp4"}))
+    assert about("data.folder", advise(config(**SOUND), known)) == ["Files that are not used (1): a.mp4."]
