@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lora_trainer.advice import Advice, advise, calculate, idle
 from lora_trainer.config import require_warmup
+from lora_trainer.dataset.listing import Remark
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.errors import InputError
@@ -289,3 +290,7 @@ def test_settings_that_nothing_uses_are_named(values: dict[str, Any], paths: lis
     found = list(idle(config(**values)))
     assert [a.path for a in found] == paths
     assert all(a in advise(config(**values)) for a in found)
+def test_remarks_on_the_folder_are_advice_too() -> None:
+    known = dataset()
+    known.remarks.append(Remark("Files that are not used ({count}): {names}.", {"count": 1, "names": "a.mp4"}))
+    assert about("data.folder", advise(config(**SOUND), known)) == ["Files that are not used (1): a.mp4."]

@@ -18,7 +18,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 from lora_trainer.training import run as run_module
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
 
 CASES = Path(__file__).parent / "cases"
@@ -204,6 +204,23 @@ def test_dataset_check_reports_every_picture(capsys: pytest.CaptureFixture[str],
     code, out, _ = run(capsys, "dataset", "check", tmp_path / "pictures", "--resolution", "64")
     assert code == 0
     assert out.count(".png") == 5
+
+
+def test_dataset_check_names_what_is_left_out_and_guessed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    draw_pictures(folder / "150_x", 2, (64, 64))
+    (folder / "150_x" / "00.txt").write_bytes("a girl’s dress".encode("cp1252"))
+    for number in range(12):
+        (folder / f"{number}.heic").write_bytes(b"x")
+    _, out, _ = run(capsys, "dataset", "check", folder, "--resolution", "64")
+    lines = out.splitlines()
+    assert "  folder 150_x: 2 pictures, 150× each" in lines
+    assert "“a girl’s dress”" in out
+    warned = [line for line in lines if line.startswith("warning: ")]
+    assert any("not read (12): 0.heic, 1.heic" in line for line in warned)
+    assert any("150_x is read as 150 repeats" in line for line in warned)
+    assert any("read as cp1252 by guessing (1): 150_x/00.txt" in line for line in warned)
+    assert all(f"  {folder / f'{number}.heic'}" in lines for number in range(12))  # the sentence names ten
 
 
 def test_dataset_check_warns_of_pictures_that_are_enlarged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

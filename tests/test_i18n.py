@@ -133,6 +133,8 @@ TRANSLATING = {
     "answered": 1,
     "Advice": 1,
     "Notice": 0,
+    "Remark": 0,
+    "remark": 0,
 }
 """Calls that put an argument into the person's language, and which one."""
 

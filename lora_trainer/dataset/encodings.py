@@ -81,7 +81,7 @@ def _certain(raw: bytes) -> Decoded | None:
 
 
 # ------------------------------------------------------------------ how likely a text is
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Script:
     """What texts in one language are made of. Costs are −log of how likely a character is there.
 
@@ -233,15 +233,16 @@ def _guess(raws: Sequence[bytes], known: Iterable[str]) -> list[Decoded]:
     if not raws:
         return []
     expected = _languages(known)
-    scores = [
-        [c.score(raw) - (_EVIDENCE if any(c.script is script for script in expected) else 0.0) for c in _CANDIDATES]
-        for raw in raws
-    ]
+    # what is damaged UTF-8 needs no such help: without a letter left it would be of any language
+    helped = [_EVIDENCE if c.encoding != "utf-8" and c.script in expected else 0.0 for c in _CANDIDATES]
+    scores = [[c.score(raw) - bonus for c, bonus in zip(_CANDIDATES, helped, strict=True)] for raw in raws]
     chosen: dict[int, _Candidate] = {}
     left = list(range(len(raws)))
     while left:
         best = min(range(len(_CANDIDATES)), key=lambda c: sum(scores[text][c] for text in left))
-        suited = [text for text in left if scores[text][best] <= min(scores[text]) + _TOLERANCE]
+        # the bytes of one text are not damaged because another's are
+        tolerance = 0.0 if _CANDIDATES[best].encoding == "utf-8" else _TOLERANCE
+        suited = [text for text in left if scores[text][best] <= min(scores[text]) + tolerance]
         if not suited:  # each is something else
             chosen |= {text: _CANDIDATES[scores[text].index(min(scores[text]))] for text in left}
             break

@@ -319,12 +319,12 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             field="data.folder",
             folder=dataset.folder,
         )
-    if not dataset.items and (left_out := [r for r in dataset.remarks if r.paths and set(r.paths) - {dataset.folder}]):
+    if not dataset.items and (left_out := next(listing.remarks(), None)):
         raise InputError(
             "data.folder: there is no picture in {folder} that can be used. {first}",
             field="data.folder",
             folder=dataset.folder,
-            first=left_out[0],
+            first=left_out,
         )
     if not dataset.items:
         raise InputError(

@@ -12,7 +12,7 @@ from PIL import Image
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import check_dataset, duplicates, scan
 from lora_trainer.errors import InputError
-from tests.helpers import data, draw_pictures
+from tests.helpers import CASES, data, draw_pictures
 
 
 def found(folder: Path, **values: object) -> dict[str, tuple[int, str]]:
@@ -182,6 +182,266 @@ def test_broken_pictures_can_be_taken_out(picture_folder: Path) -> None:
     assert [i.path.name for i in without.items] == ["00.png", "02.png", "03.png"]
     assert [str(p) for p in without.problems] == [f"{path} is broken."]
     assert len(dataset.items) == 4
+
+
+# ------------------------------------------------------------------ every file is accounted for
+def remarks(folder: Path, **values: object) -> str:
+    return "\n".join(map(str, scan(data(folder=str(folder), **values)).remarks))
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    "name", ["IMG_1.HEIC", "b.heif", "c.jxl", "d.psd", "e.CR2", "f.dng", "g.svg", "h.kra", "sub/i.exr", "10_x/j.xcf"]
+)
+def test_picture_of_a_kind_that_is_not_read_is_named_with_what_to_do(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "10_x/a.png" if name.startswith("10_x") else "a.png")
+    touch(tmp_path, name)
+    assert f"not read (1): {name}. Save them as PNG or JPEG." in remarks(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jpe", "a.JPE", "a.tga", "a.dib", "a.ppm", "a.apng", "a.jfif", "a.JIF"])
+def test_rarer_names_of_what_pillow_reads_are_read(tmp_path: Path, name: str) -> None:
+    kinds = {".tga": "TGA", ".dib": "DIB", ".ppm": "PPM", ".apng": "PNG"}
+    Image.new("RGB", (64, 64)).save(tmp_path / name, kinds.get(Path(name).suffix, "JPEG"))
+    (tmp_path / "a.txt").write_text("a caption")
+    dataset = check_dataset(data(folder=str(tmp_path)))
+    assert [item.caption for item in dataset.items] == ["a caption"]
+    assert not dataset.remarks
+
+
+@pytest.mark.parametrize("name", ["f.mp4", "e.png.part", "photo.jpg_large", "IMG_0001", "pictures.zip", "a.webp!"])
+def test_any_other_file_is_named(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a.png")
+    touch(tmp_path, name)
+    assert f"not used (1): {name}." in remarks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.npz", "meta.json", "config.toml", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "README.txt"),
+        *("a.xmp", "tags.csv", "__MACOSX/a.png", "@eaDir/a.png", ".thumbnails/a.png", ".git/config", "a.caption"),
+    ],
+)
+def test_captions_caches_and_side_files_are_no_noise(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a.png")
+    touch(tmp_path, name)
+    assert remarks(tmp_path) == ""
+
+
+def test_hidden_pictures_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", ".b.png", ".old/c.png", "sub/.d/e.png")
+    assert "hidden folder (3): .b.png, .old/c.png, sub/.d/e.png." in remarks(tmp_path)
+
+
+def test_captions_whose_picture_is_missing_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    touch(tmp_path, "b.txt", "sub/c.caption", "d.heic", "d.txt", "e.png.txt")
+    assert "Captions without a picture beside them (3): b.txt, e.png.txt, sub/c.caption." in remarks(tmp_path)
+
+
+def test_many_files_are_counted_and_all_of_them_are_in_the_report(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    touch(tmp_path, *(f"{number:02d}.heic" for number in range(25)))
+    (remark,) = scan(data(folder=str(tmp_path))).report()["remarks"]
+    assert "(25): 00.heic, 01.heic" in remark["sentence"]
+    assert "09.heic, …" in remark["sentence"]
+    assert remark["paths"] == [str(tmp_path / f"{number:02d}.heic") for number in range(25)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_linked_folder_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "data/a.png", "elsewhere/b.png", "data/sub/c.png")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data" / "sub" / "deep").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert list(found(tmp_path / "data")) == ["a.png", "sub/c.png"]
+    assert "links to folders are not followed (2): more, sub/deep." in remarks(tmp_path / "data")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_numbered_folder_may_be_a_link(tmp_path: Path) -> None:
+    put(tmp_path, "elsewhere/b.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "5_x").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert found(tmp_path / "data") == {"5_x/b.png": (5, "a caption")}
+    assert remarks(tmp_path / "data") == ""
+
+
+@pytest.mark.parametrize("closed", ["sub", ""])
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.png", "sub/b.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path) == tmp_path / closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    if closed:
+        assert list(found(tmp_path)) == ["a.png"]
+        assert "The folder sub cannot be read (Permission denied)" in remarks(tmp_path)
+    else:
+        with pytest.raises(InputError, match=r"no picture in .* cannot be read \(Permission denied\)"):
+            scan(data(folder=str(tmp_path)))
+
+
+def test_caption_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.png", "b.png")
+    opened = Path.open
+
+    def refuse(path: Path, *names: object, **values: object) -> object:
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *names, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    dataset = scan(data(folder=str(tmp_path)))
+    assert [path.name for path in dataset.uncaptioned] == ["b.png"]
+    assert [str(remark) for remark in dataset.remarks] == ["The caption b.txt cannot be read: Permission denied."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_pipe_named_like_a_picture_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert list(found(tmp_path)) == ["a.png"]
+    assert "not used (1): b.png." in remarks(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "reg/a.png", "samples/a.png", "a.mp4"])
+def test_folder_of_nothing_but_what_is_left_out_says_what(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, caption=None) if name.endswith("png") else touch(tmp_path, name)
+    with pytest.raises(InputError, match=rf"no picture in .* that can be used\..*: {name}\."):
+        scan(data(folder=str(tmp_path), trigger="x"))
+
+
+def test_case_pictures_left_out() -> None:
+    assert "not read (3): IMG_0001.HEIC, IMG_0002.heif, b.jxl." in remarks(CASES / "pictures-left-out", trigger="zorp")
+
+
+# ------------------------------------------------------------------ what is not to be learned
+@pytest.mark.parametrize("name", ["reg", "Reg", "regularization", "reg/1_girl", "class_images", "sub/reg"])
+def test_regularization_pictures_are_left_out_and_told(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a.png", f"{name}/b.png")
+    assert list(found(tmp_path)) == ["a.png"]
+    assert f"regularization pictures (1): {name}/b.png." in remarks(tmp_path)
+
+
+def test_layout_of_kohyas_scripts_given_whole(tmp_path: Path) -> None:
+    put(tmp_path, "img/10_zorp girl/a.png", "reg/1_girl/b.png")
+    put(tmp_path, "sample/c.png", caption=None)
+    assert found(tmp_path) == {"img/10_zorp girl/a.png": (1, "a caption")}
+    told = remarks(tmp_path)
+    assert "reg/1_girl/b.png" in told
+    assert "sample/c.png" in told
+    assert "img/10_zorp girl: the number is not read as repeats, since only folders right in" in told
+
+
+def test_samples_with_captions_are_pictures_as_any(tmp_path: Path) -> None:
+    put(tmp_path, "samples/a.png")
+    assert list(found(tmp_path)) == ["samples/a.png"]
+    assert remarks(tmp_path) == ""
+
+
+def test_folder_of_regularization_pictures_may_be_given_itself(tmp_path: Path) -> None:
+    put(tmp_path, "reg/a.png")
+    assert list(found(tmp_path / "reg")) == ["a.png"]
+
+
+# ------------------------------------------------------------------ numbers in names
+@pytest.mark.parametrize(
+    ("folder", "chosen", "told"),
+    [
+        ("512_cropped", "512_cropped", "512_cropped is read as 512 repeats: each picture in it counts 512×"),
+        ("1024_x", "", "1024_x is read as 1024 repeats: each picture in it counts 1000×"),
+        ("2023_trip", "2023_trip", "2023_trip is read as 2023 repeats: each picture in it counts 1000×"),
+        ("99999_x", "", "99999_x is read as 99999 repeats: each picture in it counts 1000×"),
+        ("100_x", "", "100_x is read as 100 repeats: each picture in it counts 100×"),
+        ("10_zorp", "10_zorp", "10_zorp is read as 10 repeats: each picture in it counts 10×"),
+        ("0_off", "0_off", "0_off is read as 0 repeats: each picture in it counts 1×"),
+        *((n, "", f"{n}: the number is not read") for n in ("10-x", "1.5_x", "10 x", "10", "(10)_x", "10x_zorp")),
+        *((n, n, f"{n}: the number is not read") for n in ("10-x", "1,5_x", "20.x", "10＿x", "x10 y")),
+        ("img/10_x", "", "img/10_x: the number is not read as repeats, since only folders right in the chosen one"),
+        ("a/b/5_y", "", "a/b/5_y: the number is not read as repeats"),
+        ("sub/10-x", "", "sub/10-x: the number is not read as repeats"),
+    ],
+)
+def test_numbers_that_are_read_or_look_so_are_told(tmp_path: Path, folder: str, chosen: str, told: str) -> None:
+    put(tmp_path, f"{folder}/a.png")
+    assert told in remarks(tmp_path / chosen)
+
+
+@pytest.mark.parametrize("name", ["10_zorp", "3d", "1girl", "512x768", "2023-05-01", "girl_10", "v1.5", "99_x"])
+def test_usual_names_need_no_remark(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/a.png")
+    assert remarks(tmp_path) == ""
+
+
+def test_numbers_beside_numbered_folders_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "10_a/x.png", "0_off/y.png", "5-b/z.png", "more/3_c/w.png", "10_a/2_d/v.png")
+    told = remarks(tmp_path)
+    assert "0_off: 0 repeats, so what is in there is not used." in told
+    assert "5-b: the number is not read as repeats, since only names such as 10_name are" in told
+    assert "10_a/2_d, more/3_c: the number is not read as repeats, since only folders right in" in told
+
+
+def test_empty_folders_with_numbers_are_not_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "10-x").mkdir()
+    assert "number" not in remarks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("512_cropped", "512_cropped is read as 512 repeats"),
+        ("2023_trip", "2023_trip is read as 2023 repeats: each picture in it counts 1000×"),
+        ("dash", "10-zorp: the number is not read as repeats"),
+    ],
+)
+def test_case_folder_year(case: str, told: str) -> None:
+    assert told in remarks(CASES / "folder-year" / case)
+
+
+# ------------------------------------------------------------------ captions of other encodings
+def test_guessed_encodings_are_told_once_a_folder_with_names(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}.png" for name in "abcdef"), caption="plain")
+    for name, text, encoding in (
+        *(("a", "a girl’s dress", "cp1252"), ("b", "café, garden", "cp1252"), ("c", "红裙，街道，长发", "utf-8")),
+        *(("d", "긴 머리, 안경", "cp949"), ("e", "窓のそばの少女", "utf-8-sig")),
+    ):
+        (tmp_path / f"{name}.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "f.txt").write_bytes("微笑，街道，长发".encode()[:-1])
+    told = remarks(tmp_path)
+    assert "read as cp1252 by guessing (2): a.txt, b.txt." in told
+    assert "read as cp949 by guessing (1): d.txt." in told
+    assert "damaged bytes, shown as � (1): f.txt." in told
+    assert len(told.splitlines()) == 3
+    assert found(tmp_path)["b.png"] == (1, "café, garden")
+    assert found(tmp_path)["f.png"] == (1, "微笑, 街道, 长�")
+
+
+@pytest.mark.parametrize("case", ["caption-cp1252", "caption-other-codepages"])
+def test_cases_of_other_encodings_name_every_guessed_file(case: str) -> None:
+    told = remarks(CASES / case)
+    assert all(path.name in told for path in (CASES / case).glob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    ("case", "captions"),
+    [
+        ("caption-chinese-comma", {"a.png": "zorp, 红裙, 街道"}),
+        ("caption-other-commas", {"a.png": "zorp, 赤いドレス, 街", "lines.png": "zorp, red dress, street"}),
+    ],
+)
+def test_cases_of_other_commas(case: str, captions: dict[str, str]) -> None:
+    assert {name: caption for name, (_, caption) in found(CASES / case, trigger="zorp").items()} == captions
 
 
 # ------------------------------------------------------------------ one sentence each, nothing written

@@ -133,6 +133,18 @@ def test_pictures_that_are_enlarged_are_counted(tmp_path: Path) -> None:
     assert line.text.endswith("or switch “Enlarge small pictures” off.")
 
 
+def test_report_names_guesses_first_and_says_how_many_broken_pictures_more(tmp_path: Path) -> None:
+    draw_pictures(tmp_path, 1, (64, 64))
+    (tmp_path / "00.txt").write_bytes("café <b>".encode("cp1252"))
+    for number in range(30):
+        (tmp_path / f"broken{number:02d}.png").write_bytes(b"x")
+    settings = data(folder=str(tmp_path), resolution=64, bucket_step=32)
+    lines = [line.text for line in Page(views.dataset_report(scan(settings), T)).all("li")]
+    assert "read as cp1252 by guessing (1): 00.txt" in lines[0]
+    assert sum("is not a readable picture" in line for line in lines) == 20
+    assert lines[-1] == "… and 10 more."
+
+
 def test_a_thumbnail_is_small_and_shows_the_part_that_is_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGB", (800, 400), "red").save(path)
