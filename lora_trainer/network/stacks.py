@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_trainer.errors import InputError
@@ -141,10 +142,11 @@ def _tags(line: str) -> list[LoraTag]:
     rest = TAG.sub("", line).strip(" ,，")
     if rest:
         raise InputError("“{text}” is no LoRA; put the rest of the prompt into its own field.", text=rest[:80])
-    return [
-        _of_path(match[2], lambda inner, match=match: parse_tag(f"<{match[1]}:{inner}>"))
-        for match in TAG.finditer(line)
-    ]
+    return [_of_path(match[2], partial(_tag_of, match[1])) for match in TAG.finditer(line)]
+
+
+def _tag_of(kind: str, inner: str) -> LoraTag:
+    return parse_tag(f"<{kind}:{inner}>")
 
 
 def _of_path(text: str, read: Callable[[str], LoraTag]) -> LoraTag:

@@ -244,9 +244,10 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
     if m.get("loss_average") is not None:
         facts.append((f"{m['loss_average']:.4f}", "loss"))
     validation = m.get("validation", {})
-    for name, title in (("last", "validation loss"), ("base", "without LoRA")):
-        if validation.get("last") is not None and validation.get(name) is not None:  # null where it was no number
-            facts.append((f"{validation[name]:.4f}", title))
+    if validation.get("last") is not None:  # null where it was no number
+        facts.append((f"{validation['last']:.4f}", "validation loss"))
+        if validation.get("base") is not None:
+            facts.append((f"{validation['base']:.4f}", "without LoRA"))
     facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in (m.get("lr") or {}).items()]
     return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
 
