@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -166,3 +167,28 @@ def test_what_the_manifest_says_counts_before_the_name() -> None:
     entry = {"path": "renamed-step00000002.safetensors", "epoch": 1, "step": 2, "by_step": False}
     assert not is_by_step("a", entry)
     assert is_by_step("a", {**entry, "path": "b.safetensors", "by_step": True})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_burnt_run_writes_json_all_the_same(runs: Runs, number: float) -> None:
+    """Its losses are no numbers; what other programs read must not be broken by that."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    run = runs.create(config())
+    run.update(now=True, loss=number, validation={"last": number, "base": 0.5})
+    run.log(step=1, loss=number, lr={"unet": 1e-4})
+    run.log(step=1, validation=number)
+    files = (run.folder / "manifest.json", run.folder / "log.jsonl")
+    for text in (files[0].read_text(encoding="utf-8"), *files[1].read_text(encoding="utf-8").splitlines()):
+        json.loads(text, parse_constant=refuse)
+    found = again(runs).get("test")
+    assert (found.manifest["loss"], found.manifest["validation"]) == (None, {"last": None, "base": 0.5})
+    assert [entry.get("loss") for entry in found.entries()] == [None, None]
+
+
+def test_a_log_of_an_older_version_with_nan_in_it_is_read(runs: Runs) -> None:
+    run = runs.create(config())
+    (run.folder / "log.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n', encoding="utf-8")
+    assert [entry["loss"] for entry in run.entries()] == [None, 0.5]

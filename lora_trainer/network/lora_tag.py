@@ -21,6 +21,8 @@ MARK = "axis"
 KNOWN = frozenset((*_OWN, MARK, "hr", "hrte", "hrunet"))
 """All that somebody reads: those above, our grid's mark, and what sd-webui-loractl has."""
 _LARGEST = 10**9
+DRIVE = re.compile(r"^(\\\\\?\\)?[A-Za-z]:(?=[\\/])")
+"""The beginning of a Windows path, whose colon ends no name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LoraTag:
     """One LoRA in a prompt; ``str()`` writes the tag.
 
     Attributes:
-        name: of the file, without the extension.
+        name: of the file, without the extension; or a path that a person gave, until its file is found.
         te: weight of the text encoders.
         unet: weight of the UNet; ``None`` is ``te``'s.
         dyn: use only so many ranks.
@@ -59,7 +61,7 @@ class LoraTag:
         Raises:
             InputError: the name is empty, or a text has a character that ends it in a tag.
         """
-        texts = (self.name, self.lbw, self.lbwe, *(part for pair in self.extra for part in pair))
+        texts = (DRIVE.sub("", self.name), self.lbw, self.lbwe, *(part for pair in self.extra for part in pair))
         if not self.name.strip() or any(mark in text for text in texts for mark in ":=>"):
             raise InputError(
                 "{name}: the texts of a LoRA tag may not be empty or have : = > in them; rename the file or preset.",

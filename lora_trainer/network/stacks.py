@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_trainer.errors import InputError
 from lora_trainer.network.block_weights import parse_number
-from lora_trainer.network.lora_tag import TAG, LoraTag, parse_tag
+from lora_trainer.network.lora_tag import DRIVE, TAG, LoraTag, parse_tag
 from lora_trainer.randomness import python_rng
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ SUM_ADVISED = 1.2
 """The guides: weights of several LoRAs together should not be more."""
 METHODS = ("uniform", "dirichlet")
 MAX_LORAS = 50
+_QUOTED = re.compile(r"""(["'])([^"']*(?:[\\/]|\.safetensors)[^"']*)\1""")
+"""A path as people paste it; a name may have quotes of its own."""
 _STEPS = 1000
 """Drawn weights have three decimals."""
 
@@ -91,7 +95,8 @@ def parse_stack(text: str) -> Stack:
     """LoRAs from lines ``name: weight``, ``name: weight: block weights``, or tags ``<lora:name:0.7>``.
 
     What stands behind the weight is as in the tag: a second number is the UNet's weight, then come ``lbw=…``,
-    ``lbwe=…``, ``start=5``; a word or list alone is ``lbw``. Chinese colons and commas are read as well.
+    ``lbwe=…``, ``start=5``; a word or list alone is ``lbw``. Chinese colons and commas are read as well. A name
+    may be a path, also in quotes or with a drive's letter: ``C:\\loras\\a.safetensors: 0.7``.
 
     Raises:
         InputError: nothing in it, a line that cannot be read, or a LoRA named twice.
@@ -133,11 +138,31 @@ def require_constant(tag: LoraTag) -> None:
 def _tags(line: str) -> list[LoraTag]:
     """The LoRAs of one line."""
     if not TAG.search(line):
-        return [_named(line)]
+        return [_of_path(line, _named)]
     rest = TAG.sub("", line).strip(" ,，")
     if rest:
         raise InputError("“{text}” is no LoRA; put the rest of the prompt into its own field.", text=rest[:80])
-    return [_known(parse_tag(match[0])) for match in TAG.finditer(line)]
+    return [_of_path(match[2], partial(_tag_of, match[1])) for match in TAG.finditer(line)]
+
+
+def _tag_of(kind: str, inner: str) -> LoraTag:
+    return parse_tag(f"<{kind}:{inner}>")
+
+
+def _of_path(text: str, read: Callable[[str], LoraTag]) -> LoraTag:
+    """Read a text without the drive's letter and the quotes that its name may begin with, and put the letter back.
+
+    Raises:
+        InputError: an argument that nobody reads, or what ``read`` raises.
+    """
+    if quoted := _QUOTED.match(text):
+        text = quoted[2] + text[quoted.end() :]
+    drive = DRIVE.match(text)
+    tag = read(text[drive.end() :] if drive else text)
+    problem = tag.unknown()
+    if problem:
+        raise problem
+    return replace(tag, name=drive[0] + tag.name) if drive else tag
 
 
 def _named(line: str) -> LoraTag:
@@ -153,15 +178,7 @@ def _named(line: str) -> LoraTag:
     if any(">" in part for part in (weight, *named)):
         raise InputError("“{line}” is not of the form name: weight.", line=line[:80])
     parse_number(weight, f"The weight of {name}")
-    return _known(parse_tag(f"<lora:{':'.join([name, weight, *named])}>"))
-
-
-def _known(tag: LoraTag) -> LoraTag:
-    """The tag. Raises :class:`InputError` for an argument that nobody reads."""
-    problem = tag.unknown()
-    if problem:
-        raise problem
-    return tag
+    return parse_tag(f"<lora:{':'.join([name, weight, *named])}>")
 
 
 def _is_number(text: str) -> bool:

@@ -73,7 +73,7 @@ def _heat_cell(label: str, block: str, norm: float | None, largest: float, times
 
 
 def _label(row: Mapping[str, Any], t: Translate) -> str:
-    unit = "step" if row.get("by_step") else "epoch"
+    unit = "step" if row.get("by_step", row["label"] == f"step {row['step']}") else "epoch"
     return f"{t(unit)} {row[unit]}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from lora_trainer.network.tools import Baking, Ingredient, bake_file, merge_file
 from lora_trainer.plain_json import json_text
 from lora_trainer.ui.tool_views import info_report
 from lora_trainer.validation.block_norms import LoraFile, heat_csv, heat_map
+from tests.helpers import CHECKPOINT
 from tests.network.made import EVERY, KEYS, randn, some_lora, tensors
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -329,3 +331,17 @@ def test_embeddings_beside_a_lora_are_no_other_format(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({**some_lora(), "bundle_emb.some.word.string_to_param.*": torch.ones(1, 8)}, path)
     assert "problem" not in info(path)
+
+
+def test_a_run_that_continues_from_diffusers_file_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The case: it was called a LoRA for another kind of checkpoint, which it is not."""
+    shutil.copytree(CASES / "peft-lora", tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "run.toml").read_text(encoding="utf-8")
+    own = text.replace("lora_trainer/demo/assets/small-sd1.safetensors", CHECKPOINT.as_posix())
+    (tmp_path / "run.toml").write_text(own, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli(capsys, "train", "run.toml", "--root", "root")
+    assert (code, "another kind" in err) == (2, False)
+    assert "pytorch_lora_weights.safetensors is a LoRA in the names of diffusers and PEFT" in err

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import statistics
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from lora_trainer.cli import main
 from lora_trainer.errors import InputError
 from lora_trainer.network.lora_tag import LoraTag
 from lora_trainer.network.stacks import MAX_LORAS, METHODS, MixRule, Stack, mixes, parse_stack, require_constant
+from tests.network.made import some_lora
 
 BLOCKS = "1,0,0,0,0.5,1,1,1,1,1,1,1"
 names = st.text(
@@ -183,3 +189,41 @@ def test_an_argument_that_nobody_reads_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["a: 0.7: LBW=OUTD", "a: 0.7: lbw = OUTD", "<lora:a:0.7: Lbw=OUTD>"])
 def test_blanks_and_capitals_of_an_argument_mean_nothing(text: str) -> None:
     assert parse_stack(text).tags[0].lbw == "OUTD"
+
+
+@pytest.mark.parametrize(
+    "path", [r"C:\loras\a.safetensors", "d:/loras/a.safetensors", r"\\?\C:\x\a", r"C:\my loras\a b"]
+)
+@pytest.mark.parametrize(
+    "line", ["{}", "{}:0.7", "{}: 0.7 : lbw=OUTD", '"{}":0.7', "'{}' : 0.7", "<lora:{}:0.7>", "{}：0.7"]
+)
+def test_the_colon_of_a_drive_ends_no_name(path: str, line: str) -> None:
+    (tag,) = parse_stack(line.format(path)).tags
+    assert tag.name == path
+    assert tag.te == (1.0 if line == "{}" else 0.7)
+    assert tag.lbw == ("OUTD" if "OUTD" in line else "")
+
+
+def test_a_name_of_one_letter_is_no_drive() -> None:
+    assert [(tag.name, tag.te) for tag in parse_stack("C:0.7\nd: .5").tags] == [("C", 0.7), ("d", 0.5)]
+
+
+@pytest.mark.parametrize("text", [r"C:\loras\a:b:0.7", r"C:\a.safetensors:much", r"C:\a: 0.7: lwb=OUTD"])
+def test_what_is_wrong_behind_a_path_is_one_sentence(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_stack(text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it would be a place outside of the folder")
+def test_the_case_of_a_drive_letter_is_a_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without Windows: there the path is the name of a file in this folder."""
+    name = r"C:\loras\a.safetensors"
+    monkeypatch.chdir(tmp_path)
+    assert main(["lora", "mix", f"{name}:0.7", "--count", "1", "--root", "."]) == 2
+    assert f"there is no LoRA file {name}" in capsys.readouterr().err
+    save_file(some_lora(), tmp_path / name)
+    assert main(["lora", "mix", f"{name}:0.7", "--count", "1", "--root", ".", "--json"]) == 0
+    (lora,) = json.loads(capsys.readouterr().out)["loras"]
+    assert (lora["file"], lora["weight"]) == (name, 0.7)
