@@ -19,6 +19,7 @@ def main() -> int:
     kills = commands.add_parser("kills", help="kill a run at random instants and resume it")
     kills.add_argument("--count", type=int, default=100)
     kills.add_argument("--webui", action="store_true", help="kill the real WebUI instead of the embedded host")
+    commands.add_parser("aimed", help="kill a small run before each of its file operations and resume it")
     fuzz = commands.add_parser("fuzz", help="send random REST bodies, names and documents")
     fuzz.add_argument("--count", type=int, default=10_000)
     beside = commands.add_parser("beside", help="draw pictures of all kinds beside a run in the real WebUI")
@@ -31,9 +32,9 @@ def main() -> int:
     print(f"seed {args.seed}", file=sys.stderr)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="lora-train-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"kills": _kills, "fuzz": _fuzz, "beside": _beside, "many": _many, "events": _events}[args.what](
-        args, folder
-    )
+    figures = {"kills": _kills, "aimed": _aimed, "fuzz": _fuzz, "beside": _beside, "many": _many, "events": _events}[
+        args.what
+    ](args, folder)
     print(json.dumps({"what": args.what, "seed": args.seed, **figures}, indent=1))
     if args.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -47,6 +48,13 @@ def _kills(args: argparse.Namespace, folder: Path) -> dict:
     if args.webui:
         return kill_webui(folder, args.seed, args.count)
     return Kills(folder, args.seed).go(args.count)
+
+
+def _aimed(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.aimed import Aimed
+
+    aimed = Aimed(folder)
+    return aimed.go([(label, nth) for label, count in aimed.operations().items() for nth in {1, min(2, count), count}])
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> dict:
