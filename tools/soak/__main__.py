@@ -19,6 +19,7 @@ def main() -> int:
     kills = commands.add_parser("kills", help="kill a run at random instants and resume it")
     kills.add_argument("--count", type=int, default=100)
     kills.add_argument("--webui", action="store_true", help="kill the real WebUI instead of the embedded host")
+    commands.add_parser("aimed", help="kill a small run before each of its file operations and resume it")
     fuzz = commands.add_parser("fuzz", help="send random REST bodies, names and documents")
     fuzz.add_argument("--count", type=int, default=10_000)
     documents = commands.add_parser("documents", help="damage every key of a run's documents and look at the run")
@@ -35,6 +36,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "kills": _kills,
+        "aimed": _aimed,
         "fuzz": _fuzz,
         "documents": _documents,
         "beside": _beside,
@@ -54,6 +56,13 @@ def _kills(args: argparse.Namespace, folder: Path) -> dict:
     if args.webui:
         return kill_webui(folder, args.seed, args.count)
     return Kills(folder, args.seed).go(args.count)
+
+
+def _aimed(args: argparse.Namespace, folder: Path) -> dict:
+    from tools.soak.aimed import Aimed
+
+    aimed = Aimed(folder)
+    return aimed.go([(label, nth) for label, count in aimed.operations().items() for nth in {1, min(2, count), count}])
 
 
 def _fuzz(args: argparse.Namespace, folder: Path) -> dict:

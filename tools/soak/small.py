@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lora_trainer.config import TrainConfig
 from lora_trainer.demo import drawings
 from lora_trainer.demo.run import CHECKPOINT
+from lora_trainer.errors import InputError
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 
@@ -50,16 +51,20 @@ def make_jobs(root: Path, loaded: Any = None) -> Jobs:
     return Jobs(host)
 
 
-def go_on(root: Path, values: dict[str, Any], loaded: Any) -> str:
+def go_on(root: Path, values: dict[str, Any], loaded: Any, jobs: Jobs | None = None) -> str:
     """Begin the run, or go on with it; returns its state at the end."""
-    jobs = make_jobs(root, loaded)
+    jobs = jobs or make_jobs(root, loaded)
     name = values["name"]
     if name in jobs.runs.names():
         run = jobs.settled(name)
         if run.state == "done":
             return run.state
-        if run.state != "running":
-            run = jobs.resume(name)
+        if jobs.training.find(run) is None:
+            try:
+                run = jobs.resume(name)
+            except InputError:  # it waited, and has been put into the line meanwhile
+                if jobs.training.find(run) is None:
+                    raise
     else:
         run = jobs.submit(TrainConfig.from_dict(values))
     jobs.wait(run)
