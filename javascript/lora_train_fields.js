@@ -16,11 +16,15 @@
         }
     };
 
+    const shown = new WeakSet();
     const mark = () => {
         const found = new Map();
         for (const sentence of sentences()) {
             const widget = widgetOf(sentence);
-            if (widget) found.set(widget, sentence.textContent);
+            if (!widget) continue;
+            found.set(widget, sentence.textContent);
+            if (!shown.has(sentence)) reveal(widget); // the fold may have been closed since the last one
+            shown.add(sentence);
         }
         for (const widget of root().querySelectorAll("#lora_train .lt-wrong")) {
             if (!found.has(widget)) {
@@ -34,7 +38,6 @@
                 said = document.createElement("div");
                 said.className = "lt-wrong-text";
                 widget.append(said);
-                reveal(widget);
             }
             if (said.textContent !== text) said.textContent = text;
             widget.classList.add("lt-wrong");

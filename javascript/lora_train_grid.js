@@ -229,6 +229,17 @@
             this.showDetail();
             this.showRanking();
             for (const picture of this.comparison.querySelectorAll("img[data-pin]")) this.loadPin(picture);
+            if (!this.touched) this.revealBest();
+        }
+
+        /** Scroll so that the recommended cell is seen whole, below the head that stays. */
+        revealBest() {
+            const best = this.table.querySelector(".lt-best");
+            const box = this.table.parentElement;
+            if (!best || !box.clientHeight) return;
+            const top = best.offsetTop - this.table.tHead.offsetHeight;
+            const bottom = best.offsetTop + best.offsetHeight + 4 - box.clientHeight;
+            if (box.scrollTop < bottom || box.scrollTop > top) box.scrollTop = Math.min(top, Math.max(bottom, 0));
         }
 
         /** Whether a part has to be made anew: what it shows is another than the last time. */

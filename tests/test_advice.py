@@ -290,6 +290,8 @@ def test_settings_that_nothing_uses_are_named(values: dict[str, Any], paths: lis
     found = list(idle(config(**values)))
     assert [a.path for a in found] == paths
     assert all(a in advise(config(**values)) for a in found)
+
+
 def test_remarks_on_the_folder_are_advice_too() -> None:
     known = dataset()
     known.remarks.append(Remark("Files that are not used ({count}): {names}.", {"count": 1, "names": "a.mp4"}))

@@ -283,8 +283,10 @@ def _requests(document: dict[str, Any]) -> list[str]:
 
 
 def _changes_something(document: dict[str, Any] | None) -> bool:
-    """Whether baking the learned weights would make another file."""
-    return document is not None and any(weight != 1 for weight in (document["weight"], *document["weights"].values()))
+    """Whether the learned weights help, and baking them would make another file."""
+    if document is None or document["recommended"] != "tuned":
+        return False
+    return any(weight != 1 for weight in (document["weight"], *document["weights"].values()))
 
 
 def _baked(document: dict[str, Any]) -> dict[str, Any]:

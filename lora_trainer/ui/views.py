@@ -116,13 +116,15 @@ def advice_list(found: Sequence[Advice], calculation: Calculation | None, transl
 
 def _calculation(c: Calculation, t: Translate) -> str:
     pairs = [
-        (c.images, "pictures an epoch"),
-        (c.steps_per_epoch, "steps an epoch"),
-        (c.epochs, "epochs"),
-        (c.steps, "steps in all"),
-        (c.files, "LoRA files"),
+        (c.images, "picture an epoch", "pictures an epoch"),
+        (c.steps_per_epoch, "step an epoch", "steps an epoch"),
+        (c.epochs, "epoch", "epochs"),
+        (c.steps, "step in all", "steps in all"),
+        (c.files, "LoRA file", "LoRA files"),
     ]
-    return "".join(f"<span><b>{value:,}</b> {html.escape(t(name))}</span>" for value, name in pairs)
+    return "".join(
+        f"<span><b>{value:,}</b> {html.escape(t(one) if value == 1 else t(many))}</span>" for value, one, many in pairs
+    )
 
 
 def dataset_report(dataset: Dataset, translate: Translate) -> str:
@@ -130,12 +132,12 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
     t = translate
     report = dataset.report()
     counts = "".join(
-        f"<span><b>{value}</b> {html.escape(t(name))}</span>"
-        for value, name in (
-            (report["pictures"], "pictures"),
-            (report["images_per_epoch"], "with repeats"),
-            (len(report["buckets"]), "buckets"),
-            (len(report["skipped"]), "skipped"),
+        f"<span><b>{value}</b> {html.escape(t(one) if value == 1 else t(many))}</span>"
+        for value, one, many in (
+            (report["pictures"], "picture", "pictures"),
+            (report["images_per_epoch"], "with repeats", "with repeats"),
+            (len(report["buckets"]), "bucket", "buckets"),
+            (len(report["skipped"]), "skipped", "skipped"),
         )
     )
     buckets = "".join(f"<span><b>{size}</b> × {count}</span>" for size, count in report["buckets"].items())
@@ -268,7 +270,8 @@ def _phase(manifest: dict[str, Any], t: Translate) -> str:
         return ""
     if manifest.get("waiting"):
         return t("Paused for a picture")
-    return t(PHASES.get(manifest.get("phase") or "", ""))
+    phase = manifest.get("phase") or ""
+    return "" if phase == "training" else t(PHASES.get(phase, ""))  # the badge says that it trains
 
 
 def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
@@ -292,7 +295,7 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
     for name, title in (("last", "validation loss"), ("base", "without LoRA")):
         if "last" in validation:  # null where it was no number
             facts.append((_loss(validation.get(name)), title))
-    facts += [(f"{rate:.2e}", RATES.get(name, name)) for name, rate in _rates(m).items()]
+    facts += [(rate_text(rate), RATES.get(name, name)) for name, rate in _rates(m).items()]
     return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
 
 
@@ -303,6 +306,16 @@ def _loss(value: float | None) -> str:
 def _rates(entry: Mapping[str, Any]) -> dict[str, float]:
     """The learning rates of a manifest or log entry."""
     return {name: rate for name, rate in (entry.get("lr") or {}).items() if rate is not None}
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate as people write it, in three digits: ``0.0001``, ``1.71 × 10⁻⁷``."""
+    if rate == 0 or abs(rate) >= 1e-5:
+        return f"{rate:.3g}" if abs(rate) >= 1e-4 or rate == 0 else f"{rate:.7f}".rstrip("0")
+    digits, _, power = f"{rate:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')} × 10" + str(int(power)).translate(
+        str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    )
 
 
 def duration(seconds: float) -> str:

@@ -253,8 +253,8 @@ def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Notice]:
 
 def _train_less() -> Notice:
     return Notice(
-        "Next time: fewer epochs or repeats, a lower learning rate, more and more varied pictures, or "
-        "regularisation pictures. For a file that is over-fitted already, a lower weight helps."
+        "Next time: fewer epochs or repeats, a lower learning rate, or more and more varied pictures. For a file that "
+        "is over-fitted already, a lower weight helps."
     )
 
 
@@ -459,8 +459,8 @@ def _remarks(cell: Cell, base: Cell) -> list[Notice]:
         found.append(
             Notice(
                 "It also changes pictures without the trigger word ({leak:.3f}, with it {effect:.3f}). If that is not "
-                "wanted: put the trigger first in every caption with keep tokens at 1 or more, describe in the "
-                "captions what shall not belong to it, and add regularisation pictures.",
+                "wanted: put the trigger first in every caption with keep tokens at 1 or more, and describe in the "
+                "captions what shall not belong to it.",
                 {"leak": leak, "effect": effect},
             )
         )

@@ -237,3 +237,70 @@ def test_nothing_is_wider_than_the_window(served: tuple[Jobs, str], width: int, 
     with open_page(served[1], width, dark=dark) as page:
         expect(part(page, "#lora_train_base")).to_contain_text("small-sd1")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+TOPS = """() => [...document.querySelectorAll("#lora_train .form")].flatMap((form) => {
+    const inputs = [...form.children].filter((block) => block.offsetParent).flatMap((block) => {
+        const input = block.querySelector("label.container > :is(input, textarea, .wrap)");
+        return input ? [[block.getBoundingClientRect().top, input.getBoundingClientRect().bottom]] : [];
+    });
+    const rows = new Map();
+    for (const [top, bottom] of inputs) rows.set(Math.round(top), [...(rows.get(Math.round(top)) || []), bottom]);
+    return [...rows.values()].map((bottoms) => Math.max(...bottoms) - Math.min(...bottoms));
+})"""
+
+
+@pytest.mark.parametrize("width", [1400, 800])
+def test_inputs_of_a_row_stand_on_one_line(served: tuple[Jobs, str], width: int) -> None:
+    with open_page(served[1], width) as page:
+        expect(part(page, "#lora_train_base")).to_contain_text("small-sd1")
+        apart = page.evaluate(TOPS)
+        assert len(apart) > 8
+        assert max(apart) <= 4  # a list and a number differ by their frames
+
+
+def test_polls_do_not_make_the_page_blink(page: Page) -> None:
+    """Gradio gives what waits for an answer this class and a fifth of its opacity."""
+    status = page.locator("#lora_train_status > .prose, #lora_train_status .pending, #lora_train_status > div").last
+    status.evaluate("element => element.classList.add('pending')")
+    page.wait_for_timeout(300)  # gradio fades for 150 ms
+    assert status.evaluate("element => getComputedStyle(element).opacity") == "1"
+
+
+def test_the_sticky_heads_are_opaque_in_the_webuis_colours_too(page: Page) -> None:
+    """Whose block fill is transparent (its style.css)."""
+    page.add_style_tag(content=":root, .dark { --block-background-fill: transparent !important; }")
+    solid = page.locator("#lora_train").evaluate(
+        "element => { const head = document.createElement('div'); head.style.background = 'var(--lt-solid)';"
+        " element.append(head); const color = getComputedStyle(head).backgroundColor; head.remove(); return color; }"
+    )
+    assert re.fullmatch(r"rgb\(\d+, \d+, \d+\)", solid)
+
+
+def test_at_800_px_loss_and_step_of_the_files_are_in_sight(root: Path, served: tuple[Jobs, str]) -> None:
+    if "a-run-with-a-long-name-as-people-give" not in served[0].runs.names():
+        run_to_end(root, "a-run-with-a-long-name-as-people-give", validation__share=0.4)
+    with open_page(served[1], 800) as page:
+        choose(page, "run", "a-run-with-a-long-name-as-people-give")
+        cell = page.locator("#lora_train_files td").last
+        expect(cell).to_be_visible()
+        box, table = cell.bounding_box(), page.locator("#lora_train_files .lt-scroll").first.bounding_box()
+        assert box
+        assert table
+        assert box["x"] + box["width"] <= table["x"] + table["width"] + 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 800
+
+
+def test_what_is_wrong_stands_at_the_field_and_goes_when_it_is_changed(page: Page, root: Path) -> None:
+    fold = page.get_by_text("More parameters")
+    fold.click()
+    short_run(page, root, "wrong", network__rank=0, training__clip_skip=99)
+    fold.click()
+    page.locator("#lora_train_start").click()
+    rank, skip = page.locator("#lora_train_network_rank"), page.locator("#lora_train_training_clip_skip")
+    expect(rank.locator(".lt-wrong-text")).to_have_text("Rank: 0 is out of range; use 1 to 512.")
+    expect(skip.locator(".lt-wrong-text")).to_be_visible()  # in a fold, which opens
+    expect(part(page, "#lora_train_feedback .lt-error")).to_contain_text("Clip skip")
+    assert page.locator(".toast-wrap .error").count() == 0
+    fill(page, network__rank=8, training__clip_skip=1)
+    expect(page.locator("#lora_train .lt-wrong-text")).to_have_count(0)

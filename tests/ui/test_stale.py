@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lora_trainer.advice import Calculation
 from lora_trainer.block_jobs import _Work
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import AFTER_EPOCH, Control
@@ -17,6 +18,7 @@ from lora_trainer.line import Task
 from lora_trainer.runs import Run
 from lora_trainer.training.outputs import Outputs
 from lora_trainer.ui import block_views, views
+from lora_trainer.ui.blocks import _changes_something
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document, make_jobs
@@ -78,7 +80,7 @@ def test_the_place_in_line_is_the_one_of_now(tab: Tab, tmp_path: Path) -> None:
 def test_every_phase_is_told(tab: Tab, tmp_path: Path, phase: str) -> None:
     run, _ = going_on(tab, tmp_path)
     run.update(phase=phase, phase_done=1, phase_total=4, now=True)
-    assert views.PHASES[phase] in status(tab)
+    assert status(tab).count(views.PHASES[phase]) == 1  # not “Training zorp Training”
     assert ("25%" in status(tab)) is (phase in views.COUNTED)
 
 
@@ -162,3 +164,32 @@ def test_a_form_that_is_filled_in_gets_its_own_advice(tab: Tab) -> None:
     advising = {each["trigger_after"] for each in events if tab.advice._id in each["outputs"]}
     assert len(filling) >= 3
     assert set(filling) <= advising
+
+
+# ------------------------------------------------------------------ wording
+@pytest.mark.parametrize(("count", "word"), [(1, "1 epoch"), (2, "2 epochs"), (1000, "1,000 epochs")])
+def test_one_is_not_many(count: int, word: str) -> None:
+    words = [
+        span.text
+        for span in Page(
+            views.advice_list(
+                [], Calculation(images=1, batches_per_epoch=1, steps_per_epoch=1, epochs=count, steps=1, files=1), T
+            )
+        ).all("span")
+    ]
+    assert words[2] == word
+    assert (words[0], words[4]) == ("1 picture an epoch", "1 LoRA file")
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.0001, "0.0001"), (5e-5, "0.00005"), (1.234e-5, "0.0000123"), (1.71e-7, "1.71 × 10⁻⁷"), (1.0, "1"), (0, "0")],
+)
+def test_a_learning_rate_is_written_as_people_do(rate: float, text: str) -> None:
+    assert views.rate_text(rate) == text
+
+
+@pytest.mark.parametrize(("recommended", "offered"), [("tuned", True), ("single", False), ("none", False)])
+def test_only_weights_that_help_can_be_baked(recommended: str, offered: bool) -> None:
+    document = {"recommended": recommended, "weight": 1, "weights": {"IN01": 0.5}}
+    assert _changes_something(document) is offered

@@ -212,9 +212,8 @@ def test_the_card_has_speed_times_losses_and_rates() -> None:
         manifest(**values, validation={"last": 0.2, "base": 0.25}, lr={"unet": 1e-4, "text": 5e-6}), 0, T
     )
     shown = [text.split()[0] for text in facts(card)]
-    assert {"5/20", "1/4", "2.00/s", "1:01", "1:00:00", "0.1235", "0.2000", "0.2500", "1.00e-04", "5.00e-06"} <= {
-        *shown
-    }
+    assert {"5/20", "1/4", "2.00/s", "1:01", "1:00:00", "0.1235", "0.2000", "0.2500", "0.0001"} <= {*shown}
+    assert "5 × 10⁻⁶ Text encoder learning rate" in facts(card)
     assert "1:00:00" not in Page(views.status_card(manifest(**values, state="paused"), 0, T)).text
 
 

@@ -280,7 +280,8 @@ def test_a_leak_costs_and_is_told_with_its_remedies() -> None:
     assert (verdict["column"], verdict["weight"]) == (3, 1.0)
     text = sentences(verdict)
     assert "keep tokens" in text
-    assert "regularisation pictures" in text
+    assert "what shall not belong to it" in text
+    assert "regularisation" not in text  # nothing here makes such pictures
     quiet = with_pictures(grid(6), effect=lambda c, w: 0.2 * strength(c, w), leak=lambda c, w: 0.03, copy=plain)
     assert "keep tokens" not in sentences(judge(quiet))
 
