@@ -160,11 +160,11 @@ class RunList:
 
 
 def runs_table(rows: list[dict[str, Any]], chosen: str, count: int, translate: Translate) -> str:
-    """Name, state, place in line, date, epoch and losses of each run; a press on a name shows it."""
+    """Name, state, place in line, losses, epoch and date of each run; a press on a name shows it."""
     t = translate
     if not rows:
         return views.notice(t("No run yet."))
-    names = (t("run"), t("state"), t("begun"), t("epoch"), t("loss"), t("validation loss"))
+    names = (t("run"), t("state"), t("loss"), t("validation loss"), t("epoch"), t("begun"))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     lines = "".join(_line(row, row["name"] == chosen, t) for row in rows)
     more = views.notice(t("… and {count} more.", count=count - len(rows))) if count > len(rows) else ""
@@ -181,8 +181,8 @@ def _line(row: dict[str, Any], is_chosen: bool, t: Translate) -> str:
         badge = f'<span class="lt-badge lt-{html.escape(state)}">{html.escape(t(views.STATE_NAMES[state]))}</span>'
         place = f" {html.escape(t('place {place}', place=row['place']))}" if row["place"] else ""
         epoch = f"{row['epoch']}/{row['epochs']}"
-        cells = [button, badge + place, _date(row["created"]), html.escape(epoch), _loss(row["loss_average"]),
-                 _loss(row["validation"])]  # fmt: skip
+        losses = [_loss(row["loss_average"]), _loss(row["validation"])]
+        cells = [button, badge + place, *losses, html.escape(epoch), _date(row["created"])]
     mark = ' class="lt-chosen"' if is_chosen else ""
     return f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 

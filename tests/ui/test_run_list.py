@@ -49,7 +49,7 @@ def cells(listed: RunList, jobs: Jobs, chosen: str = "") -> list[list[str]]:
 
 def test_a_run_has_state_date_epoch_and_losses(jobs: Jobs, listed: RunList) -> None:
     make_run(jobs, "zorp", epoch=3, epochs=5, loss_average=0.12345, validation={"last": 0.5}, created=86400 * 365.0)
-    ((name, state, date, epoch, loss, validation),) = cells(listed, jobs)
+    ((name, state, loss, validation, epoch, date),) = cells(listed, jobs)
     assert (name, state, epoch, loss, validation) == ("zorp", "Done", "3/5", "0.1235", "0.5000")
     assert date.startswith("1971-01-0")
 
