@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.access import require_readable
 from lora_trainer.control import Control
-from lora_trainer.documents import Damaged
+from lora_trainer.documents import Damaged, read_document
 from lora_trainer.errors import InputError, Interrupted, LoraTrainError, explain
 from lora_trainer.file_tools import concerning, read
 from lora_trainer.hosts.base import Host, draw_request
@@ -353,11 +353,14 @@ def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
     Raises:
         InputError: it is damaged.
     """
-    from lora_trainer.validation.documents import read_analysis, read_tuning
+    from lora_trainer.validation.documents import Made, read_analysis, read_tuning
 
     path = blocks_folder(run) / file.stem / f"{kind}.json"
+    known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
     try:
-        document = read_analysis(path) if kind == ANALYSIS else read_tuning(path)
+        if read_document(path, Made)["sha256"] != known.get(str(file)):
+            return None
+        return read_analysis(path) if kind == ANALYSIS else read_tuning(path)
     except FileNotFoundError:
         return None
     except (OSError, Damaged) as error:
@@ -367,8 +370,6 @@ def read_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
             path=path,
             place=error.place if isinstance(error, Damaged) else error.strerror or error,
         ) from error
-    known = {str(entry["path"]): entry.get("sha256") for entry in run.manifest["files"]}
-    return document if document["sha256"] == known.get(str(file)) else None
 
 
 def known_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:

@@ -193,10 +193,15 @@ def test_results_of_other_bytes_are_not_shown(run: Run, tmp_path: Path) -> None:
     path = Path(run.manifest["files"][-1]["path"])
     folder = blocks_folder(run) / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "old.json").write_text(json.dumps({"sha256": "of a file that is gone"}), encoding="utf-8")
+    document = folder / "old.json"
     assert read_result(run, path, "old") is None
-    (folder / "old.json").write_text("[", encoding="utf-8")
+    document.write_text(json.dumps({"sha256": "of a file that is gone"}), encoding="utf-8")
     assert read_result(run, path, "old") is None
+    of_this_file = run.manifest["files"][-1]["sha256"]
+    for damage in ("[", "{}", json.dumps({"sha256": of_this_file})):
+        document.write_text(damage, encoding="utf-8")
+        with pytest.raises(InputError, match=r"old\.json is damaged"):
+            read_result(run, path, "old")
 
 
 # ------------------------------------------------------------------ on the command line

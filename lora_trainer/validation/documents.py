@@ -204,10 +204,15 @@ class AnalysedRequest(TypedDict):
     full: PathText
 
 
-class Analysis(TypedDict):
-    """``analysis.json`` of a file."""
+class Made(TypedDict):
+    """What tells of which bytes a document is."""
 
     sha256: str
+
+
+class Analysis(Made):
+    """``analysis.json`` of a file."""
+
     requests: Annotated[list[AnalysedRequest], len]
     gain: float
     all: Effect
@@ -241,10 +246,9 @@ class TunedLosses(TypedDict):
     fitted: float
 
 
-class Tuning(TypedDict):
+class Tuning(Made):
     """``tuning.json`` of a file."""
 
-    sha256: str
     weight: float
     losses: TunedLosses
     weights: dict[str, float]

@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,7 +309,9 @@ class Documents:
         self._rng.shuffle(every)
         chosen = every[: count or None]
         kinds: Counter[str] = Counter()
-        for kind, name, made in chosen:
+        for number, (kind, name, made) in enumerate(chosen):
+            if number % 100 == 0:
+                print(f"\r{number} of {len(chosen)}", end="", file=sys.stderr, flush=True)
             world.write(kind, made)
             try:
                 answers += world.look(acts=self._rng.random() < 0.2)
