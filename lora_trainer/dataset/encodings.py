@@ -1,7 +1,7 @@
 """Guessing the encoding of captions that are not UTF-8.
 
-Captions are short, a few words, on which the libraries that guess encodings fail (charset-normalizer 3.5 takes 6 of 14
-such captions of Windows for another script). What helps is that the folder's captions belong together: each encoding
+Captions are short, a few words, on which the libraries that guess encodings fail (charset-normalizer 3.5 misreads 6 of
+14 such captions of Windows). What helps is that the folder's captions belong together: each encoding
 is scored over all of them that need a guess, by how likely its letters are in one language, and the languages of the
 captions that are UTF-8 count as evidence too.
 """
