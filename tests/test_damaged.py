@@ -17,8 +17,10 @@ DOCUMENTS = ("manifest", "grid", "votes", "analysis", "tuning", "log")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("damaged"))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("damaged"))
+    yield world
+    world.close()
 
 
 @pytest.fixture

@@ -118,7 +118,12 @@ class World:
         app = FastAPI()
         mount(app, self.jobs)
         self._client = TestClient(app, base_url=f"http://test{PREFIX}", raise_server_exceptions=False)
+        self._client.__enter__()  # one event loop for all requests; one for each would stay in memory
         self._tab = Tab(self.jobs)
+
+    def close(self) -> None:
+        """End the client's event loop."""
+        self._client.__exit__()
 
     def document(self, kind: str) -> Any:
         """A document as it was."""
@@ -320,4 +325,5 @@ class Documents:
             kinds[kind] += 1
             for each in world.files:
                 world.restore(each)
+        world.close()
         return {"documents": len(chosen), "of": len(every), "kinds": dict(kinds), "answers": dict(answers)}
