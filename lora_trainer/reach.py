@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 _ADDRESS = re.compile(r"(file|smb|nfs|https?|ftps?|davs?|webdavs?):|[a-z][a-z0-9+.-]+:[/\\]{2}", re.IGNORECASE)
 _DEVICE = re.compile(r"con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³]", re.IGNORECASE)
+_OWN_SHARE = re.match(r"//[^/]+/[^/]+/|$", str(Path(__file__).absolute()).replace("\\", "/").lower())
+"""The network folder in which this program itself lies, where it does: what is there is no further away."""
 _SYSTEM = re.compile(r"/(dev(?!/shm/)|proc|sys)(/|$)")
 
 
@@ -30,7 +33,7 @@ def reach_problem(text: str) -> str:
     """
     seen = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc")).strip(" \t\"'“”‘’„‚＂")
     slashed = seen.replace("\\", "/")
-    if slashed.startswith(("//", "/?")):
+    if slashed.startswith(("//", "/?")) and not _is_on_own_share(slashed):
         return (
             "“{text}” is a network path, and none is opened; "
             "name a folder or file of this computer, or give the network folder a drive letter."
@@ -40,6 +43,11 @@ def reach_problem(text: str) -> str:
     if _SYSTEM.match(_without_dots(slashed)) or any(map(is_device, slashed.split("/"))):
         return "“{text}” names a device, not a file; rename the folder or file, or choose another."
     return ""
+
+
+def _is_on_own_share(path: str) -> bool:
+    own = _OWN_SHARE[0] if _OWN_SHARE else ""
+    return bool(own) and path.lower().startswith(own)
 
 
 def _without_dots(path: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from lora_trainer.errors import InputError
 from lora_trainer.paths import clean_path
+from lora_trainer.reach import reach_problem
 
 MAX_DOCUMENT_BYTES = 1_000_000
 
@@ -186,7 +187,10 @@ def _path(item: Option, value: Any) -> str:
             "the path has a tab, a line break or the like in it, which \\t and \\n mean in double quotes; write a "
             "Windows path with /, as C:/temp/new, or in TOML in single quotes.",
         )
-    return str(_typed(item.path, item.type, text))
+    text = str(_typed(item.path, item.type, text))
+    if problem := reach_problem(text):
+        raise field_error(item.path, problem, text=text[:200])
+    return text
 
 
 def _plain(number: float) -> str:

@@ -20,6 +20,7 @@ from lora_trainer.dataset.images import PictureError, picture_size, read_picture
 from lora_trainer.dataset.listing import Listing, Remark, list_folder, remark
 from lora_trainer.errors import InputError
 from lora_trainer.paths import clean_path, exists, expand
+from lora_trainer.reach import reach_problem
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
 _LIKE_KOHYA = re.compile(r"[^\w.]?x?\s*(\d+)(?![\d_])(?:[.,]\d+)?([^\W\d_])?.*", re.IGNORECASE)
@@ -220,9 +221,10 @@ def _folder(data: DataConfig) -> Path:
 
 
 def _readings(text: str) -> Iterator[Path]:
-    """A path as it stands, then with ``~`` and ``$NAME`` filled in."""
-    yield Path(text)
-    yield expand(os.path.expandvars(text))
+    """A path as it stands, then with ``~`` and ``$NAME`` filled in, which may name another computer."""
+    for path in (text, os.path.expandvars(text)):
+        if not reach_problem(path):
+            yield expand(path) if path != text else Path(path)
 
 
 @dataclass(frozen=True)

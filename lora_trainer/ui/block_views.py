@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,6 +15,7 @@ from PIL import Image
 from lora_trainer.block_jobs import Cost
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.i18n import Translate, filled, message_sentence
+from lora_trainer.ui.markup import joined, markup
 from lora_trainer.ui.views import duration, notice, progress_bar
 
 _SHOWN = 80
@@ -38,37 +38,55 @@ def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> st
     times = 1000 if largest < _WEAK else 1
     title = t("‖ΔW‖ of each block at weight 1") if times == 1 else t("‖ΔW‖ × 1000 of each block at weight 1")
     tells = t("How strongly a file changes each block, from the file alone; what that does, the pictures below show.")
-    heads = "".join(f"<th scope='col'>{html.escape(block)}</th>" for block in heat["blocks"])
-    rows = "".join(_heat_row(row, heat["blocks"], (largest, times), row["name"] == chosen, t) for row in heat["rows"])
-    many = ' class="lt-many"' if len(heat["blocks"]) > _MANY else ""
-    scale = "".join(f'<i style="background:{_colour(share / 20)[0]}"></i>' for share in range(21))
-    return (
-        f'<div class="lt-heat"><div class="lt-steps"><span>{html.escape(title)}</span>'
-        f'<span class="lt-scale">0 {scale} {times * largest:.3g}</span></div>'
-        f'<div class="lt-scroll"><table{many}><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div><small>{html.escape(tells)}</small></div>"
+    heads = joined(markup("<th scope='col'>{block}</th>", block=block) for block in heat["blocks"])
+    rows = joined(_heat_row(row, heat["blocks"], (largest, times), row["name"] == chosen, t) for row in heat["rows"])
+    many = markup(' class="lt-many"') if len(heat["blocks"]) > _MANY else ""
+    scale = joined(markup('<i style="background:{colour}"></i>', colour=_colour(share / 20)[0]) for share in range(21))
+    return markup(
+        '<div class="lt-heat"><div class="lt-steps"><span>{title}</span>'
+        '<span class="lt-scale">0 {scale} {times:.3g}</span></div><div class="lt-scroll">'
+        "<table{many}><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<small>{tells}</small></div>",
+        title=title,
+        scale=scale,
+        times=times * largest,
+        many=many,
+        heads=heads,
+        rows=rows,
+        tells=tells,
     )
 
 
 def _heat_row(
     row: Mapping[str, Any], blocks: Sequence[str], scale: tuple[float, int], chosen: bool, t: Translate
 ) -> str:
-    label = html.escape(_label(row, t))
-    marked = ' class="lt-chosen"' if chosen else ""
+    label = _label(row, t)
+    marked = markup(' class="lt-chosen"') if chosen else ""
     if row["problem"]:
-        sentence = html.escape(filled(row["problem"], t))
-        return f'<tr{marked}><th scope="row">{label}</th><td colspan="{max(1, len(blocks))}">{sentence}</td></tr>'
-    cells = "".join(_heat_cell(label, block, norm, *scale) for block, norm in zip(blocks, row["norms"], strict=True))
-    return f'<tr{marked}><th scope="row">{label}</th>{cells}</tr>'
+        sentence = filled(row["problem"], t)
+        return markup(
+            '<tr{marked}><th scope="row">{label}</th><td colspan="{value}">{sentence}</td></tr>',
+            marked=marked,
+            label=label,
+            value=max(1, len(blocks)),
+            sentence=sentence,
+        )
+    cells = joined(_heat_cell(label, block, norm, *scale) for block, norm in zip(blocks, row["norms"], strict=True))
+    return markup('<tr{marked}><th scope="row">{label}</th>{cells}</tr>', marked=marked, label=label, cells=cells)
 
 
 def _heat_cell(label: str, block: str, norm: float | None, largest: float, times: int) -> str:
     if norm is None:
-        return f'<td title="{label} · {html.escape(block)}: –">–</td>'
+        return markup('<td title="{label} · {block}: –">–</td>', label=label, block=block)
     back, front = _colour(norm / largest if largest else 0.0)
-    return (
-        f'<td style="background:{back};color:{front}" title="{label} · {html.escape(block)}: {norm:.4g}">'
-        f"<span>{_short(times * norm)}</span></td>"
+    return markup(
+        '<td style="background:{back};color:{front}" title="{label} · {block}: {norm:.4g}"><span>{short}</span></td>',
+        back=back,
+        front=front,
+        label=label,
+        block=block,
+        norm=norm,
+        short=_short(times * norm),
     )
 
 
@@ -104,14 +122,14 @@ def analysis_report(document: Mapping[str, Any], request: int, translate: Transl
         max((max(e["only"]["rms"], e["without"]["rms"], _leak(e)) for e in document["blocks"]), default=0.0) or 1.0
     )
     heads = [t("difference ×{gain}", gain=document["gain"]), t("only this block"), t("without it"), t("all blocks")]
-    rows = "".join(
+    rows = joined(
         _block_row(entry, entry["pictures"][request], shown["full"], heads, largest, t) for entry in document["blocks"]
     )
     keys = [("lt-bar-only", t("alone")), ("lt-bar-without", t("left out"))]
     if document["all_leak"] is not None:
         keys.append(("lt-bar-leak", t("without the trigger word")))
-    legend = "".join(f'<span><i class="{name}"></i>{html.escape(text)}</span>' for name, text in keys)
-    captions = "".join(f"<span>{html.escape(head)}</span>" for head in heads)
+    legend = joined(markup('<span><i class="{name}"></i>{text}</span>', name=name, text=text) for name, text in keys)
+    captions = joined(markup("<span>{head}</span>", head=head) for head in heads)
     whole = t(
         "The whole LoRA changes {share:.0%} of the picture (RMS {rms:.3f}).",
         share=document["all"]["share"],
@@ -119,9 +137,12 @@ def analysis_report(document: Mapping[str, Any], request: int, translate: Transl
     )
     return (
         _sentences(document["notes"], t)
-        + f'<div class="lt-steps"><span>{html.escape(whole)}</span></div>'
-        + f'<div class="lt-blocks"><div class="lt-block lt-blocks-head"><b></b><div class="lt-legend">{legend}</div>'
-        + f'<div class="lt-thumbs">{captions}</div></div>{rows}</div>'
+        + markup('<div class="lt-steps"><span>{whole}</span></div>', whole=whole)
+        + markup(
+            '<div class="lt-blocks"><div class="lt-block lt-blocks-head"><b></b><div class="lt-legend">{legend}</div>',
+            legend=legend,
+        )
+        + markup('<div class="lt-thumbs">{captions}</div></div>{rows}</div>', captions=captions, rows=rows)
     )
 
 
@@ -137,21 +158,29 @@ def _block_row(
     if entry["leak"]:
         bars += _bar("lt-bar-leak", {"rms": _leak(entry)}, largest)
     places = (pictures["difference"], pictures["only"], pictures["without"], full)
-    thumbs = "".join(_thumbnail(path, f"{entry['block']}: {head}") for path, head in zip(places, heads, strict=True))
-    block = html.escape(entry["block"])
-    return (
-        f'<div class="lt-block"><b>{block}</b><div class="lt-bars">{bars}</div>'
-        f'<div class="lt-thumbs">{thumbs}</div></div>'
+    thumbs = joined(_thumbnail(path, f"{entry['block']}: {head}") for path, head in zip(places, heads, strict=True))
+    block = entry["block"]
+    return markup(
+        '<div class="lt-block"><b>{block}</b><div class="lt-bars">{bars}</div>'
+        '<div class="lt-thumbs">{thumbs}</div></div>',
+        block=block,
+        bars=bars,
+        thumbs=thumbs,
     )
 
 
 def _bar(kind: str, numbers: Mapping[str, float], largest: float) -> str:
     spread = f" ±{numbers['rms_sd']:.3f}" if numbers.get("rms_sd") else ""
     share = f" · {numbers['share']:.1%} > 20" if "share" in numbers else ""
-    title = html.escape(f"{numbers['rms']:.4f}{spread}{share}")
-    return (
-        f'<div class="lt-effect" title="{title}"><i class="{kind}" style="width:{numbers["rms"] / largest:.1%}"></i>'
-        f"<span>{numbers['rms']:.3f}{spread}</span></div>"
+    title = f"{numbers['rms']:.4f}{spread}{share}"
+    return markup(
+        '<div class="lt-effect" title="{title}"><i class="{kind}" style="width:{rms:.1%}"></i>'
+        "<span>{rms2:.3f}{spread}</span></div>",
+        title=title,
+        kind=kind,
+        rms=numbers["rms"] / largest,
+        rms2=numbers["rms"],
+        spread=spread,
     )
 
 
@@ -164,9 +193,8 @@ def _thumbnail(path: str, text: str) -> str:
     try:
         data = _small(path, Path(path).stat().st_mtime_ns)
     except (OSError, PictureError):
-        return f'<span class="lt-broken" title="{html.escape(text)}">⚠</span>'
-    escaped = html.escape(text, quote=True)
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escaped}" title="{escaped}">'
+        return markup('<span class="lt-broken" title="{text}">⚠</span>', text=text)
+    return markup('<img src="data:image/jpeg;base64,{data}" alt="{text}" title="{text}">', data=data, text=text)
 
 
 @lru_cache(maxsize=1024)
@@ -194,7 +222,7 @@ def _compared(document: Mapping[str, Any], t: Translate) -> str:
         "preset": t("preset {name}", name=document["preset"]["name"]),
     }
     heads = [t("on other pictures"), t("loss before"), t("loss after"), t("lower by"), t("prompt")]
-    rows = "".join(
+    rows = joined(
         _compared_row(
             names[kind],
             document[kind],
@@ -204,51 +232,72 @@ def _compared(document: Mapping[str, Any], t: Translate) -> str:
         )
         for kind in names
     )
-    table = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    table = joined(markup("<th>{head}</th>", head=head) for head in heads)
     losses = document["losses"]
     facts = [
         (losses["base"], t("without LoRA")),
         (losses["before"], t("all blocks at 1")),
         (losses["fitted"], t("fitted, on the same pictures")),
     ]
-    shown = "".join(f"<span><b>{value:.4f}</b> {html.escape(name)}</span>" for value, name in facts)
-    return (
-        f'<div class="lt-steps">{shown}</div><div class="lt-scroll"><table class="lt-files lt-compared">'
-        f"<thead><tr>{table}</tr></thead><tbody>{rows}</tbody></table></div>"
+    shown = joined(markup("<span><b>{value:.4f}</b> {name}</span>", value=value, name=name) for value, name in facts)
+    return markup(
+        '<div class="lt-steps">{shown}</div><div class="lt-scroll">'
+        '<table class="lt-files lt-compared"><thead><tr>{table}</tr></thead><tbody>{rows}</tbody>'
+        "</table></div>",
+        shown=shown,
+        table=table,
+        rows=rows,
     )
 
 
 def _compared_row(name: str, found: Mapping[str, Any], use: Mapping[str, Any], best: bool, t: Translate) -> str:
-    star = f' <span class="lt-badge lt-done">{html.escape(t("recommended"))}</span>' if best else ""
+    star = markup(' <span class="lt-badge lt-done">{recommended}</span>', recommended=t("recommended")) if best else ""
     error = found["error"] / found["before"]
-    return (
-        f"<tr><td>{html.escape(name)}{star}</td><td>{found['before']:.4f}</td><td>{found['after']:.4f}</td>"
-        f"<td>{found['relative']:+.2%} ± {error:.2%}</td><td>{_use(use['prompt'], t)}</td></tr>"
+    return markup(
+        "<tr><td>{name}{star}</td><td>{before:.4f}</td><td>{after:.4f}</td>"
+        "<td>{relative:+.2%} ± {error:.2%}</td><td>{use}</td></tr>",
+        name=name,
+        star=star,
+        before=found["before"],
+        after=found["after"],
+        relative=found["relative"],
+        error=error,
+        use=_use(use["prompt"], t),
     )
 
 
 def _weights(document: Mapping[str, Any], t: Translate) -> str:
-    bars = "".join(
-        f'<div class="lt-weight{"" if weight == 1 else " lt-changed"}" title="{html.escape(block)}: {weight:g}">'
-        f'<span>{weight:g}</span><div><i style="height:{weight / _HIGHEST:.1%}"></i></div>'
-        f"<b>{html.escape(block)}</b></div>"
+    bars = joined(
+        markup(
+            '<div class="lt-weight{style}" title="{block}: {weight:g}"><span>{weight:g}</span><div>'
+            '<i style="height:{weight2:.1%}"></i></div><b>{block}</b></div>',
+            style="" if weight == 1 else " lt-changed",
+            block=block,
+            weight=weight,
+            weight2=weight / _HIGHEST,
+        )
         for block, weight in document["weights"].items()
     )
-    return (
-        f'<div class="lt-scroll"><div class="lt-weights" style="--one:{1 / _HIGHEST:.1%}">{bars}</div></div>'
-        f'<div><code class="lt-list">{html.escape(document["lbw"])}</code> {_use(document["prompt"], t)}</div>'
+    return markup(
+        '<div class="lt-scroll"><div class="lt-weights" style="--one:{value:.1%}">{bars}</div>'
+        '</div><div><code class="lt-list">{lbw}</code> {use}</div>',
+        value=1 / _HIGHEST,
+        bars=bars,
+        lbw=document["lbw"],
+        use=_use(document["prompt"], t),
     )
 
 
 def _use(prompt: str, t: Translate) -> str:
-    data, label = html.escape(prompt, quote=True), html.escape(t("To txt2img"))
-    return f'<button class="lt-use" data-prompt="{data}">{label}</button>'
+    return markup(
+        '<button class="lt-use" data-prompt="{prompt}">{label}</button>', prompt=prompt, label=t("To txt2img")
+    )
 
 
 # ------------------------------------------------------------------ both
 def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> str:
-    lines = "".join(f"<li>{html.escape(filled(note, t))}</li>" for note in notes)
-    return f'<ul class="lt-notice">{lines}</ul>' if lines else ""
+    lines = joined(markup("<li>{filled}</li>", filled=filled(note, t)) for note in notes)
+    return markup('<ul class="lt-notice">{lines}</ul>', lines=lines) if lines else ""
 
 
 def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
@@ -275,10 +324,12 @@ def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
 
 def _progress(says: str, share: float, seconds_left: Any, t: Translate) -> str:
     left = duration(seconds_left) if isinstance(seconds_left, (int, float)) else ""
-    time_left = f"<span><b>{html.escape(left)}</b> {html.escape(t('time left'))}</span>" if left else ""
-    return (
-        f'<div class="lt-status">{progress_bar(share)}'
-        f'<div class="lt-steps"><span>{html.escape(says)}</span>{time_left}</div></div>'
+    time_left = markup("<span><b>{left}</b> {time_left}</span>", left=left, time_left=t("time left")) if left else ""
+    return markup(
+        '<div class="lt-status">{progress_bar}<div class="lt-steps"><span>{says}</span>{time_left}</div></div>',
+        progress_bar=progress_bar(share),
+        says=says,
+        time_left=time_left,
     )
 
 
@@ -293,4 +344,8 @@ def costs(analysis: Cost, tuning: Cost, translate: Translate) -> str:
         with_time(t("What each block does: {count:,} pictures to draw", count=analysis.count), analysis),
         with_time(t("The best weights: learned from {count:,} noisy pictures", count=tuning.count), tuning),
     )
-    return '<div class="lt-steps">' + "".join(f"<span>{html.escape(each)}</span>" for each in both) + "</div>"
+    return (
+        markup('<div class="lt-steps">')
+        + joined(markup("<span>{each}</span>", each=each) for each in both)
+        + markup("</div>")
+    )

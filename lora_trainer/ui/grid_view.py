@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from lora_trainer.hosts.base import LoraUse
 from lora_trainer.i18n import Translate, filled
 from lora_trainer.plain_json import json_text
 from lora_trainer.ui import infotext, views
+from lora_trainer.ui.markup import joined, markup, single_quoted
 from lora_trainer.ui.plots import Curve, chart
 
 LINES = 8
@@ -50,9 +50,12 @@ def _downloads(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def grid_data(view: Mapping[str, Any], revision: str) -> str:
     """What :func:`grid_view` made, for the viewer, which looks whether the revision is another."""
-    data = json_text(view, compact=True)
-    quoted = html.escape(data, quote=False).replace("'", "&#x27;")  # JSON is full of the other quotes
-    return f'<div class="lt-grid-data" data-revision="{html.escape(revision)}" data-view=\'{quoted}\'></div>'
+    quoted = single_quoted(json_text(view, compact=True))
+    return markup(
+        '<div class="lt-grid-data" data-revision="{revision}" data-view=\'{quoted}\'></div>',
+        revision=revision,
+        quoted=quoted,
+    )
 
 
 def grid_view(
@@ -207,17 +210,22 @@ def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> 
     """The verdict in words, what went wrong, and links to the sheets and the table of numbers."""
     t = translate
     found = document["verdict"]
-    parts = []
+    parts: list[str] = []
     if found:
-        sentences = "".join(f"<li>{html.escape(_sentence(s, t))}</li>" for s in found["sentences"])
-        title = html.escape(_verdict_title(found["state"], t))
+        sentences = joined(markup("<li>{sentence}</li>", sentence=_sentence(s, t)) for s in found["sentences"])
+        title = _verdict_title(found["state"], t)
         kind = KINDS.get(found["state"], "info")
         parts.append(
-            f'<div class="lt-notice lt-verdict lt-{kind}" role="status"><b>{title}</b><ul>{sentences}</ul></div>'
+            markup(
+                '<div class="lt-notice lt-verdict lt-{kind}" role="status"><b>{title}</b><ul>{sentences}</ul></div>',
+                kind=kind,
+                title=title,
+                sentences=sentences,
+            )
         )
     problems = document.get("problems", [])
     parts += [views.notice(_sentence(problem, t), "error") for problem in problems]
-    return "".join(parts) + _links(document, folder, t)
+    return joined(parts) + _links(document, folder, t)
 
 
 def _sentence(said: Mapping[str, Any], t: Translate) -> str:
@@ -244,12 +252,16 @@ def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> str:
             return t("Sheet {number} (PNG)", number=number) if len(sheets) > 1 else t("Sheet (PNG)")
         return t("Numbers of each picture (CSV)") if path.stem.endswith(_OF_CELLS) else t("Numbers (CSV)")
 
-    links = "".join(
-        f'<a href="{html.escape(file_url(path))}" download="{html.escape(document["run"] + "-" + path.name)}">'
-        f"{html.escape(name(path))}</a>"
+    links = joined(
+        markup(
+            '<a href="{file_url}" download="{run}">{name}</a>',
+            file_url=file_url(path),
+            run=document["run"] + "-" + path.name,
+            name=name(path),
+        )
         for path in downloads
     )
-    return f'<div class="lt-links">{links}</div>' if links else ""
+    return markup('<div class="lt-links">{links}</div>', links=links) if links else ""
 
 
 def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lora_trainer.ui.markup import joined, markup
 
 Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 560, 190
@@ -39,11 +40,16 @@ def chart(title: str, curves: Sequence[Curve], x_label: str, last_x: float | Non
     low, high, step = nice_range(min(values), max(values))
     parts = [*_grid(low, high, step, right, x_label)]
     parts += [_line(curve, low, high, right) for curve in drawn]
-    legend = "".join(f'<span class="lt-key {c.style}">{html.escape(c.name)}</span>' for c in drawn)
-    return (
-        f'<figure class="lt-chart"><figcaption><b>{html.escape(title)}</b>{legend}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
-        "</figure>"
+    legend = joined(markup('<span class="lt-key {style}">{name}</span>', style=c.style, name=c.name) for c in drawn)
+    return markup(
+        '<figure class="lt-chart"><figcaption><b>{title}</b>{legend}</figcaption>'
+        '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{parts}</svg>'
+        "</figure>",
+        title=title,
+        legend=legend,
+        width=_WIDTH,
+        height=_HEIGHT,
+        parts=joined(parts),
     )
 
 
@@ -91,19 +97,41 @@ def _y(value: float, low: float, high: float) -> float:
 
 
 def _grid(low: float, high: float, step: float, right: float, x_label: str) -> list[str]:
-    parts = []
+    parts: list[str] = []
     for index in range(round((high - low) / step) + 1):
         value = low + index * step
         y = _y(value, low, high)
-        parts.append(f'<line class="lt-grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(
+            markup(
+                '<line class="lt-grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>',
+                left=_LEFT,
+                width=_WIDTH - _RIGHT,
+                y=y,
+            )
+        )
+        parts.append(
+            markup(
+                '<text x="{left}" y="{y:.1f}" text-anchor="end">{number}</text>',
+                left=_LEFT - 6,
+                y=y + 4,
+                number=_number(value),
+            )
+        )
     _, _, x_step = nice_range(0, right, 5)
     for index in range(int(right / x_step) + 1):
         x = _x(index * x_step, right)
         anchor = "middle" if index else "start"
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{_number(index * x_step)}</text>')
-    end = f'x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 28}" text-anchor="end"'
-    parts.append(f'<text class="lt-axis" {end}>{html.escape(x_label)}</text>')
+        parts.append(
+            markup(
+                '<text x="{x:.1f}" y="{height}" text-anchor="{anchor}">{number}</text>',
+                x=x,
+                height=_HEIGHT - 8,
+                anchor=anchor,
+                number=_number(index * x_step),
+            )
+        )
+    end = markup('x="{width}" y="{height}" text-anchor="end"', width=_WIDTH - _RIGHT, height=_HEIGHT - 28)
+    parts.append(markup('<text class="lt-axis" {end}>{x_label}</text>', end=end, x_label=x_label))
     return parts
 
 
@@ -116,5 +144,8 @@ def _line(curve: Curve, low: float, high: float, right: float) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = ""
     if curve.marked or len(points) == 1:
-        dots = "".join(f'<circle class="{curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
-    return f'<polyline class="{curve.style}" points="{path}"/>{dots}'
+        dots = joined(
+            markup('<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>', style=curve.style, x=x, y=y)
+            for x, y in points
+        )
+    return markup('<polyline class="{style}" points="{path}"/>{dots}', style=curve.style, path=path, dots=dots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from lora_trainer.config import TrainConfig, options
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.i18n import Translate
 from lora_trainer.proposals import Proposal, propose, proposed_steps, with_proposals
+from lora_trainer.ui.markup import joined, markup
 
 
 class ProposalsBox:
@@ -50,20 +50,27 @@ def proposals_table(
     t = translate
     titles = {item.path: item.title for item in options()}
     purposes = {"character": t("a character"), "style": t("a style"), "product": t("a product")}
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in (t("setting"), t("now"), t("proposed"), t("why")))
-    rows = "".join(_row(t(titles[p.path]), _value(config, p.path), p, t) for p in proposals)
+    heads = joined(markup("<th>{head}</th>", head=head) for head in (t("setting"), t("now"), t("proposed"), t("why")))
+    rows = joined(_row(t(titles[p.path]), _value(config, p.path), p, t) for p in proposals)
     title = t("Proposed for {purpose}: {steps:,} steps.", purpose=purposes[purpose], steps=steps)
-    return (
-        f'<div class="lt-notice lt-info lt-proposals"><b>{html.escape(title)}</b>'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return markup(
+        '<div class="lt-notice lt-info lt-proposals"><b>{title}</b><table><thead><tr>{heads}</tr>'
+        "</thead><tbody>{rows}</tbody></table></div>",
+        title=title,
+        heads=heads,
+        rows=rows,
     )
 
 
 def _row(title: str, now: Any, proposal: Proposal, t: Translate) -> str:
     why = t(proposal.reason.template, **proposal.reason.values)
-    changed = "" if now == proposal.value else ' class="lt-changed"'
+    changed = "" if now == proposal.value else markup(' class="lt-changed"')
     cells = (title, f"{now:g}", f"{proposal.value:g}", why)
-    return f"<tr{changed}>" + "".join(f"<td>{html.escape(text)}</td>" for text in cells) + "</tr>"
+    return (
+        markup("<tr{changed}>", changed=changed)
+        + joined(markup("<td>{text}</td>", text=text) for text in cells)
+        + markup("</tr>")
+    )
 
 
 def _value(config: TrainConfig, path: str) -> Any:

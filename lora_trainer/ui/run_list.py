@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from lora_trainer.i18n import Translate
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import views
+from lora_trainer.ui.markup import joined, markup
 
 SHOWN = 50
 """Runs in the table; all of them are in the list above it."""
@@ -165,26 +165,38 @@ def runs_table(rows: list[dict[str, Any]], chosen: str, count: int, translate: T
     if not rows:
         return views.notice(t("No run yet."))
     names = (t("run"), t("state"), t("loss"), t("validation loss"), t("epoch"), t("begun"))
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = "".join(_line(row, row["name"] == chosen, t) for row in rows)
+    heads = joined(markup("<th>{name}</th>", name=name) for name in names)
+    lines = joined(_line(row, row["name"] == chosen, t) for row in rows)
     more = views.notice(t("… and {count} more.", count=count - len(rows))) if count > len(rows) else ""
-    table = f'<table class="lt-files lt-runs"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
-    return f'<div class="lt-scroll">{table}</div>{more}'
+    table = markup(
+        '<table class="lt-files lt-runs"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>',
+        heads=heads,
+        lines=lines,
+    )
+    return markup('<div class="lt-scroll">{table}</div>{more}', table=table, more=more)
 
 
 def _line(row: dict[str, Any], is_chosen: bool, t: Translate) -> str:
-    name, state = html.escape(row["name"], quote=True), str(row["state"] or "")
-    button = f'<button class="lt-choose" data-run="{name}">{name}</button>'
+    name, state = row["name"], str(row["state"] or "")
+    button = markup('<button class="lt-choose" data-run="{name}">{name}</button>', name=name)
     if state not in views.STATE_NAMES:
-        cells = [button, html.escape(t("damaged")), "", "", "", ""]
+        cells = [button, t("damaged"), "", "", "", ""]
     else:
-        badge = f'<span class="lt-badge lt-{html.escape(state)}">{html.escape(t(views.STATE_NAMES[state]))}</span>'
-        place = f" {html.escape(t('place {place}', place=row['place']))}" if row["place"] else ""
+        badge = markup(
+            '<span class="lt-badge lt-{state}">{STATE_NAMES}</span>',
+            state=state,
+            STATE_NAMES=t(views.STATE_NAMES[state]),
+        )
+        place = f" {t('place {place}', place=row['place'])}" if row["place"] else ""
         epoch = f"{row['epoch']}/{row['epochs']}"
         losses = [_loss(row["loss_average"]), _loss(row["validation"])]
-        cells = [button, badge + place, *losses, html.escape(epoch), _date(row["created"])]
-    mark = ' class="lt-chosen"' if is_chosen else ""
-    return f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        cells = [button, badge + place, *losses, epoch, _date(row["created"])]
+    mark = markup(' class="lt-chosen"') if is_chosen else ""
+    return (
+        markup("<tr{mark}>", mark=mark)
+        + joined(markup("<td>{cell}</td>", cell=cell) for cell in cells)
+        + markup("</tr>")
+    )
 
 
 def _date(created: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate, error_sentence
 from lora_trainer.plain_json import json_text
 from lora_trainer.ui import infotext
+from lora_trainer.ui.markup import joined, markup
 from lora_trainer.ui.views import gigabytes, notice, progress_bar
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def info_report(found: Mapping[str, Any], card: Mapping[str, Any], translate: Tr
     """
     t = translate
     badges = [found["architecture"], *(f"{kind} × {count}" for kind, count in found["kinds"].items())]
-    head = "".join(f'<span class="lt-badge lt-plain">{html.escape(badge)}</span>' for badge in badges)
+    head = joined(markup('<span class="lt-badge lt-plain">{badge}</span>', badge=badge) for badge in badges)
     facts = [
         (gigabytes(found["bytes"]), "file size"),
         (", ".join(found["precision"]), "precision"),
@@ -58,10 +58,15 @@ def info_report(found: Mapping[str, Any], card: Mapping[str, Any], translate: Tr
         (_range(found["alphas"]), "alpha"),
         (f"{found['norm']:.4g}", "‖ΔW‖ at weight 1"),
     ]
-    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
-    name = html.escape(Path(found["path"]).stem)
+    shown = joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=t(name)) for value, name in facts)
+    name = Path(found["path"]).stem
     return (
-        f'<div class="lt-head"><b>{name}</b>{head}</div><div class="lt-steps">{shown}</div>'
+        markup(
+            '<div class="lt-head"><b>{name}</b>{head}</div><div class="lt-steps">{shown}</div>',
+            name=name,
+            head=head,
+            shown=shown,
+        )
         + _training(found["metadata"], card, t)
         + _blocks(found["blocks"], t)
     )
@@ -78,14 +83,15 @@ def _training(metadata: Mapping[str, Any], card: Mapping[str, Any], t: Translate
     rows = [(t("Trigger"), str(card.get("activation text") or metadata.get("modelspec.trigger_phrase") or ""))]
     rows += [(t(TRAINING[key]), _entry(key, metadata[key])) for key in TRAINING if metadata.get(key)]
     rows = [(title, value) for title, value in rows if value and value != "None"]
-    lines = "".join(f"<div><span>{html.escape(title)}</span> <b>{html.escape(v[:300])}</b></div>" for title, v in rows)
-    table = f'<div class="lt-facts">{lines}</div>' if lines else ""
-    tags = "".join(
-        f"<span>{html.escape(tag[:80])} <b>{count}</b></span>" for tag, count in top_tags(metadata, TOP_TAGS)
+    lines = joined(markup("<div><span>{title}</span> <b>{v}</b></div>", title=title, v=v[:300]) for title, v in rows)
+    table = markup('<div class="lt-facts">{lines}</div>', lines=lines) if lines else ""
+    tags = joined(
+        markup("<span>{tag} <b>{count}</b></span>", tag=tag[:80], count=count)
+        for tag, count in top_tags(metadata, TOP_TAGS)
     )
     if not lines and not tags:
         return notice(t("This file says nothing about its training."))
-    return table + (f'<div class="lt-buckets">{tags}</div>' if tags else "")
+    return table + (markup('<div class="lt-buckets">{tags}</div>', tags=tags) if tags else "")
 
 
 def _entry(key: str, value: Any) -> str:
@@ -107,20 +113,33 @@ def top_tags(metadata: Mapping[str, Any], count: int) -> list[tuple[str, int]]:
 
 def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
     largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
-    rows = "".join(_block(block, largest, t) for block in blocks)
-    heads = "".join(f"<th>{html.escape(t(head))}</th>" for head in ("block", "modules", "rank", "‖ΔW‖", "strength"))
-    table = f'<table class="lt-files lt-file-blocks"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="lt-scroll">{table}</div>'
+    rows = joined(_block(block, largest, t) for block in blocks)
+    heads = joined(markup("<th>{head}</th>", head=t(head)) for head in ("block", "modules", "rank", "‖ΔW‖", "strength"))
+    table = markup(
+        '<table class="lt-files lt-file-blocks"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>',
+        heads=heads,
+        rows=rows,
+    )
+    return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
 def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
     share = block["norm"] / largest
     unknown = block["unknown"]
-    more = f" <small>{html.escape(t('+ {count} unknown', count=unknown))}</small>" if unknown else ""
-    bar = f'<div class="lt-strength"><i style="width:{share:.1%}"></i></div>'
-    return (
-        f"<tr><td>{html.escape(block['block'])}</td><td>{block['modules']}</td><td>{_range(block['ranks'])}</td>"
-        f"<td>{block['norm']:.4f}{more}</td><td>{bar}</td></tr>"
+    more = (
+        markup(" <small>{count_unknown}</small>", count_unknown=t("+ {count} unknown", count=unknown))
+        if unknown
+        else ""
+    )
+    bar = markup('<div class="lt-strength"><i style="width:{share:.1%}"></i></div>', share=share)
+    return markup(
+        "<tr><td>{block}</td><td>{modules}</td><td>{range}</td><td>{norm:.4f}{more}</td><td>{bar}</td></tr>",
+        block=block["block"],
+        modules=block["modules"],
+        range=_range(block["ranks"]),
+        norm=block["norm"],
+        more=more,
+        bar=bar,
     )
 
 
@@ -133,18 +152,26 @@ def chore_cards(chores: Iterable[Chore], poll: str, translate: Translate) -> str
         poll: the button that the page presses once a second while one of them goes on.
         translate: into the page's language.
     """
-    return "".join(_chore_card(chore, poll, translate) for chore in chores)
+    return joined(_chore_card(chore, poll, translate) for chore in chores)
 
 
 def _chore_card(chore: Chore, poll: str, t: Translate) -> str:
-    badge = f'<span class="lt-badge lt-{chore.state}">{html.escape(t(STATES[chore.state]))}</span>'
-    kind = html.escape(t(KINDS[chore.kind]))
-    head = f'<div class="lt-head">{badge}<b>{html.escape(chore.title)}</b><span>{kind}</span></div>'
+    badge = markup(
+        '<span class="lt-badge lt-{state}">{states}</span>', state=chore.state, states=t(STATES[chore.state])
+    )
+    kind = t(KINDS[chore.kind])
+    head = markup(
+        '<div class="lt-head">{badge}<b>{title}</b><span>{kind}</span></div>', badge=badge, title=chore.title, kind=kind
+    )
     if chore.is_working:
         bar = progress_bar(chore.done / chore.of if chore.of else 0.0)
-        return f'<div class="lt-chore lt-working" data-poll="{html.escape(poll, quote=True)}">{head}{bar}</div>'
+        return markup(
+            '<div class="lt-chore lt-working" data-poll="{poll}">{head}{bar}</div>', poll=poll, head=head, bar=bar
+        )
     result = _made(chore.result, t) if chore.state == "done" and chore.kind != "mix" else ""
-    return f'<div class="lt-chore">{head}{_said(chore.error, t)}{result}</div>'
+    return markup(
+        '<div class="lt-chore">{head}{said}{result}</div>', head=head, said=_said(chore.error, t), result=result
+    )
 
 
 def _said(error: LoraTrainError | None, t: Translate) -> str:
@@ -156,12 +183,17 @@ def _said(error: LoraTrainError | None, t: Translate) -> str:
 def _made(made: Any, t: Translate) -> str:
     """A new file: what came out, and its prompt."""
     facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
-    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(name)}</span>" for value, name in facts)
-    remarks = "".join(notice(t(each.template, **each.values), "warning") for each in made.notices)
+    shown = joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=name) for value, name in facts)
+    remarks = joined(notice(t(each.template, **each.values), "warning") for each in made.notices)
     prompt = f"<lora:{made.path.stem}:1>"
-    return (
-        f'<div class="lt-steps">{shown}</div>{remarks}<div><code>{html.escape(prompt)}</code> {use_button(prompt, t)}'
-        f"<br><small>{html.escape(str(made.path))}</small></div>"
+    return markup(
+        '<div class="lt-steps">{shown}</div>{remarks}<div><code>{prompt}</code> {use_button}<br>'
+        "<small>{path}</small></div>",
+        shown=shown,
+        remarks=remarks,
+        prompt=prompt,
+        use_button=use_button(prompt, t),
+        path=str(made.path),
     )
 
 
@@ -197,29 +229,48 @@ def use_button(prompt: str, translate: Translate, *, negative: str | None = None
         negative: the negative prompt; ``None`` leaves what is there.
         settings: of the picture, see :func:`lora_trainer.ui.infotext.settings`, with the seed.
     """
-    place = "" if negative is None else f' data-replace="" data-negative="{html.escape(negative, quote=True)}"'
-    place += f' data-settings="{html.escape(settings, quote=True)}"' if settings else ""
-    data = html.escape(prompt, quote=True)
-    return f'<button class="lt-use" data-prompt="{data}"{place}>{html.escape(translate("To txt2img"))}</button>'
+    place = "" if negative is None else markup(' data-replace="" data-negative="{negative}"', negative=negative)
+    place += markup(' data-settings="{settings}"', settings=settings) if settings else ""
+    data = prompt
+    return markup(
+        '<button class="lt-use" data-prompt="{data}"{place}>{translate}</button>',
+        data=data,
+        place=place,
+        translate=translate("To txt2img"),
+    )
 
 
 # ------------------------------------------------------------------ stacks
 def stack_report(stack: Stack, translate: Translate) -> str:
     """The LoRAs in their order, the sum of their weights, and the tags to type."""
     t = translate
-    rows = "".join(
-        f"<tr><td>{number}</td><td>{html.escape(tag.name)}</td><td>{stack.weights[tag.name]:g}</td>"
-        f"<td>{html.escape(tag.lbw or '–')}</td></tr>"
+    rows = joined(
+        markup(
+            "<tr><td>{number}</td><td>{name}</td><td>{weights:g}</td><td>{value}</td></tr>",
+            number=number,
+            name=tag.name,
+            weights=stack.weights[tag.name],
+            value=tag.lbw or "–",
+        )
         for number, tag in enumerate(stack.tags, start=1)
     )
-    heads = "".join(f"<th>{html.escape(t(head))}</th>" for head in ("order", "LoRA file", "weight", "block weights"))
-    table = f'<table class="lt-files lt-stack"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    remarks = "".join(notice(t(each.template, **each.values), "warning") for each in stack.notices())
+    heads = joined(
+        markup("<th>{head}</th>", head=t(head)) for head in ("order", "LoRA file", "weight", "block weights")
+    )
+    table = markup(
+        '<table class="lt-files lt-stack"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>',
+        heads=heads,
+        rows=rows,
+    )
+    remarks: str = joined(notice(t(each.template, **each.values), "warning") for each in stack.notices())
     if not remarks and len(stack.tags) > 1:
         remarks = notice(t("The weights sum up to {total:g}; that is sound.", total=round(stack.total, 6)), "good")
-    return (
-        f'<div class="lt-scroll">{table}</div>{remarks}'
-        f"<div><code>{html.escape(str(stack))}</code> {use_button(str(stack), t)}</div>"
+    return markup(
+        '<div class="lt-scroll">{table}</div>{remarks}<div><code>{stack}</code> {use_button}</div>',
+        table=table,
+        remarks=remarks,
+        stack=str(stack),
+        use_button=use_button(str(stack), t),
     )
 
 
@@ -230,20 +281,28 @@ def mixes_table(document: Mapping[str, Any], translate: Translate) -> str:
         return ""
     names = [lora["name"] for lora in document["loras"]]
     request = document["request"]
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("№", *names, t("sum"), t("prompt")))
-    rows = "".join(_mix_row(mix, names, request, t) for mix in document["mixes"])
-    table = f'<table class="lt-files lt-mixes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="lt-scroll">{table}</div>'
+    heads = joined(markup("<th>{head}</th>", head=head) for head in ("№", *names, t("sum"), t("prompt")))
+    rows = joined(_mix_row(mix, names, request, t) for mix in document["mixes"])
+    table = markup(
+        '<table class="lt-files lt-mixes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>',
+        heads=heads,
+        rows=rows,
+    )
+    return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
 def _mix_row(mix: Mapping[str, Any], names: Sequence[str], request: Mapping[str, Any], t: Translate) -> str:
-    weights = "".join(f"<td>{mix['weights'][name]:g}</td>" for name in names)
+    weights = joined(markup("<td>{weights:g}</td>", weights=mix["weights"][name]) for name in names)
     if request["prompt"]:
         settings = infotext.with_seed(infotext.settings(request), request["seed"])
         button = use_button(mix["prompt"], t, negative=request["negative"], settings=settings)
     else:
         button = use_button(mix["tags"], t)
-    return (
-        f"<tr><td>{mix['number']}</td>{weights}<td>{mix['total']:g}</td>"
-        f"<td><code>{html.escape(mix['tags'])}</code> {button}</td></tr>"
+    return markup(
+        "<tr><td>{number}</td>{weights}<td>{total:g}</td><td><code>{tags}</code> {button}</td></tr>",
+        number=mix["number"],
+        weights=weights,
+        total=mix["total"],
+        tags=mix["tags"],
+        button=button,
     )

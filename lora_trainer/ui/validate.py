@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lora_trainer.schema import field_error
 from lora_trainer.ui import grid_view, views
 from lora_trainer.ui.fields import Shown
 from lora_trainer.ui.form import dotted
+from lora_trainer.ui.markup import markup
 from lora_trainer.validation import choose
 
 Part = tuple[Any, Callable[[], Any]]
@@ -120,7 +120,7 @@ class ValidatePanel:
     def _build_viewer(self) -> None:
         self.status = gr.HTML(elem_id="lora_train_grid_status")
         self.verdict = gr.HTML(elem_id="lora_train_grid_verdict")
-        self.viewer = gr.HTML('<div class="lt-viewer"></div>', elem_id="lora_train_grid")
+        self.viewer = gr.HTML(markup('<div class="lt-viewer"></div>'), elem_id="lora_train_grid")
         self.chart = gr.HTML(elem_id="lora_train_grid_chart")
         hidden = {"elem_classes": "lt-hidden", "show_label": False}
         self.feedback = gr.HTML(elem_id="lora_train_grid_feedback", elem_classes="lt-hidden")
@@ -323,10 +323,15 @@ def _modified(path: Path) -> int:
 def _answer_to(wish: str, said: str, then: str = "") -> str:
     """An answer for the viewer, which knows it by the wish's number; ``then`` is ``"form"`` to go to the form."""
     try:
-        number = html.escape(str(_asked(wish).get("number", "")))
+        number = str(_asked(wish).get("number", ""))
     except InputError:
         number = ""
-    return f'<div class="lt-answer" data-number="{number}" data-then="{then}">{said}</div>'
+    return markup(
+        '<div class="lt-answer" data-number="{number}" data-then="{then}">{said}</div>',
+        number=number,
+        then=then,
+        said=said,
+    )
 
 
 def _asked(wish: str) -> dict[str, Any]:

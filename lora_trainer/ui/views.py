@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from lora_trainer.i18n import Translate, error_sentence, message_sentence
 from lora_trainer.manifest import DAMAGED
 from lora_trainer.schema import toml_value
 from lora_trainer.ui.fields import Fields, field_sentences, form_fields
+from lora_trainer.ui.markup import joined, markup
 from lora_trainer.ui.plots import Curve, chart, smooth, thin
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ RATES = {"unet": "UNet learning rate", "text": "Text encoder learning rate"}
 
 def notice(text: str, kind: str = "info") -> str:
     """A framed sentence; ``kind`` is info, good, warning or error."""
-    return f'<div class="lt-notice lt-{kind}" role="status">{html.escape(text)}</div>' if text else ""
+    return markup('<div class="lt-notice lt-{kind}" role="status">{text}</div>', kind=kind, text=text) if text else ""
 
 
 def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | None = None) -> str:
@@ -74,8 +74,8 @@ def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | N
         fields: that stand on the page; those of the form when ``None``.
     """
     found = field_sentences(error, form_fields() if fields is None else fields, translate)
-    lines = " ".join(f'<span data-field="{html.escape(w, quote=True)}">{html.escape(s)}</span>' for w, s in found)
-    return f'<div class="lt-notice lt-error" role="status">{lines}</div>'
+    lines = markup(" ").join(markup('<span data-field="{w}">{s}</span>', w=w, s=s) for w, s in found)
+    return markup('<div class="lt-notice lt-error" role="status">{lines}</div>', lines=lines)
 
 
 def answered(action: Callable[[], object], done: str, translate: Translate, fields: Fields | None = None) -> str:
@@ -93,25 +93,30 @@ def base_model(health: dict[str, Any], translate: Translate) -> str:
     if not checkpoint:
         return notice(translate(health["problem"]), "error")
     digest = checkpoint["sha256"][:10]
-    name = html.escape(checkpoint["name"])
-    note = html.escape(translate("Trained as it is loaded: no second copy is made."))
-    return (
-        f'<div class="lt-base"><span class="lt-badge lt-done">{html.escape(checkpoint["family"])}</span> <b>{name}</b> '
-        f"<code>{html.escape(digest)}</code><br><small>{note}</small></div>"
+    name = checkpoint["name"]
+    note = translate("Trained as it is loaded: no second copy is made.")
+    return markup(
+        '<div class="lt-base">'
+        '<span class="lt-badge lt-done">{family}</span> <b>{name}</b> <code>{digest}</code><br>'
+        "<small>{note}</small></div>",
+        family=checkpoint["family"],
+        name=name,
+        digest=digest,
+        note=note,
     )
 
 
 def advice_list(found: Sequence[Advice], calculation: Calculation | None, translate: Translate) -> str:
     """The step calculator's line and the warnings."""
-    parts = []
+    parts: list[str] = []
     if calculation:
-        parts.append('<div class="lt-steps">' + _calculation(calculation, translate) + "</div>")
+        parts.append(markup('<div class="lt-steps">') + _calculation(calculation, translate) + markup("</div>"))
     if found:
-        lines = "".join(f"<li>{html.escape(translate(a.template, **a.values))}</li>" for a in found)
-        parts.append(f'<ul class="lt-notice lt-warning">{lines}</ul>')
+        lines = joined(markup("<li>{translate}</li>", translate=translate(a.template, **a.values)) for a in found)
+        parts.append(markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines))
     elif calculation:
         parts.append(notice(translate("These settings look sound."), "good"))
-    return "".join(parts)
+    return joined(parts)
 
 
 def _calculation(c: Calculation, t: Translate) -> str:
@@ -122,8 +127,9 @@ def _calculation(c: Calculation, t: Translate) -> str:
         (c.steps, "step in all", "steps in all"),
         (c.files, "LoRA file", "LoRA files"),
     ]
-    return "".join(
-        f"<span><b>{value:,}</b> {html.escape(t(one) if value == 1 else t(many))}</span>" for value, one, many in pairs
+    return joined(
+        markup("<span><b>{value:,}</b> {style}</span>", value=value, style=t(one) if value == 1 else t(many))
+        for value, one, many in pairs
     )
 
 
@@ -131,8 +137,8 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
     """Counts, buckets, what is left out, and small pictures with their crop and caption."""
     t = translate
     report = dataset.report()
-    counts = "".join(
-        f"<span><b>{value}</b> {html.escape(t(one) if value == 1 else t(many))}</span>"
+    counts = joined(
+        markup("<span><b>{value}</b> {style}</span>", value=value, style=t(one) if value == 1 else t(many))
         for value, one, many in (
             (report["pictures"], "picture", "pictures"),
             (report["images_per_epoch"], "with repeats", "with repeats"),
@@ -140,14 +146,21 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
             (len(report["skipped"]), "skipped", "skipped"),
         )
     )
-    buckets = "".join(f"<span><b>{size}</b> × {count}</span>" for size, count in report["buckets"].items())
+    buckets = joined(
+        markup("<span><b>{size}</b> × {count}</span>", size=size, count=count)
+        for size, count in report["buckets"].items()
+    )
     shown = dataset.items[:MAX_THUMBNAILS]
-    pictures = "".join(_thumbnail(item, t) for item in shown)
+    pictures = joined(_thumbnail(item, t) for item in shown)
     more = len(dataset.items) - len(shown)
     return (
-        f'<div class="lt-steps">{counts}</div>'
+        markup('<div class="lt-steps">{counts}</div>', counts=counts)
         + _problems(dataset, t)
-        + f'<div class="lt-buckets">{buckets}</div><div class="lt-pictures">{pictures}</div>'
+        + markup(
+            '<div class="lt-buckets">{buckets}</div><div class="lt-pictures">{pictures}</div>',
+            buckets=buckets,
+            pictures=pictures,
+        )
         + (notice(t("… and {count} more.", count=more)) if more > 0 else "")
     )
 
@@ -174,15 +187,17 @@ def _problems(dataset: Dataset, t: Translate) -> str:
     sentences += broken[:_NAMED_PROBLEMS]
     if len(broken) > _NAMED_PROBLEMS:
         sentences.append(t("… and {count} more.", count=len(broken) - _NAMED_PROBLEMS))
-    lines = "".join(f"<li>{html.escape(s)}</li>" for s in sentences)
-    return f'<ul class="lt-notice lt-warning">{lines}</ul>' if lines else ""
+    lines = joined(markup("<li>{s}</li>", s=s) for s in sentences)
+    return markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines) if lines else ""
 
 
 def _thumbnail(item: Item, t: Translate) -> str:
     try:
         image = read_picture(item.path)
     except PictureError as problem:
-        return f'<figure class="lt-broken" title="{html.escape(error_sentence(problem, t))}">⚠</figure>'
+        return markup(
+            '<figure class="lt-broken" title="{error_sentence}">⚠</figure>', error_sentence=error_sentence(problem, t)
+        )
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
@@ -193,12 +208,17 @@ def _thumbnail(item: Item, t: Translate) -> str:
         f"left:{left / width:.1%};top:{top / height:.1%};width:{(right - left) / width:.1%};"
         f"height:{(bottom - top) / height:.1%}"
     )
-    caption = html.escape(item.caption)
+    caption = item.caption
     size = "×".join(map(str, item.fit.bucket))
-    return (
-        f'<figure title="{html.escape(item.path.name)}: {caption}"><span class="lt-crop"><img alt="" '
-        f'src="data:image/jpeg;base64,{data}"><i style="{frame}"></i></span>'
-        f"<figcaption><b>{size}</b> {caption}</figcaption></figure>"
+    return markup(
+        '<figure title="{name}: {caption}"><span class="lt-crop">'
+        '<img alt="" src="data:image/jpeg;base64,{data}"><i style="{frame}"></i></span>'
+        "<figcaption><b>{size}</b> {caption}</figcaption></figure>",
+        name=item.path.name,
+        caption=caption,
+        data=data,
+        frame=frame,
+        size=size,
     )
 
 
@@ -210,7 +230,7 @@ def estimate(measured: Estimate, translate: Translate) -> str:
     facts += [(gigabytes(measured.free), "free")]
     if measured.step_seconds is not None and measured.seconds is not None:
         facts += [(f"{measured.step_seconds:.2g} s", "a step"), (duration(measured.seconds), "for all steps")]
-    shown = "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+    shown = joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=t(name)) for value, name in facts)
     titles = {item.path: item.title for item in options()}
     changes = ", ".join(f"{t(titles[path])} = {toml_value(value)}" for path, value in measured.changes.items())
     if not measured.fits:
@@ -219,7 +239,7 @@ def estimate(measured: Estimate, translate: Translate) -> str:
         verdict = notice(t("It fits with these settings: {changes}", changes=changes), "warning")
     else:
         verdict = notice(t("It fits."), "good")
-    return f'<div class="lt-steps">{shown}</div>' + verdict
+    return markup('<div class="lt-steps">{shown}</div>', shown=shown) + verdict
 
 
 def gigabytes(size: int) -> str:
@@ -247,20 +267,28 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wi
     before = f" · {t('{count} before it', count=waiting)}" if state == "queued" and waiting else ""
     message = message_sentence(manifest, t)
     kind = "error" if state == "failed" else "warning"
-    badge = f'<span class="lt-badge lt-{state}">{html.escape(t(STATE_NAMES[state]))}</span>'
+    badge = markup(
+        '<span class="lt-badge lt-{state}">{state_names}</span>', state=state, state_names=t(STATE_NAMES[state])
+    )
     return (
-        f'<div class="lt-status"><div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b>'
-        f"<span>{html.escape(phase + before)}</span></div>"
-        f'{progress_bar(share)}<div class="lt-steps">{facts}</div></div>'
+        markup(
+            '<div class="lt-status"><div class="lt-head">{badge}<b>{name}</b><span>{phase}</span>'
+            '</div>{progress_bar}<div class="lt-steps">{facts}</div></div>',
+            badge=badge,
+            name=manifest["name"],
+            phase=phase + before,
+            progress_bar=progress_bar(share),
+            facts=facts,
+        )
         + notice(t(WISHES[wish]) if state == "running" and wish in WISHES else "")
         + notice(message, kind)
     )
 
 
 def _damaged_card(manifest: dict[str, Any], t: Translate) -> str:
-    badge = f'<span class="lt-badge lt-failed">{html.escape(t(STATE_NAMES[DAMAGED]))}</span>'
-    head = f'<div class="lt-head">{badge}<b>{html.escape(manifest["name"])}</b></div>'
-    return f'<div class="lt-status">{head}</div>' + notice(message_sentence(manifest, t), "error")
+    badge = markup('<span class="lt-badge lt-failed">{state_names}</span>', state_names=t(STATE_NAMES[DAMAGED]))
+    head = markup('<div class="lt-head">{badge}<b>{name}</b></div>', badge=badge, name=manifest["name"])
+    return markup('<div class="lt-status">{head}</div>', head=head) + notice(message_sentence(manifest, t), "error")
 
 
 def _phase(manifest: dict[str, Any], t: Translate) -> str:
@@ -296,7 +324,7 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
         if "last" in validation:  # null where it was no number
             facts.append((_loss(validation.get(name)), title))
     facts += [(rate_text(rate), RATES.get(name, name)) for name, rate in _rates(m).items()]
-    return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(t(name))}</span>" for value, name in facts)
+    return joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=t(name)) for value, name in facts)
 
 
 def _loss(value: float | None) -> str:
@@ -365,11 +393,13 @@ def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) ->
     if not files:
         return ""
     best = _best_file(files)
-    rows = "".join(_file_row(entry, trigger, entry is best, t) for entry in reversed(files))
-    heads = "".join(f"<th>{html.escape(t(h))}</th>" for h in ("epoch", "prompt", "validation loss", "loss", "step"))
-    table = f'<table class="lt-files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    names = html.escape(" ".join(Path(entry["path"]).name for entry in files), quote=True)
-    return f'<div class="lt-scroll" data-files="{names}">{table}</div>'
+    rows = joined(_file_row(entry, trigger, entry is best, t) for entry in reversed(files))
+    heads = joined(markup("<th>{h}</th>", h=t(h)) for h in ("epoch", "prompt", "validation loss", "loss", "step"))
+    table = markup(
+        '<table class="lt-files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>', heads=heads, rows=rows
+    )
+    names = " ".join(Path(entry["path"]).name for entry in files)
+    return markup('<div class="lt-scroll" data-files="{names}">{table}</div>', names=names, table=table)
 
 
 def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -385,12 +415,20 @@ def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) 
         return f"{value:.4f}" if value is not None else "–"
 
     prompt = f"<lora:{Path(entry['path']).stem}:0.8>" + (f" {trigger}" if trigger else "")
-    star = f' <span class="lt-badge lt-done">{html.escape(t("lowest"))}</span>' if is_best else ""
-    label, data = html.escape(t("To txt2img")), html.escape(prompt, quote=True)
-    button = f'<button class="lt-use" data-prompt="{data}">{label}</button>'
-    return (
-        f"<tr><td>{entry['epoch']}</td><td><code>{html.escape(prompt)}</code> {button}</td>"
-        f"<td>{number('validation')}{star}</td><td>{number('loss')}</td><td>{entry['step']}</td></tr>"
+    star = markup(' <span class="lt-badge lt-done">{lowest}</span>', lowest=t("lowest")) if is_best else ""
+    button = markup(
+        '<button class="lt-use" data-prompt="{prompt}">{label}</button>', prompt=prompt, label=t("To txt2img")
+    )
+    return markup(
+        "<tr><td>{epoch}</td><td><code>{prompt}</code> {button}</td><td>{number}{star}</td>"
+        "<td>{number2}</td><td>{step}</td></tr>",
+        epoch=entry["epoch"],
+        prompt=prompt,
+        button=button,
+        number=number("validation"),
+        star=star,
+        number2=number("loss"),
+        step=entry["step"],
     )
 
 
@@ -411,16 +449,24 @@ def _grid_progress(grid: dict[str, Any], t: Translate) -> str:
     says = t(GRID_PHASES.get(grid.get("phase", ""), GRID_PHASES["pictures"]), done=grid["done"], of=grid["of"])
     if grid["state"] == "queued":
         says = t("The grid waits for its turn.")
-    time_left = f"<span><b>{html.escape(duration(left))}</b> {html.escape(t('time left'))}</span>" if left else ""
-    return (
-        f'<div class="lt-status">{progress_bar(share)}'
-        f'<div class="lt-steps"><span>{html.escape(says)}</span>{time_left}</div></div>'
+    time_left = (
+        markup("<span><b>{duration}</b> {time_left}</span>", duration=duration(left), time_left=t("time left"))
+        if left
+        else ""
+    )
+    return markup(
+        '<div class="lt-status">{progress_bar}<div class="lt-steps"><span>{says}</span>{time_left}</div></div>',
+        progress_bar=progress_bar(share),
+        says=says,
+        time_left=time_left,
     )
 
 
 def progress_bar(share: float) -> str:
     """A bar, filled up to ``share`` of 1."""
-    return (
-        f'<div class="lt-bar" role="progressbar" aria-valuenow="{share * 100:.0f}"><i style="width:{share:.1%}"></i>'
-        f"<span>{share:.0%}</span></div>"
+    return markup(
+        '<div class="lt-bar" role="progressbar" aria-valuenow="{share:.0f}">'
+        '<i style="width:{share2:.1%}"></i><span>{share2:.0%}</span></div>',
+        share=share * 100,
+        share2=share,
     )

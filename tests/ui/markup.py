@@ -50,7 +50,7 @@ class Page(HTMLParser):
     def __post_init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._open: list[Element] = []
-        self.feed(self.markup)
+        self.feed(str(self.markup))  # what comes out of markup would be markup, too
         self.close()
         assert not self._open, f"not closed: {[e.tag for e in self._open]}"
 
