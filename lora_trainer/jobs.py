@@ -400,7 +400,7 @@ _PROGRAM_ENDED = {
     "state": "stopped",
     "phase": "",
     "waiting": False,
-    "message": "The program ended while this run was going on; resume it.",
+    **explain(InputError("The program ended while this run was going on; resume it.")),
 }
 
 

@@ -320,9 +320,9 @@ def _facts(m: dict[str, Any], t: Translate) -> str:
     if m.get("loss_average") is not None:
         facts.append((f"{m['loss_average']:.4f}", "loss"))
     validation = m.get("validation", {})
-    for name, title in (("last", "validation loss"), ("base", "without LoRA")):
-        if "last" in validation:  # null where it was no number
-            facts.append((_loss(validation.get(name)), title))
+    if "last" in validation:  # null where it was no number
+        facts.append((_loss(validation["last"]), "validation loss"))
+        facts.append((_loss(validation.get("base")), "without LoRA"))
     facts += [(rate_text(rate), RATES.get(name, name)) for name, rate in _rates(m).items()]
     return joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=t(name)) for value, name in facts)
 

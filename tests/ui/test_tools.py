@@ -172,7 +172,7 @@ def test_a_tool_makes_a_file_that_can_be_used(
     ("kind", "values", "sentence"),
     [
         ("bake", {}, "choose a LoRA file"),
-        ("bake", {"file": "a", "te": "much"}, "Text encoder weight: expected a number, not &quot;much&quot;"),
+        ("bake", {"file": "a", "te": "much"}, "Text encoder weight: expected a number, not &#34;much&#34;"),
         ("bake", {"file": "a", "lbw": "1,2,3"}, "has 3 values"),
         ("resize", {"file": "a"}, "Say how far to resize"),
         ("merge", {"files": ""}, "Name at least one LoRA"),

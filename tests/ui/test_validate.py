@@ -122,7 +122,7 @@ def test_the_wishes_are_what_the_jobs_know(panel: ValidatePanel, run: Run, monke
         ({"seeds": "-1"}, "use numbers from"),
         ({"epochs": "99"}, "99"),
         ({"together": 0.4}, "a whole number"),
-        ({"name": None}, "There is no run named"),
+        ({"name": None}, "No training run is chosen"),
         ({"together": -2}, "use numbers from"),
         ({"name": "../.."}, "There is no run named"),
     ],
