@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +17,7 @@ from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, NotFou
 from lora_trainer.file_tools import DOCUMENTS
 from lora_trainer.guard import Door, guard
 from lora_trainer.jobs import Jobs
+from lora_trainer.plain_json import json_text, parse_json
 from lora_trainer.runs import Run
 from lora_trainer.schema import MAX_DOCUMENT_BYTES, schema_of
 
@@ -44,12 +44,20 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not raw.strip():
         return {}
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(bytes(raw))
+    except ValueError as error:
         raise InputError("body: not valid JSON ({error}).", field="body", error=error) from error
     if not isinstance(value, dict):
         raise InputError("body: expected a JSON object.", field="body")
     return value
+
+
+class StrictJson(JSONResponse):
+    """An answer that every program can read: ``null`` for NaN, whatever a damaged file holds."""
+
+    def render(self, content: Any) -> bytes:
+        """The answer's bytes."""
+        return json_text(content, compact=True).encode()
 
 
 class Route(APIRoute):
@@ -64,7 +72,7 @@ class Route(APIRoute):
                 return await original(request)
             except LoraTrainError as error:
                 status = 404 if isinstance(error, NotFound) else 422 if isinstance(error, InputError) else 500
-                return JSONResponse(error_body(error), status_code=status)
+                return StrictJson(error_body(error), status_code=status)
 
         return handle
 
@@ -111,15 +119,15 @@ class Api:
         runs = [run.snapshot() for run in self._jobs.list(offset, limit)]
         if short:
             runs = [{key: value for key, value in run.items() if key not in _LONG} for run in runs]
-        return JSONResponse(runs, headers={"X-Total-Count": str(len(self._jobs.runs.names()))})
+        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.runs.names()))})
 
     def run(self, name: str) -> Response:
         """A run's manifest."""
-        return JSONResponse(self._jobs.shown(name).snapshot())
+        return StrictJson(self._jobs.shown(name).snapshot())
 
     def log(self, name: str, after: int = 0, limit: int = LogLimit) -> Response:
         """A run's log entries behind step ``after``, about ``limit`` of them: go on behind the last one's step."""
-        return JSONResponse(self._jobs.shown(name).entries(after, limit))
+        return StrictJson(self._jobs.shown(name).entries(after, limit))
 
     def stop(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Stop a run: ``{"save": false}`` discards what was learned since the last file, ``{"after_epoch": true}``."""
@@ -229,7 +237,13 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         door: how far the host's own interface is open.
     """
     api = Api(jobs)
-    router = APIRouter(prefix=PREFIX, tags=["LoRA Train"], dependencies=[Depends(guard(door))], route_class=Route)
+    router = APIRouter(
+        prefix=PREFIX,
+        tags=["LoRA Train"],
+        dependencies=[Depends(guard(door))],
+        route_class=Route,
+        default_response_class=StrictJson,
+    )
     run_schema = json_schema()
     routes: list[tuple[str, str, Callable[..., Any], dict[str, Any] | None]] = [
         ("GET", "/health", api.health, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,60 @@ def test_no_body_and_no_name_makes_an_internal_error(
     ):
         assert client.request(verb, path, content=json.dumps(body), headers=JSON).status_code in (404, 405, 422)
     assert not root.exists()
+
+
+def test_numbers_that_are_none_are_null_for_every_program(client: TestClient, jobs: Jobs, loras: Path) -> None:
+    save_lora(loras / "odd.safetensors", some_lora(2, 1.0), {"ss_datasets": '[{"share": NaN, "big": 1e999}]'}, "fp16")
+    answer = client.get("loras/info", params={"name": "odd"})
+    assert answer.status_code == 200
+    assert "NaN" not in answer.text
+    assert "Infinity" not in answer.text
+    refused = client.post("runs", content=b'{"name": "x", "training": {"unet_lr": NaN}}', headers=JSON)
+    assert (refused.status_code, refused.json()["detail"][0]["field"]) == (422, "training.unet_lr")
+
+
+NETWORK = [
+    r"\\evil\share\x",
+    "//evil/share",
+    r" '\\evil\share' ",
+    r"\\?\UNC\evil\share",
+    "file://evil/x",
+    "NUL",
+    r"C:\a\con",
+]
+
+
+@pytest.mark.parametrize("text", NETWORK)
+def test_no_field_reaches_another_computer(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, jobs: Jobs, text: str
+) -> None:
+    """Refused before any file call: on Windows the mere question sends the person's password hash away."""
+    jobs.list()
+    asked: list[str] = []
+
+    def watched(call: Any) -> Any:
+        def ask(path: Any, *args: Any, **kwargs: Any) -> Any:
+            asked.append(str(path))
+            return call(path, *args, **kwargs)
+
+        return ask
+
+    for name in ("stat", "lstat", "open", "listdir", "scandir", "readlink"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("runs", {"name": "x", "data": {"folder": text}}, "data.folder"),
+        ("runs", {"name": "x", "network": {"continue_from": text}}, "network.continue_from"),
+        ("runs", {"name": "x", "checkpoint": text}, "checkpoint"),
+        ("runs", {"name": "x", "save": {"folder": text}}, "save.folder"),
+        ("dataset/check", {"folder": text}, "data.folder"),
+        ("preflight", {"data": {"folder": text}}, "data.folder"),
+        ("loras/bake", {"file": text}, "file"),
+        ("loras/bake", {"file": "a", "output": text}, "output"),
+        ("loras/merge", {"files": [f"{text}: 0.5", "a: 0.5"]}, "files"),
+        ("loras/resize", {"file": text, "rank": 2}, "file"),
+    ]
+    for path, body, field in bodies:
+        answer = client.post(path, json=body)
+        assert (answer.status_code, answer.json()["detail"][0]["field"]) == (422, field), (path, answer.text)
+    assert client.get("loras/info", params={"name": text}).status_code == 422
+    assert [path for path in asked if "evil" in path or "nul" in path.lower() or path.endswith("con")] == []

@@ -86,10 +86,12 @@ def test_what_json_cannot_say_is_told() -> None:
 
 
 ELSEWHERE = {
-    "api.py": "reads a request's body with sentences of its own",
+    "documents.py": "reads with a check of every value, which refuses what is no JSON",
     "i18n.py": "reads our own file",
     "model/clip.py": "writes a tokenizer's files for transformers",
+    "run_log.py": "looks at a million lines, and checks those that it shows",
     "schema.py": "quotes texts for TOML and shows what a person typed",
+    "tensor_file.py": "makes the text that a checksum is of",
     "training/state.py": "keeps an optimizer's arguments for itself, which may be infinite",
     "validation/grid.py": "quotes a text as the WebUI does",
 }

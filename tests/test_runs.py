@@ -103,7 +103,7 @@ def test_file_written_again_replaces_its_entry(runs: Runs) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../test", "other", "a/b", "\x00", "x" * 500, "{x}"])
 def test_name_that_is_no_run_is_said(runs: Runs, name: str) -> None:
     runs.create(config())
-    with pytest.raises(NotFound, match="There is no run named|No training run is chosen"):
+    with pytest.raises(NotFound, match=r"There is no run named|No training run is chosen"):
         runs.get(name)
 
 

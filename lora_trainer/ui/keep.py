@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+
+from lora_trainer.plain_json import json_text, parse_json
 
 _KEY = "lora_train_form"
 _HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
@@ -36,13 +37,13 @@ class Keeper:
         filled = page.load(self.restore, [self._kept], widgets, _js=_READ, **_HIDDEN)
         filled.then(None, None, None, _js="() => { window.loraTrainFilled = true; }")
         for event in (self._keep.click, poll.click):
-            event(None, widgets, None, _js=_WRITE.replace("NAMES", json.dumps(names)), **_HIDDEN)
+            event(None, widgets, None, _js=_WRITE.replace("NAMES", json_text(names)), **_HIDDEN)
         return filled
 
     def restore(self, text: str | None) -> list[Any]:
         """An update for every widget from what the browser kept; what does not fit any more stays as it is."""
         try:
-            found = json.loads(text or "{}")
+            found = parse_json(text or "{}")
         except ValueError:
             found = {}
         values = found if isinstance(found, dict) else {}
@@ -51,7 +52,7 @@ class Keeper:
     def _update(self, name: str, values: Mapping[str, Any]) -> Any:
         offered = self._choices[name]() if name in self._choices else None
         changes = {} if offered is None else {"choices": list(offered)}
-        if name in values and fits(self._widgets[name], values[name], offered):
+        if values.get(name) is not None and fits(self._widgets[name], values[name], offered):
             changes["value"] = values[name]
         return gr.update(**changes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.i18n import Translate, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.model.families import is_same_checkpoint
+from lora_trainer.plain_json import json_text
 from lora_trainer.proposals import propose, purpose_of, with_proposals
 from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
 from lora_trainer.ui import views
@@ -343,7 +343,7 @@ class Tab:
             text = presets.to_toml(self._loose_config(values))
         except LoraTrainError as error:
             return {self.preset_box.exported: "", self.feedback: views.error_notice(error, self._t)}
-        return {self.preset_box.exported: json.dumps({"name": f"{name}.toml", "text": text}), self.feedback: ""}
+        return {self.preset_box.exported: json_text({"name": f"{name}.toml", "text": text}), self.feedback: ""}
 
     def _import_preset(self, file: Any) -> list[Any]:
         """Keep a file of settings among the presets, and fill the form in."""
