@@ -19,7 +19,6 @@ from torch import nn
 
 from lora_trainer.errors import InputError
 from lora_trainer.model.clip import name_in_files
-from lora_trainer.network.modules import require_finite
 from lora_trainer.randomness import torch_rng
 
 ADAPTER = "lora_train"
@@ -266,7 +265,6 @@ def file_shapes(tensors: Tensors) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for name, tensor in tensors.items():
         key, _, part = name.partition(".")
-        require_finite(key, {part: tensor})
         if part == "lora_down.weight":
             shapes[key] = _file_shape(key, tensor, tensors.get(f"{key}.alpha"))
         elif part not in ("lora_up.weight", "alpha"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
@@ -18,6 +19,7 @@ from lora_trainer.files import write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.network.lora_file import read_lora
+from lora_trainer.network.modules import require_finite
 from lora_trainer.paths import expand
 from lora_trainer.runs import Run
 from lora_trainer.training.conditioning import Captions, frozen_conditioning
@@ -26,6 +28,9 @@ from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.resuming import require_resumable
 from lora_trainer.training.state import load_newest
 from lora_trainer.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Note(Protocol):
@@ -111,7 +116,7 @@ class Preparation:
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
             require_resumable(self._run, config)
             if config.network.continue_from:
-                trainer.adapters.load(read_lora(expand(config.network.continue_from)))
+                trainer.adapters.load(_begun_with(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
         self._note_dataset(dataset, kept, plan, precision, done)
         return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
@@ -178,6 +183,15 @@ class Preparation:
             precision=precision,
             dataset={**summary, "held_out": len(kept), "fingerprint": fingerprint},
         )
+
+
+def _begun_with(path: Path) -> dict[str, torch.Tensor]:
+    """A LoRA to go on from; raises :class:`InputError` for one whose weights are no numbers: none would come of it."""
+    tensors = read_lora(path)
+    for name, tensor in tensors.items():
+        key, _, part = name.partition(".")
+        require_finite(key, {part: tensor})
+    return tensors
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

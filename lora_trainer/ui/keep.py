@@ -52,7 +52,7 @@ class Keeper:
     def _update(self, name: str, values: Mapping[str, Any]) -> Any:
         offered = self._choices[name]() if name in self._choices else None
         changes = {} if offered is None else {"choices": list(offered)}
-        if values.get(name) is not None and fits(self._widgets[name], values[name], offered):
+        if name in values and fits(self._widgets[name], values[name], offered):
             changes["value"] = values[name]
         return gr.update(**changes)
 

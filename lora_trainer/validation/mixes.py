@@ -15,6 +15,7 @@ from lora_trainer.dataset.images import is_whole
 from lora_trainer.files import save_picture, temporary_folder, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.network.stacks import MixRule, Stack, mixes
+from lora_trainer.plain_json import plain
 from lora_trainer.training.memory import free_memory, is_out_of_memory
 from lora_trainer.validation.cells import no_memory
 
@@ -66,7 +67,7 @@ class MixPlan:
                 for tag, weight in zip(self.stack.tags, self.stack.weights.values(), strict=True)
             ],
             "rule": asdict(self.rule),
-            "request": asdict(self.request),
+            "request": plain(asdict(self.request)),
             "mixes": [
                 {
                     "number": number,

@@ -44,7 +44,7 @@ def test_what_is_no_form_changes_nothing(widgets: dict[str, Any], text: Any) -> 
     ("name", "value"),
     [
         *[("text", value) for value in (1, None, True, ["a"], {"a": 1})],
-        *[("number", value) for value in ("1", True, -1, 11, [1], 1e999, float("nan"))],
+        *[("number", value) for value in ("1", True, -1, 11, [1])],
         *[("switch", value) for value in (1, "true", None)],
         *[("choice", value) for value in ("z", None, ["x"], 1)],
         ("grown", "gone"),
