@@ -39,13 +39,9 @@ def save_state(folder: Path, trainer: Trainer, step: int) -> Path:
     path = folder / f"step-{step:08d}.safetensors"
     content = safetensors_bytes(tensors, {"state": json.dumps(plain)})
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
-    _remove_old(folder)
-    return path
-
-
-def _remove_old(folder: Path) -> None:
     for old in states(folder)[KEPT:]:
         remove(old)
+    return path
 
 
 def states(folder: Path) -> list[Path]:
@@ -62,10 +58,7 @@ def load_newest(folder: Path, trainer: Trainer) -> int:
     problems = []
     for path in states(folder):
         try:
-            step = _load(path, trainer)
-            if not problems:  # one may be left of a process that was killed between writing and removing
-                _remove_old(folder)
-            return step
+            return _load(path, trainer)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
             log.warning("The state %s cannot be used (%s); trying the one before.", path, error)
             problems.append(f"{path.name}: {error}")
