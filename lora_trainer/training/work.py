@@ -15,7 +15,7 @@ from lora_trainer.dataset.latents import LatentCache, encode_each
 from lora_trainer.dataset.plan import Plan, held_out
 from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.errors import CheckpointChanged, InputError
-from lora_trainer.files import write_json
+from lora_trainer.files import remove, write_json
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.network.lora_file import read_lora
@@ -26,7 +26,7 @@ from lora_trainer.training.conditioning import Captions, frozen_conditioning
 from lora_trainer.training.denoiser import Conditioning
 from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.resuming import require_resumable
-from lora_trainer.training.state import load_newest
+from lora_trainer.training.state import KEPT, load_newest, states
 from lora_trainer.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Preparation:
             if config.network.continue_from:
                 trainer.adapters.load(_begun_with(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
+            _remove_surplus(self._run.states, done)
         self._note_dataset(dataset, kept, plan, precision, done)
         return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
 
@@ -192,6 +193,19 @@ def _begun_with(path: Path) -> dict[str, torch.Tensor]:
         key, _, part = name.partition(".")
         require_finite(key, {part: tensor})
     return tensors
+
+
+def _remove_surplus(folder: Path, done: int) -> None:
+    """Delete the state that is one too many when a process was killed between writing a new one and deleting it.
+
+    Args:
+        folder: of the states.
+        done: the step of the state that was loaded; when the newest could not be read, all are kept.
+    """
+    found = states(folder)
+    if found and found[0].stem.endswith(f"-{done:08d}"):
+        for old in found[KEPT:]:
+            remove(old)
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -399,3 +399,13 @@ def test_latents_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_shuffled_captions_of_a_frozen_encoder_are_encoded_in_advance(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, data__caption_variants=3, data__caption_dropout=0.5)
     assert run.state == "done"
+
+
+@pytest.mark.parametrize(("loaded", "kept"), [(4, ["00000003", "00000004"]), (3, ["00000002", "00000003", "00000004"])])
+def test_a_state_too_many_goes_when_the_newest_could_be_read(tmp_path: Path, loaded: int, kept: list[str]) -> None:
+    """One stays when a process is killed between writing a state and deleting the last but two."""
+    for step in (2, 3, 4):
+        (tmp_path / f"step-{step:08d}.safetensors").touch()
+    work_module._remove_surplus(tmp_path, loaded)
+    assert sorted(path.stem.removeprefix("step-") for path in tmp_path.iterdir()) == kept
+    work_module._remove_surplus(tmp_path / "missing", 0)
