@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image, ImageDraw
 
 from lora_trainer.files import write_json, write_text
@@ -93,7 +95,12 @@ def make_grid(
         write_text(folder / "grid-cells.csv", "epoch,weight,prompt,seed\n")
         document |= {"sheets": [str(folder / "grid.png")], "csv": str(folder / "grid.csv")}
     write_json(folder / "grid.json", document)
-    state = {"state": "done" if drawn is None else "running", "done": len(places) if drawn is None else drawn}
+    state: dict[str, Any] = {
+        "state": "done" if drawn is None else "running",
+        "done": len(places) if drawn is None else drawn,
+    }
+    if drawn is not None:  # by another program, as far as its manifest tells
+        state["process"] = [os.getppid(), psutil.Process(os.getppid()).create_time()]
     run.update(grid={**state, "of": len(places), "message": "", "seconds_left": 75.0}, now=True)
     return document
 

@@ -88,7 +88,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
     losses = {(group["column"], group["weight"]): group["numbers"]["loss"] for group in document["groups"]}
     column = document["columns"][verdict["column"]]
     loss = losses[verdict["column"], verdict["weight"]]
-    steps = [loss for e in run.entries() if (loss := e.get("loss")) is not None]
+    steps = [learned for e in run.entries() if (learned := e.get("loss")) is not None]
     share = max(1, len(steps) // config.training.epochs)
     report = {
         "loras": [entry["path"] for entry in run.manifest["files"]],

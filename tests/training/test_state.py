@@ -267,7 +267,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], *, hashed: b
     change(plain)
     metadata["state"] = json.dumps(plain)
     if not hashed:
-        metadata.pop("state_sha256", None)
+        metadata.pop("sha256")
     path.write_bytes(safetensors_bytes(tensors, metadata))
 
 
