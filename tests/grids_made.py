@@ -95,10 +95,8 @@ def make_grid(
         write_text(folder / "grid-cells.csv", "epoch,weight,prompt,seed\n")
         document |= {"sheets": [str(folder / "grid.png")], "csv": str(folder / "grid.csv")}
     write_json(folder / "grid.json", document)
-    state: dict[str, Any] = {
-        "state": "done" if drawn is None else "running",
-        "done": len(places) if drawn is None else drawn,
-    }
+    name, done = ("done", len(places)) if drawn is None else ("running", drawn)
+    state: dict[str, Any] = {"state": name, "done": done}
     if drawn is not None:  # by another program, as far as its manifest tells
         state["process"] = [os.getppid(), psutil.Process(os.getppid()).create_time()]
     run.update(grid={**state, "of": len(places), "message": "", "seconds_left": 75.0}, now=True)
