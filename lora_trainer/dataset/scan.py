@@ -222,9 +222,11 @@ def _folder(data: DataConfig) -> Path:
 
 def _readings(text: str) -> Iterator[Path]:
     """A path as it stands, then with ``~`` and ``$NAME`` filled in, which may name another computer."""
-    for path in (text, os.path.expandvars(text)):
-        if not reach_problem(path):
-            yield expand(path) if path != text else Path(path)
+    filled = os.path.expandvars(text)
+    if not reach_problem(text):
+        yield Path(text)
+    if not reach_problem(filled):
+        yield expand(filled)
 
 
 @dataclass(frozen=True)

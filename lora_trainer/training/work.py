@@ -116,7 +116,7 @@ class Preparation:
             trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
             require_resumable(self._run, config)
             if config.network.continue_from:
-                trainer.adapters.load(_begun_with(expand(config.network.continue_from)))
+                trainer.adapters.load(begun_with(expand(config.network.continue_from)))
             done = load_newest(self._run.states, trainer)
             _remove_surplus(self._run.states, done)
         self._note_dataset(dataset, kept, plan, precision, done)
@@ -186,7 +186,7 @@ class Preparation:
         )
 
 
-def _begun_with(path: Path) -> dict[str, torch.Tensor]:
+def begun_with(path: Path) -> dict[str, torch.Tensor]:
     """A LoRA to go on from; raises :class:`InputError` for one whose weights are no numbers: none would come of it."""
     tensors = read_lora(path)
     for name, tensor in tensors.items():

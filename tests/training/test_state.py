@@ -267,7 +267,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], *, hashed: b
     change(plain)
     metadata["state"] = json.dumps(plain)
     if not hashed:
-        metadata.pop("sha256")
+        metadata.pop("sha256", None)
     path.write_bytes(safetensors_bytes(tensors, metadata))
 
 

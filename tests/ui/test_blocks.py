@@ -216,7 +216,8 @@ def test_seeds_that_are_no_numbers_are_a_sentence(panel: BlocksPanel, seeds: str
 def test_buttons_without_a_run_answer_with_a_sentence(panel: BlocksPanel, name: Any) -> None:
     answers = [panel._analyze(name, None, 1.0, "", ""), panel._tune(name, None, 1.0, ""), panel._stop(name)]
     for answer in [*answers, panel._bake(name, None)]:
-        assert "No training run is chosen" in Page(answer).one("div", "lt-error").text
+        said = Page(answer).one("div", "lt-error").text
+        assert ("There is no run named" if name else "No training run is chosen") in said
 
 
 def test_what_was_learned_is_baked_beside_the_file_and_nothing_is_overwritten(panel: BlocksPanel, jobs: Jobs) -> None:

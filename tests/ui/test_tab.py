@@ -121,7 +121,8 @@ def test_without_a_checkpoint_the_page_goes_on_and_says_so(tab: Tab, tmp_path: P
 def test_buttons_without_a_run_answer_with_a_sentence(tab: Tab, name: Any) -> None:
     answers = [tab._asking("stop")(name), tab._resume(name), tab._reuse(name)[-1]]
     for answer in answers:
-        assert "No training run is chosen" in Page(answer).one("div", "lt-error").text
+        said = Page(answer).one("div", "lt-error").text
+        assert ("There is no run named" if name else "No training run is chosen") in said
 
 
 def test_wrong_settings_are_said_beside_train_and_nothing_is_begun(tab: Tab, tmp_path: Path) -> None:
