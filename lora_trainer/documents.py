@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from lora_trainer.files import patiently
-from lora_trainer.reach import reach_problem
+from lora_trainer.reach import asks_another_computer
 
 MAX_BYTES = 256_000_000
 """Of a document; a grid of tens of thousands of cells is far smaller."""
@@ -43,12 +43,9 @@ def _not_negative(value: float) -> bool:
 def _is_path(value: str) -> bool:
     """Whether it can be asked for without an error of the system's own, and without asking another computer."""
     parts = value.replace("\\", "/").split("/")
-    return (
-        not reach_problem(value)
-        and "\0" not in value
-        and len(value.encode()) < 4096
-        and all(len(part.encode()) < 256 for part in parts)
-    )
+    if asks_another_computer(value) or "\0" in value or len(value.encode()) >= 4096:
+        return False
+    return all(len(part.encode()) < 256 for part in parts)
 
 
 Count = Annotated[int, _not_negative]

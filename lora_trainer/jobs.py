@@ -161,9 +161,11 @@ class Jobs:
             run.reread()  # it may be another program that has done it meanwhile
             self._settle(run)
         self._require_resumable(run)
-        require_resumable(run, run.config())
+        settings = run.config()
+        require_resumable(run, settings)
         changed = take_over(run, config) if config else []
-        settings = config if config and changed else run.config()
+        if config and changed:
+            settings = config
         require_its_checkpoint(run, self.host.check(settings))
         if changed:
             write_text(run.folder / "config.toml", settings.to_toml())

@@ -33,7 +33,7 @@ def reach_problem(text: str) -> str:
     """
     seen = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc")).strip(" \t\"'“”‘’„‚＂")
     slashed = seen.replace("\\", "/")
-    if slashed.startswith(("//", "/?")) and not _is_on_own_share(slashed):
+    if _is_network(slashed):
         return (
             "“{text}” is a network path, and none is opened; "
             "name a folder or file of this computer, or give the network folder a drive letter."
@@ -45,9 +45,14 @@ def reach_problem(text: str) -> str:
     return ""
 
 
-def _is_on_own_share(path: str) -> bool:
+def asks_another_computer(path: str) -> bool:
+    """Whether a path that some program wrote down names another computer; what it has of devices is its own."""
+    return _is_network(path.strip().replace("\\", "/")) or _ADDRESS.match(path.strip()) is not None
+
+
+def _is_network(slashed: str) -> bool:
     own = _OWN_SHARE[0] if _OWN_SHARE else ""
-    return bool(own) and path.lower().startswith(own)
+    return slashed.startswith(("//", "/?")) and not (own and slashed.lower().startswith(own))
 
 
 def _without_dots(path: str) -> str:

@@ -123,7 +123,7 @@ class Run:
             if self.state == DAMAGED:
                 raise self.problem()
             if self._seen[0] and self._seen != self._stamp():
-                with suppress(OSError, Damaged):
+                with suppress(OSError, Damaged, Newer):
                     self.manifest = {**self.manifest, **read_manifest(self._path), **self._unwritten}
             write_json(self._path, self.manifest)
             self._unwritten.clear()

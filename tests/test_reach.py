@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.reach import is_device, reach_problem
+from lora_trainer.reach import asks_another_computer, is_device, reach_problem
 
 NETWORK = [
     r"\\host\share",
@@ -88,6 +88,17 @@ def test_what_reaches_further_is_refused_with_a_sentence(text: str) -> None:
 @pytest.mark.parametrize("text", USUAL, ids=repr)
 def test_paths_of_this_computer_are_not(text: str) -> None:
     assert reach_problem(text) == ""
+
+
+@pytest.mark.parametrize("text", [*NETWORK, *ADDRESSES], ids=repr)
+def test_a_path_that_was_written_down_may_not_name_another_computer(text: str) -> None:
+    plain = text.strip(' \t"“”\u202a')
+    assert asks_another_computer(plain)
+
+
+@pytest.mark.parametrize("text", [*USUAL, "/home/ann/aux/webui/models/Lora/a.safetensors", r"D:\con\a.png"], ids=repr)
+def test_folders_that_only_windows_would_not_have_are_nobodys_damage(text: str) -> None:
+    assert not asks_another_computer(text)
 
 
 @given(st.text(st.sampled_from(" \t'\"\u200b\u202e\ufeff“"), max_size=5), st.sampled_from(["\\", "/"]))

@@ -25,12 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.WebUI]:
-    running = host.WebUI(tmp_path_factory.mktemp("webui"))
-    try:
-        running.wait()
+    with host.WebUI(tmp_path_factory.mktemp("webui")) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture(scope="session")

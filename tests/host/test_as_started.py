@@ -26,12 +26,8 @@ LONG = {"training__steps": 4000, "samples__prompts": []}
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     """With the option under which the weights' layout is another one."""
-    running = WebUI(tmp_path_factory.mktemp("as-started"), "--opt-channelslast")
-    try:
-        running.wait()
+    with WebUI(tmp_path_factory.mktemp("as-started"), "--opt-channelslast") as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

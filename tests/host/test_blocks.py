@@ -391,12 +391,8 @@ result.append([str(getattr(networks, name)) for name in ("load_networks", "netwo
 # ------------------------------------------------------------------ without the Lora extension
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    running = WebUI(tmp_path_factory.mktemp("without"), settings={"disabled_extensions": ["Lora"]})
-    try:
-        running.wait()
+    with WebUI(tmp_path_factory.mktemp("without"), settings={"disabled_extensions": ["Lora"]}) as running:
         yield running
-    finally:
-        running.close()
 
 
 def test_the_webui_works_without_its_lora_extension(without: WebUI) -> None:

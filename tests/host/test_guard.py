@@ -16,12 +16,8 @@ LOGIN = "ann:secret"
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    running = WebUI(tmp_path_factory.mktemp("closed"), login=LOGIN, api=False)
-    try:
-        running.wait()
+    with WebUI(tmp_path_factory.mktemp("closed"), login=LOGIN, api=False) as running:
         yield running
-    finally:
-        running.close()
 
 
 def status(webui: WebUI, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:

@@ -21,12 +21,8 @@ result = fingerprint(shared.sd_model)
 
 @pytest.fixture(scope="module")
 def unhashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    running = WebUI(tmp_path_factory.mktemp("unhashed"), "--no-hashing")
-    try:
-        running.wait()
+    with WebUI(tmp_path_factory.mktemp("unhashed"), "--no-hashing") as running:
         yield running
-    finally:
-        running.close()
 
 
 def loaded(webui: WebUI, name: str) -> dict[str, Any]:

@@ -45,12 +45,8 @@ class PackedWebUI(WebUI):
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    running = PackedWebUI(tmp_path_factory.mktemp("packed"), settings={"localization": "zh_CN"})
-    try:
-        running.wait()
+    with PackedWebUI(tmp_path_factory.mktemp("packed"), settings={"localization": "zh_CN"}) as running:
         yield running
-    finally:
-        running.close()
 
 
 def make_run(webui: WebUI, name: str) -> None:

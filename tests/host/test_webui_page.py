@@ -23,12 +23,8 @@ expect.set_options(timeout=60_000)
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     """A second WebUI: in Chinese, its API behind a password."""
-    running = WebUI(tmp_path_factory.mktemp("chinese"), settings={"localization": "zh_CN"}, auth="me:secret")
-    try:
-        running.wait()
+    with WebUI(tmp_path_factory.mktemp("chinese"), settings={"localization": "zh_CN"}, auth="me:secret") as running:
         yield running
-    finally:
-        running.close()
 
 
 def open_tab(page: Page) -> None:

@@ -139,6 +139,18 @@ class WebUI:
         self._start()
         self.wait()
 
+    def __enter__(self) -> WebUI:
+        """Wait until it has started."""
+        try:
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
