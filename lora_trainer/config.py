@@ -454,7 +454,7 @@ def name_problem(name: str) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether ``name`` is one entry of a folder; older runs may have names that new ones cannot (:func:`name_problem`)."""
+    """Whether ``name`` is one entry of a folder; older runs may have names that no new one can have."""
     if not name or name.startswith(".") or name != name.strip(" .") or len(name.encode("utf-8", "replace")) > 255:
         return False
     return not re.search(r'[\\/:*?"<>|,\x00-\x1f\ud800-\udfff]', name) and not is_device(name)
