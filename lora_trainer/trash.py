@@ -8,12 +8,14 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from lora_trainer.access import SUFFIX
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.files import patiently
 from lora_trainer.jobs import Jobs
-from lora_trainer.runs import UNFINISHED, Run
+from lora_trainer.runs import UNFINISHED, Run, output_folder
 
 FOLDER = ".trash"
 """Below the runs; its name starts with a dot, so that nothing in it is taken for a run."""
@@ -22,12 +24,15 @@ _BESIDE = (".json", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".preview.
 
 
 def delete(jobs: Jobs, name: str, *, files: bool) -> Path:
-    """Move a run into the trash; returns where it lies now. Its name is free again.
+    """Move a run into the trash; returns where it lies now.
+
+    Its name is free again, unless LoRA files stay under it: those that are to be kept, and what else a person has put
+    or baked into its folder.
 
     Args:
         jobs: of the host.
         name: the run.
-        files: its LoRA files too. Those that stay keep their name taken.
+        files: its LoRA files too.
 
     Raises:
         NotFound: there is no such run.
@@ -39,6 +44,8 @@ def delete(jobs: Jobs, name: str, *, files: bool) -> Path:
     place = _new_place(jobs.runs.root / FOLDER, name)
     for path in _lora_files(run, jobs.host.folders.loras) if files else ():
         _move(path, place / "loras" / path.name)
+    with suppress(OSError):  # files of the person's own are in it, or it was never made
+        (jobs.host.folders.loras / name).rmdir()
     _move(run.folder, place / "run")  # last, so that it is still listed when something before went wrong
     return place
 
@@ -84,14 +91,13 @@ def _new_place(trash: Path, name: str) -> Path:
 
 
 def _lora_files(run: Run, loras: Path) -> Iterator[Path]:
-    """The run's files with what belongs to them; the whole folder where it is the run's own."""
-    own = loras / run.name
-    outside = [Path(entry["path"]) for entry in run.manifest["files"] if own not in Path(entry["path"]).parents]
-    if own.is_dir():
-        yield own
-    for path in outside:
-        beside = (path.with_name(path.stem + ending) for ending in _BESIDE)
-        yield from (each for each in (path, *beside) if each.is_file())
+    """The run's LoRA files with what belongs to each. A manifest may be anybody's: what it names elsewhere stays."""
+    folders = {Path(os.path.normpath(folder)) for folder in (loras / run.name, output_folder(run.config(), loras))}
+    for entry in run.manifest["files"]:
+        path = Path(os.path.normpath(entry["path"]))
+        if path.suffix == SUFFIX and path.parent in folders:
+            beside = (path.with_name(path.stem + ending) for ending in _BESIDE)
+            yield from (each for each in (path, *beside) if each.is_file())
 
 
 def _move(source: Path, target: Path) -> None:

@@ -63,6 +63,32 @@ def test_files_among_others_are_taken_with_their_cards_and_the_others_stay(tmp_p
     assert contents(place / "loras") >= {"mine.safetensors", "mine.preview.png"}
 
 
+def test_what_a_person_has_put_beside_a_runs_files_stays(tmp_path: Path) -> None:
+    run_to_end(tmp_path)
+    jobs = make_jobs(tmp_path)
+    folder = jobs.host.folders.loras / "zorp"
+    for name in ("zorp-baked.safetensors", "notes.txt", "old.safetensors"):
+        (folder / name).write_bytes(b"mine")
+    place = trash.delete(jobs, "zorp", files=True)
+    assert contents(folder) == {"zorp-baked.safetensors", "notes.txt", "old.safetensors"}
+    assert "zorp.safetensors" in contents(place / "loras")
+
+
+@pytest.mark.parametrize("elsewhere", ["diary.txt", "diary.safetensors", "models/Lora/others/diary.safetensors"])
+def test_a_manifest_of_somebody_elses_takes_nothing_of_this_persons_along(tmp_path: Path, elsewhere: str) -> None:
+    run_to_end(tmp_path)
+    jobs = make_jobs(tmp_path)
+    run = jobs.runs.get("zorp")
+    diary = tmp_path / elsewhere
+    diary.parent.mkdir(parents=True, exist_ok=True)
+    diary.write_bytes(b"mine")
+    around = jobs.host.folders.loras / "zorp" / os.path.relpath(diary, jobs.host.folders.loras / "zorp")
+    run.update(files=[*run.manifest["files"], *({"path": str(p), "epoch": 1, "step": 1} for p in (diary, around))])
+    run.write()
+    trash.delete(jobs, "zorp", files=True)
+    assert diary.read_bytes() == b"mine"
+
+
 def test_the_same_name_can_be_deleted_many_times_in_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trash.time, "strftime", lambda form: "20261127-120000")
     jobs = make_jobs(tmp_path)

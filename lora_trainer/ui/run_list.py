@@ -183,9 +183,9 @@ def _line(row: dict[str, Any], is_chosen: bool, t: Translate) -> str:
         cells = [button, t("damaged"), "", "", "", ""]
     else:
         badge = markup(
-            '<span class="lt-badge lt-{state}">{STATE_NAMES}</span>',
+            '<span class="lt-badge lt-{state}">{label}</span>',
             state=state,
-            STATE_NAMES=t(views.STATE_NAMES[state]),
+            label=t(views.STATE_NAMES[state]),
         )
         place = f" {t('place {place}', place=row['place'])}" if row["place"] else ""
         epoch = f"{row['epoch']}/{row['epochs']}"

@@ -126,11 +126,7 @@ def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
 def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
     share = block["norm"] / largest
     unknown = block["unknown"]
-    more = (
-        markup(" <small>{count_unknown}</small>", count_unknown=t("+ {count} unknown", count=unknown))
-        if unknown
-        else ""
-    )
+    more = markup(" <small>{unknown}</small>", unknown=t("+ {count} unknown", count=unknown)) if unknown else ""
     bar = markup('<div class="lt-strength"><i style="width:{share:.1%}"></i></div>', share=share)
     return markup(
         "<tr><td>{block}</td><td>{modules}</td><td>{range}</td><td>{norm:.4f}{more}</td><td>{bar}</td></tr>",
@@ -233,10 +229,10 @@ def use_button(prompt: str, translate: Translate, *, negative: str | None = None
     place += markup(' data-settings="{settings}"', settings=settings) if settings else ""
     data = prompt
     return markup(
-        '<button class="lt-use" data-prompt="{data}"{place}>{translate}</button>',
+        '<button class="lt-use" data-prompt="{data}"{place}>{label}</button>',
         data=data,
         place=place,
-        translate=translate("To txt2img"),
+        label=translate("To txt2img"),
     )
 
 

@@ -112,7 +112,7 @@ def advice_list(found: Sequence[Advice], calculation: Calculation | None, transl
     if calculation:
         parts.append(markup('<div class="lt-steps">') + _calculation(calculation, translate) + markup("</div>"))
     if found:
-        lines = joined(markup("<li>{translate}</li>", translate=translate(a.template, **a.values)) for a in found)
+        lines = joined(markup("<li>{sentence}</li>", sentence=translate(a.template, **a.values)) for a in found)
         parts.append(markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines))
     elif calculation:
         parts.append(notice(translate("These settings look sound."), "good"))
@@ -128,7 +128,7 @@ def _calculation(c: Calculation, t: Translate) -> str:
         (c.files, "LoRA file", "LoRA files"),
     ]
     return joined(
-        markup("<span><b>{value:,}</b> {style}</span>", value=value, style=t(one) if value == 1 else t(many))
+        markup("<span><b>{value:,}</b> {name}</span>", value=value, name=t(one) if value == 1 else t(many))
         for value, one, many in pairs
     )
 
@@ -138,7 +138,7 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
     t = translate
     report = dataset.report()
     counts = joined(
-        markup("<span><b>{value}</b> {style}</span>", value=value, style=t(one) if value == 1 else t(many))
+        markup("<span><b>{value}</b> {name}</span>", value=value, name=t(one) if value == 1 else t(many))
         for value, one, many in (
             (report["pictures"], "picture", "pictures"),
             (report["images_per_epoch"], "with repeats", "with repeats"),
@@ -195,9 +195,7 @@ def _thumbnail(item: Item, t: Translate) -> str:
     try:
         image = read_picture(item.path)
     except PictureError as problem:
-        return markup(
-            '<figure class="lt-broken" title="{error_sentence}">⚠</figure>', error_sentence=error_sentence(problem, t)
-        )
+        return markup('<figure class="lt-broken" title="{problem}">⚠</figure>', problem=error_sentence(problem, t))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
@@ -267,9 +265,7 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wi
     before = f" · {t('{count} before it', count=waiting)}" if state == "queued" and waiting else ""
     message = message_sentence(manifest, t)
     kind = "error" if state == "failed" else "warning"
-    badge = markup(
-        '<span class="lt-badge lt-{state}">{state_names}</span>', state=state, state_names=t(STATE_NAMES[state])
-    )
+    badge = markup('<span class="lt-badge lt-{state}">{label}</span>', state=state, label=t(STATE_NAMES[state]))
     return (
         markup(
             '<div class="lt-status"><div class="lt-head">{badge}<b>{name}</b><span>{phase}</span>'
@@ -286,7 +282,7 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wi
 
 
 def _damaged_card(manifest: dict[str, Any], t: Translate) -> str:
-    badge = markup('<span class="lt-badge lt-failed">{state_names}</span>', state_names=t(STATE_NAMES[DAMAGED]))
+    badge = markup('<span class="lt-badge lt-failed">{label}</span>', label=t(STATE_NAMES[DAMAGED]))
     head = markup('<div class="lt-head">{badge}<b>{name}</b></div>', badge=badge, name=manifest["name"])
     return markup('<div class="lt-status">{head}</div>', head=head) + notice(message_sentence(manifest, t), "error")
 
