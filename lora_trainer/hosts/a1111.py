@@ -300,7 +300,8 @@ class A1111Session:
             raise _changed()
         now = _identity(self._sd_model)
         if now != self._identity:
-            raise _reformatted() if now == replace(self._identity, forms=now.forms, numbers=now.numbers) else _changed()
+            in_other_form = replace(self._identity, forms=now.forms, numbers=now.numbers)
+            raise _reformatted() if now.forms != self._identity.forms and now == in_other_form else _changed()
         if is_put_away(self._sd_model):
             raise CheckpointChanged("The checkpoint was unloaded; the run goes on when it is loaded again.")
 

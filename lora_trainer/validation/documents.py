@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from lora_trainer.documents import Count, Damaged, PathText, Sentence, read_document
 
 GRID_VERSION = 2
-Numbers = dict[str, "float | None"]
+Numbers = dict[str, float | None]
 """Measured, by name; ``None`` was no number."""
 Size = Annotated[list[Count], lambda value: len(value) == 2]
 Key = Annotated[str, lambda value: value.isalnum() and len(value) <= 64]

@@ -288,7 +288,7 @@ def test_the_grid_is_drawn_through_the_host(webui: WebUI, trained: dict[str, Any
         ({"name": "../climbs"}, "name", "cannot be a file name"),
         ({"network__rank": 0}, "network.rank", "out of range"),
         ({"save": {"folder": "../../elsewhere"}}, "save.folder", "outside"),
-        ({"network__continue_from": "/no/file.safetensors"}, "", "does not exist"),
+        ({"network__continue_from": "/no/file.safetensors"}, "network.continue_from", "does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(webui: WebUI, pictures: Path, change: dict, field: str, part: str) -> None:
