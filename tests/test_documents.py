@@ -32,7 +32,7 @@ def parts(kind: Any) -> Iterator[Any]:
 ALIASES = [value for module in MODULES for value in vars(module).values() if typing.get_origin(value) is not None]
 
 
-@pytest.mark.parametrize("kind", [*TYPES, *ALIASES], ids=str)
+@pytest.mark.parametrize("kind", [*TYPES, *ALIASES], ids=lambda kind: getattr(kind, "__name__", "alias"))
 def test_no_type_stands_in_quotes_within_another(kind: Any) -> None:
     """Python 3.10 leaves ``dict[str, "float | None"]`` as it is, where 3.11 reads what is in the quotes."""
     hints = typing.get_type_hints(kind, include_extras=True).values() if typing.is_typeddict(kind) else [kind]
