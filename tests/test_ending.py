@@ -181,6 +181,7 @@ def test_a_library_that_calls_exit_fails_the_run_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The case of Lion's triton check, wherever triton may be installed here."""
+    pytest.importorskip("lion_pytorch")
     config = TrainConfig.from_toml(case("systemexit-run", tmp_path))
     config = config.with_values({"data.folder": str(tmp_path / "systemexit-run" / "pictures")})
     monkeypatch.setitem(sys.modules, "triton", None)
