@@ -50,8 +50,8 @@ class Estimate:
         steps: how many.
         step_seconds: of a usual step; ``None`` when not even one fits.
         seconds: of all steps, without samples, validation and files; ``None`` likewise.
-        needed: bytes at the peak, beyond the loaded checkpoint, measured; ``None`` when it was not tried, since what
-            is expected is far beyond what is free.
+        needed: bytes at the peak, beyond the loaded checkpoint, measured, on a CPU no less than expected; ``None`` when
+            it was not tried, since what is expected is far beyond what is free.
         free: bytes that can be had now.
         changes: settings by dotted key that have to change so that it fits; empty when it does as asked.
         fits: whether it fits, with these changes.
@@ -110,7 +110,7 @@ def _try(config: TrainConfig, items: Sequence[Item], host: Host, changes: dict[s
     step, share = _largest(plan, items)
     with host.session(config) as session:
         expected = _expected(config, items, plan, step, session.model)
-        memory = _Memory(session.model.device)
+        memory = _Memory(session.model.device, expected or 0)
         tries = expected is None or not _is_far_beyond(expected, memory)
         usual = None
         if tries:
@@ -209,11 +209,15 @@ class _Noise:
 
 
 class _Memory:
-    """Bytes that are taken at the peak, and that could be had before."""
+    """Bytes that are taken at the peak, and that could be had before.
 
-    def __init__(self, device: torch.device) -> None:
+    A card counts what is allocated. Of a CPU only the growth of the process is seen, and that is less where the process
+    takes again what it had given back to its own store: there the arithmetic is the least.
+    """
+
+    def __init__(self, device: torch.device, least: int) -> None:
         self.device = device
-        self.needed = 0
+        self.needed = 0 if device.type == "cuda" else least
         free_memory()
         self.free = self._free()
 
