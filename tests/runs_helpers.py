@@ -62,7 +62,7 @@ def weights(run: Run, index: int = -1) -> dict[str, bytes]:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for something that happens on another thread."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 240
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -15,7 +15,7 @@ from lora_trainer.control import Control
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import Run
 
-LIMIT = 20.0
+LIMIT = 240.0
 
 
 class Gated:
