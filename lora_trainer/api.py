@@ -19,7 +19,7 @@ from lora_trainer.guard import Door, guard
 from lora_trainer.jobs import Jobs
 from lora_trainer.plain_json import json_text, parse_json
 from lora_trainer.runs import Run
-from lora_trainer.schema import MAX_DOCUMENT_BYTES, schema_of
+from lora_trainer.schema import MAX_DOCUMENT_BYTES, require_known, schema_of
 
 PREFIX = "/lora-train/v1"
 RUNS_A_PAGE = 100
@@ -158,8 +158,6 @@ class Api:
             "numbers": _flag(body, "numbers", True),
             "clip": _text(body, "clip", ""),
         }
-        if unknown := body.keys() - wishes.keys():
-            raise InputError("{key}: there is no such field.", field=min(unknown), key=min(unknown))
         return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
 
     def grid_document(self, name: str) -> dict[str, Any]:
@@ -196,6 +194,8 @@ class Api:
 
     def check_dataset(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""
+        if "data" in body:  # a whole run's section, or only what is in it
+            require_known(body, ["data"])
         data = TrainConfig.from_dict({"name": "check", "data": body.get("data", body)}).data
         return self._jobs.dataset(data, decode=True).report()
 
@@ -250,22 +250,22 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         ("GET", "/schema", api.schema, None),
         ("POST", "/runs", api.start, run_schema),
         ("POST", "/preflight", api.preflight, run_schema),
-        ("POST", "/sweep", api.sweep, {"type": "object", "properties": {"run": run_schema, "values": _VALUES}}),
+        ("POST", "/sweep", api.sweep, _fields(run=run_schema, values=_VALUES)),
         ("GET", "/runs", api.runs, None),
         ("GET", "/runs/{name}", api.run, None),
         ("GET", "/runs/{name}/log", api.log, None),
         ("POST", "/runs/{name}/stop", api.stop, _STOP),
-        ("POST", "/runs/{name}/pause", api.pause, None),
-        ("POST", "/runs/{name}/resume", api.resume, None),
-        ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, None),
+        ("POST", "/runs/{name}/pause", api.pause, _fields()),
+        ("POST", "/runs/{name}/resume", api.resume, _fields()),
+        ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, _fields()),
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
         ("GET", "/runs/{name}/grid", api.grid_document, None),
-        ("POST", "/runs/{name}/grid/stop", api.stop_grid, None),
+        ("POST", "/runs/{name}/grid/stop", api.stop_grid, _fields()),
         ("GET", "/runs/{name}/blocks", api.blocks, None),
         ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, analysis_schema()),
         ("POST", "/runs/{name}/blocks/tune", api.tune_blocks, schema_of(TuningDocument)),
-        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, None),
-        ("POST", "/runs/{name}/front", api.front, None),
+        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, _fields()),
+        ("POST", "/runs/{name}/front", api.front, _fields()),
         ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
         ("GET", "/loras", api.loras, None),
@@ -274,35 +274,44 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         ("POST", "/loras/merge", api.merge, schema_of(DOCUMENTS["merge"])),
         ("POST", "/loras/resize", api.resize, schema_of(DOCUMENTS["resize"])),
         ("GET", "/loras/work/{work}", api.file_work, None),
-        ("POST", "/loras/work/{work}/stop", api.stop_file_work, None),
+        ("POST", "/loras/work/{work}/stop", api.stop_file_work, _fields()),
     ]
     for method, path, handler, schema in routes:
         extra = {"requestBody": {"content": {"application/json": {"schema": schema}}}} if schema else None
-        router.add_api_route(path, handler, methods=[method], openapi_extra=extra)
+        checks = [Depends(_nothing_else(schema))] if schema and "title" not in schema else []
+        router.add_api_route(path, handler, methods=[method], openapi_extra=extra, dependencies=checks)
     app.include_router(router)
 
 
+def _fields(**properties: Any) -> dict[str, Any]:
+    """The schema of a body that no document class reads; those have titles."""
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _nothing_else(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Whatever a program asks for is done or refused: a misspelt key would be neither."""
+
+    def check(body: dict[str, Any] = Document) -> None:
+        require_known(body, schema["properties"])
+
+    return check
+
+
 _VALUES = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}}
-_STOP = {
-    "type": "object",
-    "properties": {
-        "save": {"type": "boolean", "default": True},
-        "after_epoch": {"type": "boolean", "default": False},
-    },
-}
-_MOVE = {"type": "object", "properties": {"position": {"type": "integer", "minimum": 1, "default": 1}}}
-_GRID = {
-    "type": "object",
-    "properties": {
-        "weights": {"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
-        "prompts": {"type": "array", "items": {"type": "string"}},
-        "epochs": {"type": "string", "default": "all"},
-        "seeds": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "together": {"type": "integer", "minimum": 1, "default": 4},
-        "numbers": {"type": "boolean", "default": True},
-        "clip": {"type": "string", "default": ""},
-    },
-}
+_STOP = _fields(
+    save={"type": "boolean", "default": True},
+    after_epoch={"type": "boolean", "default": False},
+)
+_MOVE = _fields(position={"type": "integer", "minimum": 1, "default": 1})
+_GRID = _fields(
+    weights={"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
+    prompts={"type": "array", "items": {"type": "string"}},
+    epochs={"type": "string", "default": "all"},
+    seeds={"type": "array", "items": {"type": "integer", "minimum": 0}},
+    together={"type": "integer", "minimum": 1, "default": 4},
+    numbers={"type": "boolean", "default": True},
+    clip={"type": "string", "default": ""},
+)
 
 
 def health_report(jobs: Jobs) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def read_document(cls: type, document: Any, prefix: str, errors: list[InputError
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in document.items():
-        path = prefix + str(key)[:100].encode("utf-8", "replace").decode()
+        path = prefix + _shown_key(key)
         if key not in hints:
             errors.append(unknown_field(path, [prefix + name for name in hints]))
         elif dataclasses.is_dataclass(hints[key]):
@@ -139,6 +139,21 @@ def read_document(cls: type, document: Any, prefix: str, errors: list[InputError
             except InputError as error:
                 errors.append(error)
     return cls(**values)
+
+
+def require_known(document: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse what nothing reads.
+
+    Raises:
+        InputError: the document has a key that is not in ``known``.
+    """
+    for key in document:
+        if key not in known:
+            raise unknown_field(_shown_key(key), list(known))
+
+
+def _shown_key(key: object) -> str:
+    return str(key)[:100].encode("utf-8", "replace").decode()
 
 
 def unknown_field(path: str, known: list[str]) -> InputError:

@@ -255,3 +255,19 @@ def test_no_field_reaches_another_computer(
         assert (answer.status_code, answer.json()["detail"][0]["field"]) == (422, field), (path, answer.text)
     assert client.get("loras/info", params={"name": text}).status_code == 422
     assert [path for path in asked if "evil" in path or "nul" in path.lower() or path.endswith("con")] == []
+
+
+def test_a_misspelt_key_is_refused_by_every_route(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
+    client.post("runs", json=document(tmp_path))
+    jobs.wait(jobs.runs.get("zorp"), 120)
+    posts = [route.path for route in client.app.routes if "POST" in getattr(route, "methods", ())]  # type: ignore[attr-defined]
+    assert len(posts) >= 19
+    for path in posts:
+        asked = path.replace("{name}", "zorp").replace("{work}", "none")
+        answer = client.post(f"http://test{asked}", json={"sav": False})
+        assert (answer.status_code, "sav" in answer.json()["detail"][0]["msg"]) == (422, True), (path, answer.text)
+    beside = {"data": {"folder": str(tmp_path)}, "dat": 1}
+    assert client.post("dataset/check", json=beside).status_code == 422
+    answer = client.post("runs/zorp/stop", json={"sav": False})
+    assert answer.json()["detail"][0]["msg"] == "sav: there is no such field; did you mean save?"
+    assert client.get("runs/zorp").json()["state"] == "done"
