@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -65,11 +66,20 @@ def save_state(folder: Path, trainer: Trainer, step: int, settings: Mapping[str,
     for key, value in trainer.adapters.state_dict().items():
         tensors[f"adapter.{key}"] = value
     path = folder / f"step-{step:08d}.safetensors"
+    _make_room(path)
     write_checked(path, tensors, {"state": json.dumps(plain)})
     for old in states(folder)[KEPT:]:
         if old.is_file():
             remove(old)
     return path
+
+
+def _make_room(path: Path) -> None:
+    """A folder of a state's name keeps what is in it, under another name; the run needs this one."""
+    if path.is_dir():
+        aside = next(free for n in count(1) if not (free := path.with_name(f"{path.name} ({n})")).exists())
+        log.warning("There is a folder of the state's name %s; it is called %s now.", path, aside.name)
+        path.rename(aside)
 
 
 def states(folder: Path) -> list[Path]:

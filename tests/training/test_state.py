@@ -213,6 +213,17 @@ def test_folder_among_old_states_is_left_alone(tmp_path: Path) -> None:
     assert [p.name[5:13] for p in states(tmp_path)] == ["00000004", "00000003", "00000001"]
 
 
+def test_folder_in_a_states_place_is_kept_under_another_name(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / "step-00000003.safetensors" / f"mine {n}").mkdir(parents=True)
+        wanted = trained(tmp_path, 3).everything()
+        resumed = Trainer()
+        assert load_newest(tmp_path, resumed) == 3
+        assert same(resumed.everything(), wanted)
+        assert (tmp_path / f"step-00000003.safetensors ({n + 1})" / f"mine {n}").is_dir()
+        (tmp_path / "step-00000003.safetensors").unlink()
+
+
 @pytest.mark.parametrize("layout", ["turned", "strided", "half"])
 def test_weights_of_any_layout_and_type_are_kept(tmp_path: Path, layout: str) -> None:
     trainer = Trainer()
