@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -57,3 +58,23 @@ def test_every_route_that_a_readme_names_is_served(name: str) -> None:
     named = re.findall(r"`(?:GET|POST) (/[^`?]+)", (ROOT / name).read_text(encoding="utf-8"))
     assert named
     assert set(named) <= served
+
+
+WEBUIS_OWN = {"Reload UI", "Apply and restart UI", "重载 UI", "应用并重启用户界面"}
+_BUTTON = re.compile(r"(?:点|[Pp]ress(?:es)?)\s*\*\*([^*]+)\*\*(?:\s*(?:或|or)\s*\*\*([^*]+)\*\*)?")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_button_that_a_readme_names_is_called_so(name: str) -> None:
+    catalogue = json.loads((ROOT / "lora_trainer/localization/zh_CN.json").read_text(encoding="utf-8"))
+    labels = set(catalogue.values() if "zh" in name else catalogue) | WEBUIS_OWN
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = {label for pair in _BUTTON.findall(text) for label in pair if label}
+    assert len(named) >= 8
+    assert named <= labels
+
+
+def test_one_term_for_one_thing_in_chinese() -> None:
+    for path in ("README.zh-CN.md", "lora_trainer/localization/zh_CN.json", *map("docs/{}".format, PAGES.values())):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not re.findall("轮数|留出比例|验证比例", text), path

@@ -294,7 +294,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "validation loss",  # a head of a table
         "Waiting",  # a state
         "Encoding pictures",  # a phase
-        "Paused for a picture",
+        "Paused for a picture or other work",
         "These settings look sound.",
         "There is no trigger word: the LoRA changes every picture. Right for a style only.",
         "{path}: {size} px is not a multiple of 8.",

@@ -293,7 +293,7 @@ def _phase(manifest: dict[str, Any], t: Translate) -> str:
     if manifest["state"] != "running":
         return ""
     if manifest.get("waiting"):
-        return t("Paused for a picture")
+        return t("Paused for a picture or other work")
     phase = manifest.get("phase") or ""
     return "" if phase == "training" else t(PHASES.get(phase, ""))  # the badge says that it trains
 

@@ -426,6 +426,15 @@ def _leak_notes(document: dict[str, Any]) -> list[Notice]:
                 {"blocks": ", ".join(worse)},
             )
         )
+    both = [block for block in _most(leaks) if block in _most(effects) and block not in worse]
+    if both:
+        found.append(
+            Notice(
+                "Both come from {blocks}, what the LoRA is for and what nobody asked for: a lower weight there "
+                "costs likeness, too; lower a little and compare.",
+                {"blocks": ", ".join(both)},
+            )
+        )
     return found
 
 

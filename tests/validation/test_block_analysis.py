@@ -201,6 +201,16 @@ def test_the_notes_name_the_strong_the_idle_and_the_polluting(plan: AnalysisPlan
     assert "word TE1 change more" in worse
 
 
+def test_a_block_that_is_useful_and_pollutes_is_said_to_do_both(
+    plan: AnalysisPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STRENGTH, "IN01", (60.0, 50.0))
+    strong, _, leak, both = sentences(analyze(plan, Painter(), tmp_path / "out"))  # type: ignore[arg-type]
+    assert strong == "Most of what the LoRA does comes from IN01."
+    assert "through IN01" in leak
+    assert both.startswith("Both come from IN01,")
+
+
 def test_without_a_prompt_that_lacks_the_trigger_nothing_is_said_about_leaks(file: Path, tmp_path: Path) -> None:
     for prompts, trigger in ((["zorp"], "zorp"), (["a", "b"], "")):
         plan = plan_analysis(file, prompts, [1], LIKE, trigger=trigger).on(CHECKPOINT)
