@@ -53,7 +53,9 @@ def read_checked(
     """
     with safe_open(path, framework="pt") as file:
         texts = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # A copy: what safetensors gives is the file itself in memory, which changes with it, and which Windows does not
+        # let anybody delete or replace while it is used.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     if unchecked and texts.keys() == unchecked:
         return tensors, texts
     if texts.pop(_CHECKSUM, "") != _checksum(tensors, texts):

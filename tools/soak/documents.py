@@ -1,4 +1,4 @@
-"""Damaged documents: every key of a run's manifest, grid, block results, state and log removed, retyped and nested.
+"""Damaged documents: every key of a run's manifest, grid, block results, log and state removed, retyped and nested.
 
 Nobody may fall over one of them: not REST, not the page, not ``lora-trainer runs``; and the run beside it is shown.
 """
@@ -31,6 +31,7 @@ from lora_trainer.runs import Run
 from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.tab import Tab
 from tools.soak.small import document, draw_pictures, make_jobs
+from tools.soak.states import States
 
 GOOD, BAD = "good", "bad"
 ROUTES = ["", "/log", "/grid", "/blocks"]
@@ -297,7 +298,8 @@ class Documents:
     """All damages of all documents, in a random order."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self._world = World(folder)
+        self._world = World(folder / "runs")
+        self._states = States(folder / "states")
         self._rng = random.Random(seed)
 
     def go(self, count: int) -> dict[str, Any]:
@@ -310,20 +312,29 @@ class Documents:
             for kind in ("manifest", "grid", "votes", "analysis", "tuning", "log")
             for name, made in damages(world.document(kind))
         ]
-        every += [(kind, f"bytes {n}", content) for kind in world.files for n, content in enumerate(BROKEN)]
+        every += [("state", name, made) for name, made in damages(self._states.document())]
+        every += [(kind, f"bytes {n}", each) for kind in (*world.files, "state") for n, each in enumerate(BROKEN)]
         self._rng.shuffle(every)
         chosen = every[: count or None]
         kinds: Counter[str] = Counter()
         for number, (kind, name, made) in enumerate(chosen):
             if number % 100 == 0:
                 print(f"\r{number} of {len(chosen)}", end="", file=sys.stderr, flush=True)
-            world.write(kind, made)
             try:
-                answers += world.look(acts=self._rng.random() < 0.2)
+                answers += self._look(kind, made)
             except Exception as error:
                 raise AssertionError(f"{kind} {name}") from error
             kinds[kind] += 1
-            for each in world.files:
-                world.restore(each)
         world.close()
+        self._states.close()
         return {"documents": len(chosen), "of": len(every), "kinds": dict(kinds), "answers": dict(answers)}
+
+    def _look(self, kind: str, made: Any) -> Counter[str]:
+        if kind == "state":
+            return Counter({f"state {self._states.look(made)}": 1})
+        world = self._world
+        world.write(kind, made)
+        answers = world.look(acts=self._rng.random() < 0.2)
+        for each in world.files:
+            world.restore(each)
+        return answers
