@@ -124,9 +124,13 @@ def load_newest(folder: Path, trainer: Trainer) -> int:
 def _load(path: Path, trainer: Trainer) -> int:
     tensors, texts = read_checked(path, unchecked=_EARLIER)
     plain = _document(texts["state"], path)
-    adapter = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
-    optimizer, schedule = (_unflatten(plain[key], tensors) for key in ("optimizer", "lr_schedule"))
+    adapter = {n.removeprefix("adapter."): tensors.pop(n) for n in list(tensors) if n.startswith("adapter.")}
+    optimizer = _unflatten(plain["optimizer"], "optimizer", tensors)
+    schedule = _unflatten(plain["lr_schedule"], "lr_schedule", tensors)
+    if tensors:  # a moment that nobody asks for was lost where it was asked for
+        raise Damaged(min(tensors))
     _require_like(optimizer["param_groups"], trainer.optimizer.state_dict()["param_groups"], "optimizer.param_groups")
+    _require_alike(optimizer["state"])
     _require_like(schedule, trainer.lr_schedule.state_dict(), "lr_schedule")
     _require_like(plain["scaler"], trainer.scaler.state_dict(), "scaler")
     trainer.adapters.load(adapter)
@@ -171,6 +175,23 @@ def _require_like(found: Any, like: Any, place: str) -> None:
         raise Damaged(place)
 
 
+def _require_alike(entries: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Whether what the optimizer knows of each parameter is of one kind for those with the same tensors.
+
+    Raises:
+        Damaged: something is missing with one of them, or is of another kind.
+    """
+    fellows: dict[frozenset[str], Mapping[str, Any]] = {}
+    for parameter, entry in entries.items():
+        tensors = frozenset(key for key, value in entry.items() if isinstance(value, torch.Tensor))
+        fellow = fellows.setdefault(tensors, entry)
+        numbers = [value for value in entry.values() if isinstance(value, (int, float))]  # counts and norms
+        if entry.keys() != fellow.keys() or any(number < 0 for number in numbers):
+            raise Damaged(f"optimizer.state.{parameter}")
+        for found, like in ((entry, fellow), (fellow, entry)):  # the first one may be the damaged one
+            _require_like(found, like, f"optimizer.state.{parameter}")
+
+
 def _is_of_kind(found: Any, like: Any) -> bool:
     if isinstance(like, (bool, str)):
         return type(found) is type(like)
@@ -195,13 +216,20 @@ def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"{name} is a {type(value).__name__}, which cannot be saved")
 
 
-def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _unflatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """What :func:`_flatten` was given; each tensor is taken out of ``tensors``.
+
+    Raises:
+        Damaged: a tensor does not stand where it stood.
+    """
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return tensors[value["tensor"]]
+        if value["tensor"] != name:
+            raise Damaged(name)
+        return tensors.pop(name)
     if "items" in value:
-        return {key: _unflatten(item, tensors) for key, item in value["items"]}
-    if "tuple" in value:
-        return tuple(_unflatten(item, tensors) for item in value["tuple"])
-    return [_unflatten(item, tensors) for item in value["list"]]
+        return {key: _unflatten(item, f"{name}.{key}", tensors) for key, item in value["items"]}
+    listed = value["tuple" if "tuple" in value else "list"]
+    made = [_unflatten(item, f"{name}.{i}", tensors) for i, item in enumerate(listed)]
+    return tuple(made) if "tuple" in value else made

@@ -16,6 +16,7 @@ from lora_trainer.training.optimizers import KINDS, Group, build_optimizer, buil
 from lora_trainer.training.precision import grad_scaler
 from lora_trainer.training.state import load_newest, save_state, states
 from tests.helpers import config, temporary_files
+from tools.soak.documents import damages
 
 INSTALLED = [name for name, kind in KINDS.items() if kind.installed and name != "AdamW8bit"]
 
@@ -321,6 +322,42 @@ def test_settings_of_another_kind_deep_within_are_not_used(tmp_path: Path, place
             group[:] = [[key, "high" if key == place else value] for key, value in group]
         else:
             items["param_groups"]["list"].pop()
+
+    rewrite(states(tmp_path)[0], change, hashed=False)
+    assert load_newest(tmp_path, Trainer()) == 1
+
+
+@pytest.mark.parametrize(("optimizer", "every"), [("AdamW", 11), ("Adafactor", 1)])
+def test_of_a_state_without_a_hash_whatever_is_damaged_is_refused_or_trains_on(
+    tmp_path: Path, optimizer: str, every: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("ERROR")
+    trained(tmp_path, 2, optimizer=optimizer)
+    (path,) = states(tmp_path)
+    with safe_open(path, "pt") as file:
+        plain = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    used = 0
+    for name, made in list(damages(plain))[::every]:
+        path.write_bytes(safetensors_bytes(tensors, {"state": json.dumps(made)}))
+        resumed = Trainer(optimizer)
+        try:
+            load_newest(tmp_path, resumed)
+        except RunError:
+            continue
+        used += 1
+        assert ".exp_avg" not in name
+        resumed.learn(3, 3)
+    assert used  # among others those of a rate that is another number
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_moment_under_another_name_is_not_used(tmp_path: Path, key: str) -> None:
+    trained(tmp_path, 1, 2)
+
+    def change(plain: dict[str, Any]) -> None:
+        (_, entry), *_ = dict(plain["optimizer"]["items"])["state"]["items"]
+        entry["items"] = [["x" if name == key else name, value] for name, value in entry["items"]]
 
     rewrite(states(tmp_path)[0], change, hashed=False)
     assert load_newest(tmp_path, Trainer()) == 1
