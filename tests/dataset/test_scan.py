@@ -377,10 +377,24 @@ def test_numbers_that_are_read_or_look_so_are_told(tmp_path: Path, folder: str, 
     assert told in remarks(tmp_path / chosen)
 
 
-@pytest.mark.parametrize("name", ["10_zorp", "3d", "1girl", "512x768", "2023-05-01", "girl_10", "v1.5", "99_x"])
+@pytest.mark.parametrize(
+    "name", ["10_zorp", "3d", "1girl", "512x768", "2023-05-01", "girl_10", "v1.5", "99_x", "1_000_x", "2x4"]
+)
 def test_usual_names_need_no_remark(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{name}/a.png")
     assert remarks(tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", ["3x_cat", "3 x cat", "_10_cat", "-3_cat", "+3_x", "(10)_cat", "１０ cat"])
+def test_numbers_that_look_like_repeats_are_told(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/a.png")
+    assert "the number is not read as repeats, since only names such as 10_name are" in remarks(tmp_path)
+
+
+def test_all_folders_with_no_repeats_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "0_x/a.png", "00_y/a.png", "z/a.png")
+    with pytest.raises(InputError, match=r"say 0 repeats \(00_y, 0_x\)"):
+        scan(data(folder=str(tmp_path)))
 
 
 def test_numbers_beside_numbered_folders_are_told(tmp_path: Path) -> None:

@@ -167,10 +167,10 @@ def test_views_and_transposed_tensors_are_written_right(tmp_path: Path) -> None:
         ("a.ckpt", b"x", "is not a .safetensors file; only these are loaded, since others can hold code"),
         ("a.pt", None, "is not a .safetensors file"),
         ("a.safetensors", None, "does not exist; check the path"),
-        ("a.safetensors", b"", "is damaged or not a safetensors file"),
-        ("a.safetensors", b"PK\x03\x04 a pickle in a zip file", "is damaged or not a safetensors file"),
+        ("a.safetensors", b"", "is empty; get the file again"),
+        ("a.safetensors", b"PK\x03\x04 a pickle in a zip file", "is a file of PyTorch with another ending"),
         ("a.safetensors", b"\xff" * 100, "is damaged or not a safetensors file"),
-        ("a.safetensors", b"\x02\0\0\0\0\0\0\0{}x", "is damaged or not a safetensors file"),
+        ("a.safetensors", b"\x02\0\0\0\0\0\0\0{}x", "is incomplete or damaged"),
     ],
     ids=["pickle", "missing pickle", "missing", "empty", "renamed", "garbage", "too long"],
 )
