@@ -27,12 +27,12 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("an IP-Adapter", r"ip_adapter\..*|image_proj\..*|.*\.to_[kv]_ip\..*"),
         ("a motion module of AnimateDiff", r".*motion_modules.*"),
         ("a T2I-Adapter", r"(adapter\.)?body\.\d+\..*"),
-        ("a checkpoint", r"model\.diffusion_model\..*|cond_stage_model\..*|conditioner\..*"),
+        ("a checkpoint", r"model\.diffusion_model\..*"),
         ("an embedding (textual inversion)", r"emb_params|string_to_param.*|clip_[lgh]|<[^>]*>"),
         ("a VAE", r"(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid|up|down|up_blocks|down_blocks)\..*"),
         (
             "a text encoder",
-            r"text_model\..*|text_projection.*|transformer\.resblocks\..*|encoder\.block\..*|model\.layers\..*",
+            r"(cond_stage_model|conditioner|text_model)\..*|text_projection.*|transformer\.resblocks\..*|encoder\.block\..*|model\.layers\..*",
         ),
         (
             "a diffusion model without its other parts",

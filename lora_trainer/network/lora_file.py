@@ -175,13 +175,15 @@ def require_sd1(path: Path) -> None:
 
     try:
         keys = read_names(path)
+        if not keys:
+            raise InputError("{path} has nothing in it; choose a LoRA file.", path=path)
         require_plain_lora(keys)
     except InputError as error:
         error.field = error.field or "network.continue_from"
         raise
     foreign = [key for key in keys if not _SD1_KEY.match(key)]
-    if foreign or not keys:
-        raise wrong_architecture(foreign[0] if foreign else "no weights in it")
+    if foreign:
+        raise wrong_architecture(foreign[0])
 
 
 def verify(path: Path, adapters: Adapters) -> None:

@@ -225,7 +225,7 @@ def test_any_other_file_is_named(tmp_path: Path, name: str) -> None:
     "name",
     [
         *("a.npz", "meta.json", "config.toml", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "README.txt"),
-        *("a.xmp", "tags.csv", "__MACOSX/a.png", "@eaDir/a.png", ".thumbnails/a.png", ".git/config", "a.caption"),
+        *("a.xmp", "tags.csv", "__MACOSX/a.png", "@eaDir/a.png", ".thumbnails/a.png", ".git/config"),
     ],
 )
 def test_captions_caches_and_side_files_are_no_noise(tmp_path: Path, name: str) -> None:
@@ -558,3 +558,19 @@ def test_same_pictures_under_two_names_are_found(picture_folder: Path) -> None:
     items = scan(data(folder=str(picture_folder), trigger="x")).items
     assert [[p.name for p in group] for group in duplicates(items)] == [["01.png", "copy.png"]]
     assert items[1].key == hashlib.sha256((picture_folder / "01.png").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "meta_cap.json", "captions.json", "own.jsonl"])
+def test_lists_of_captions_are_not_read_and_that_is_told(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert f"Captions are not read from files such as these (1): {name}" in remarks(tmp_path)
+
+
+def test_second_captions_of_a_picture_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    for name in ("a.txt", "a.caption", "a.png.txt", "b.txt", "settings.json"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    told = remarks(tmp_path)
+    assert "Captions that are not used, since their picture has another one (2): a.caption, a.png.txt." in told
+    assert "Captions without a picture beside them (1): b.txt." in told

@@ -17,7 +17,7 @@ BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     ("name", "kind"),
     [
         ("model.diffusion_model.input_blocks.0.0.weight", "a checkpoint"),
-        ("conditioner.embedders.1.model.ln_final.weight", "a checkpoint"),
+        ("conditioner.embedders.1.model.ln_final.weight", "a text encoder"),
         ("emb_params", "an embedding (textual inversion)"),
         ("clip_g", "an embedding (textual inversion)"),
         ("<cat>", "an embedding (textual inversion)"),
