@@ -308,7 +308,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",  # a notice
         "a whole number",  # a value in a sentence: from a table,
         "a list of texts",  # from a variable,
-        "no weights in it",  # from a caller in another module,
+        "a VAE",  # from a table in another module,
         "Inpainting",  # from a callee
         "fp16 overflow (try bf16 or fp32),",
         "queued",
