@@ -21,7 +21,7 @@ from lora_trainer.cli_blocks import add_analysis_commands
 from lora_trainer.cli_files import ROOT_HELP, add_block_commands, add_group, add_lora_commands, say
 from lora_trainer.cli_parser import Parser, as_path, epochs, numbers
 from lora_trainer.config import DataConfig, TrainConfig, options
-from lora_trainer.console import prepare_streams, print_json, results_only
+from lora_trainer.console import one_line, prepare_streams, print_json, results_only
 from lora_trainer.ending import Ending, tell
 from lora_trainer.errors import InputError, LoraTrainError, RunError
 from lora_trainer.hosts.standalone import StandaloneHost
@@ -57,10 +57,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         with results_only() if args.json else nullcontext():
             return command(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(one_line(f"error: {error}"), file=sys.stderr)
         return 2
     except LoraTrainError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(one_line(f"failed: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
@@ -223,7 +223,7 @@ def beside(path: Path, config: TrainConfig) -> TrainConfig:
 
 def _print_end(run: Run) -> None:
     if run.state == "failed":
-        print(f"failed: {run.manifest['message']}", file=sys.stderr)
+        print(one_line(f"failed: {run.manifest['message']}"), file=sys.stderr)
     else:
         for entry in run.manifest["files"]:
             print(entry["path"])

@@ -15,7 +15,7 @@ from lora_trainer.errors import InputError
 from lora_trainer.files import write_json, write_text
 from lora_trainer.hosts.standalone import SAMPLERS
 from lora_trainer.i18n import filled
-from lora_trainer.paths import expand, is_file
+from lora_trainer.paths import clean_path, is_file
 
 if TYPE_CHECKING:
     from lora_trainer.config import TrainConfig
@@ -93,7 +93,7 @@ def _subject(args: argparse.Namespace, host: StandaloneHost) -> _Subject:
     from lora_trainer.validation.block_norms import find_file, run_files
 
     runs = Runs(host.folders.runs)
-    if expand(args.subject).suffix.lower() == ".safetensors":
+    if clean_path(args.subject).lower().endswith(".safetensors"):
         return _subject_of_file(args, host, runs)
     run = runs.get(args.subject)
     file = find_file(run, epoch=args.epoch)
@@ -107,7 +107,10 @@ def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs)
     from lora_trainer.config import TrainConfig
     from lora_trainer.validation.block_norms import LoraFile, run_of
 
-    file = expand(args.subject)
+    try:
+        file = as_path(args.subject)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(str(error)) from error
     if args.epoch is not None:
         raise InputError("--epoch is for a run; {file} is a file.", file=file)
     if not is_file(file):
@@ -194,7 +197,7 @@ def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subje
 
 def _tune(args: argparse.Namespace) -> int:
     from lora_trainer.hosts.standalone import StandaloneHost
-    from lora_trainer.network.block_presets import load_presets
+    from lora_trainer.network.block_presets import chosen_presets
     from lora_trainer.network.derived import check_output
     from lora_trainer.validation.block_tuner import Effort
     from lora_trainer.validation.block_tuning import tune
@@ -210,6 +213,7 @@ def _tune(args: argparse.Namespace) -> int:
             file=subject.file,
             runs=host.folders.runs,
         )
+    presets = chosen_presets(args.presets) if args.presets else host.block_presets()
     if args.bake:
         check_output(args.bake, [subject.file])
     effort = Effort(steps=args.steps, seed=args.seed, **({} if args.pull is None else {"pull": args.pull}))
@@ -228,7 +232,7 @@ def _tune(args: argparse.Namespace) -> int:
             precision=config.training.precision,
             weight=args.weight,
             effort=effort,
-            presets=load_presets(args.presets) if args.presets else host.block_presets(),
+            presets=presets,
             output=args.output or subject.folder / subject.file.stem / "tuning.json",
             on_part=bar("pictures", args.json),
         )

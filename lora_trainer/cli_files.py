@@ -246,9 +246,9 @@ def _bake(args: argparse.Namespace) -> int:
 
 
 def _presets(args: argparse.Namespace) -> Presets:
-    from lora_trainer.network.block_presets import load_presets
+    from lora_trainer.network.block_presets import chosen_presets
 
-    return load_presets(args.presets, args.element_presets)
+    return chosen_presets(args.presets, args.element_presets)
 
 
 def _done(args: argparse.Namespace, made: Made) -> int:

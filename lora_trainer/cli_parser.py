@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import InputError
-from lora_trainer.paths import clean_path, expand
+from lora_trainer.paths import clean_path, expand, impossible
+from lora_trainer.reach import reach_problem
 
 _EPOCH = re.compile(r"all|last|(every|step)( \d+)?|\d+( ?- ?\d+)?")
 _EPOCHS = re.compile(r"(?:every|step)\s+\d+|\d+\s*-\s*\d+|[^\s,，]+")
+_FROM_SHELL = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/\d+")
+"""What a shell hands over for ``<(…)`` and ``-``: files that it has opened already."""
+_SHOWN = 200
+"""Characters of a path in a sentence."""
 
 Values = Callable[[str], "list[Any]"]
 """A list's text → its values; raises :class:`argparse.ArgumentTypeError`."""
@@ -90,10 +95,19 @@ def _fits(text: str, values: Values) -> bool:
 
 
 def as_path(text: str) -> Path:
-    """The value of an option that is a path, as people paste it; raises :class:`argparse.ArgumentTypeError`."""
-    if not clean_path(text):
+    """The value of an option that is a path, as people paste it.
+
+    Raises:
+        argparse.ArgumentTypeError: none; one of another computer or of a device; or one that can be no file's.
+    """
+    cleaned = clean_path(text)
+    if not cleaned:
         raise argparse.ArgumentTypeError("expected a path, not an empty text")
-    return expand(text)
+    problem = "" if _FROM_SHELL.fullmatch(cleaned) else reach_problem(text)
+    path = expand(text)
+    if problem or (problem := impossible(path)):
+        raise argparse.ArgumentTypeError(problem.format(text=cleaned[:_SHOWN]))
+    return path
 
 
 def numbers(kind: type) -> Values:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from lora_trainer.plain_json import json_text
 
+_TURNING = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
 _results: list[TextIO] = []
 """Where results go while standard output is kept for them; the innermost last."""
 
@@ -64,6 +66,19 @@ def print_json(value: Any) -> None:
     stream = _results[-1] if _results else sys.stdout
     unicode = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
     print(json_text(value, indent=1, ascii=not unicode), file=stream, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A sentence on one line, whatever stands in the names that it tells: of another's file they may be anything.
+
+    Line breaks, control characters (which move the cursor or colour a terminal) and those that turn the direction of
+    writing are written as Python does: ``\\n``, ``\\x1b``, ``\\u202e``.
+    """
+    return "".join(c.encode("unicode_escape").decode() if _moves(c) else c for c in text)
+
+
+def _moves(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNING
 
 
 def can_print(text: str) -> bool:

@@ -17,6 +17,8 @@ from lora_trainer.runs import output_folder
 
 _FILE_LABEL = "-step00000000.preview.png"
 """The longest ending that is put behind a run's name for its files."""
+_LONGEST_NAME = 255
+"""Bytes of one name in a path, on all usual file systems."""
 _IN_A_RUN = len("/grids/blocks/differences/.0123456789-0123456789-01234567.unfinished") + 32
 """Characters below a run's folder that its pictures, states and unfinished files may take."""
 _LABELLED = re.compile(r"(.+)-(?:0\d{5}|step\d{8})")
@@ -38,6 +40,7 @@ def require_free(config: TrainConfig, host: Host, runs: Path) -> None:
         InputError: with a name that is free, or the number of characters that are too many.
     """
     folder = output_folder(config, host.folders.loras)
+    _require_short(config.name, folder, runs)
     taken = dict(_taken(host, runs, folder))
     name, number = config.name, 2
     if found := taken.get(_folded(name)):
@@ -49,6 +52,16 @@ def require_free(config: TrainConfig, host: Host, runs: Path) -> None:
             name=name,
             folder=found,
             free=f"{name}-{number}",
+        )
+
+
+def _require_short(name: str, folder: Path, runs: Path) -> None:
+    """Refuse what the system would refuse; before it is asked whether something is there, which it refuses too."""
+    if part := next((part for part in folder.parts if len(part.encode("utf-8", "replace")) > _LONGEST_NAME), None):
+        raise InputError(
+            "save.folder: “{part}…” is longer than the name of a folder can be; choose a shorter one.",
+            field="save.folder",
+            part=part[:40],
         )
     longest = max(len(str(runs / name)) + _IN_A_RUN, len(str(folder / name)) + len(_FILE_LABEL))
     if (over := longest - longest_path()) > 0:

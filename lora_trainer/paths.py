@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -53,3 +54,20 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def impossible(path: Path) -> str:
+    """Why nothing can be at a path, as a sentence with a place for the ``{text}``; empty where something may be.
+
+    A missing file is none of these: what it is for says so better.
+    """
+    try:
+        path.stat()
+    except ValueError:
+        return "“{text}” has characters that no file name can have; check the path."
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "“{text}” is a link that leads to itself; name the file or folder itself."
+        if error.errno == errno.ENAMETOOLONG:
+            return "“{text}” is longer than a path can be; check the path."
+    return ""

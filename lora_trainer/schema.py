@@ -294,6 +294,8 @@ def read_text(item: Option, text: str) -> Any:
         return _toml_or(text, text if text.startswith("{") else f"{{{text}}}")
     if origin is list:
         found = _toml_or(text, text)
+        if not text:
+            return []
         return found if isinstance(found, list) else [found if _is_quoted(text) else text]
     if item.type is str:
         return _toml_or(text, text) if _is_quoted(text) and not item.is_path else text

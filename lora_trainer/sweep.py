@@ -58,6 +58,11 @@ def variants(config: TrainConfig, values: Mapping[str, Sequence[Any]]) -> list[T
 
 def _option(key: str) -> Option:
     known = {item.path: item for item in options() if item.path != "name"}
+    if key == "name":
+        raise InputError(
+            "sweep: the runs of a sweep are named after their values; leave name out, and sweep another setting.",
+            field="sweep",
+        )
     if key not in known:
         raise unknown_field(key, list(known))
     return known[key]

@@ -279,3 +279,96 @@ def test_bad_mixes_are_one_line(
     assert (code, out) == (2, "")
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
+
+
+# ------------------------------------------------------------------ paths that are none of a file here
+PATHS = [
+    (r"\\host\share\x.safetensors", "is a network path"),
+    ("//host/share/x.safetensors", "is a network path"),
+    (r"\/host\x.safetensors", "is a network path"),
+    (r"\\.\pipe\x.safetensors", "is a network path"),
+    (r"“\\?\C:\x.safetensors”", "is a network path"),
+    ("file:///x.safetensors", "is an address"),
+    ("https://host/x.safetensors", "is an address"),
+    ("nul.safetensors", "names a device"),
+    ("/dev/zero", "names a device"),
+    ("/proc/self/mem", "names a device"),
+    ("a\0b.safetensors", "characters that no file name can have"),
+    ("\ud800.safetensors", "characters that no file name can have"),
+    ("a" * 300 + ".safetensors", "longer than a path can be"),
+    ("LOOP/x.safetensors", "leads to itself"),
+]
+
+
+@pytest.mark.parametrize(("path", "said"), PATHS, ids=[repr(path)[:30] for path, _ in PATHS])
+def test_paths_beyond_this_computer_or_of_no_file_are_refused_before_any_call(
+    capsys: pytest.CaptureFixture[str], files: Path, path: str, said: str
+) -> None:
+    (files / "LOOP").symlink_to(files / "LOOP")
+    path = path.replace("LOOP", str(files / "LOOP"))
+    a, out = files / "a.safetensors", files / "new.safetensors"
+    commands: list[list[Any]] = [
+        ["lora", "info", path],
+        ["lora", "merge", a, path, "--output", out],
+        ["lora", "merge", a, a, "--output", path],
+        ["lora", "resize", path, "--rank", 2, "--output", out],
+        ["lora", "extract", CHECKPOINT, path, "--rank", 2, "--output", out],
+        ["blocks", "show", path],
+        ["blocks", "show", a, "--presets", path],
+        ["blocks", "bake", path, "--unet", 0.5],
+        ["blocks", "bake", a, "--unet", 0.5, "--checkpoint", path, "--output", out],
+        ["blocks", "analyze", path if path.endswith("safetensors") else f"{path}.safetensors", "--root", files],
+        ["train", path],
+        ["runs", "--root", path],
+    ]
+    for arguments in commands:
+        code, text, err = run(capsys, *arguments)
+        assert (code, text, err.count("\n")) == (2, "", 1)
+        assert said in err
+    assert {each.name for each in files.iterdir()} == {"LOOP", "a.safetensors", "b.safetensors", "xl.safetensors"}
+
+
+def test_what_a_shell_hands_over_is_read(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    with (files / "own.txt").open("w+") as file:
+        file.write(f"MINE:{','.join(['0.5'] * 17)}\n")
+        file.flush()
+        code, out, _ = run(capsys, "blocks", "show", files / "a.safetensors", "--presets", f"/dev/fd/{file.fileno()}")
+    assert code == 0
+    assert "MINE" in out
+
+
+@pytest.mark.parametrize("option", ["--presets", "--element-presets"])
+@pytest.mark.parametrize("content", ["", "no preset", "# only a remark\n"])
+def test_a_file_without_presets_is_the_wrong_one(
+    capsys: pytest.CaptureFixture[str], files: Path, option: str, content: str
+) -> None:
+    (files / "own.txt").write_text(content, encoding="utf-8")
+    code, _, err = run(capsys, "blocks", "show", files / "a.safetensors", option, files / "own.txt")
+    assert code == 2
+    assert "There is no preset in" in err
+
+
+def test_another_file_than_a_lora_is_called_what_it_is(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    for command in (["blocks", "show"], ["lora", "resize", "--rank", "2", "--output", files / "new.safetensors"]):
+        code, _, err = run(capsys, *command, CHECKPOINT)
+        assert code == 2
+        assert "is a checkpoint, not a LoRA" in err
+
+
+def test_nothing_damaged_is_baked(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    """A copy of a damaged module is as damaged, and no longer the file of which its maker knows."""
+    tensors = read_lora(files / "a.safetensors")
+    changes: list[dict[str, torch.Tensor]] = [
+        {"lora_up.weight": torch.zeros(10, 5)},
+        {"lora_down.weight": torch.zeros(4, 14, 3)},
+        {"lora_down.weight": torch.zeros(4, 14, 1, 1, 1)},
+        {"lora_mid.weight": torch.tensor(1.0)},
+        {"dora_scale": torch.zeros(0)},
+    ]
+    for number, change in enumerate(changes):
+        path = files / f"damaged{number}.safetensors"
+        save_file({**tensors, **{f"{KEYS[1]}.{name}": tensor for name, tensor in change.items()}}, path)
+        for weights in (["--te", 0.5], ["--unet", 0.5]):
+            code, _, err = run(capsys, "blocks", "bake", path, *weights)
+            assert code == 2
+            assert f"{KEYS[1]} is damaged" in err

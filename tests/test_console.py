@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.cli import main
-from lora_trainer.console import can_print, print_json, results_only
+from lora_trainer.console import can_print, one_line, print_json, results_only
 from tests.helpers import CHECKPOINT, draw_pictures
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parent.parent
 NOISY = """
 import os, subprocess, sys
-from lora_trainer.console import prepare_streams, print_json, results_only
+from lora_trainer.console import one_line, prepare_streams, print_json, results_only
 prepare_streams()
 print("before")
 with results_only():
@@ -163,3 +163,13 @@ def test_long_captions_raise_no_false_alarm(tmp_path: Path) -> None:
 def test_a_command_without_results_has_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ui", "--json"]) == 2
     assert "--json" in capsys.readouterr().err
+
+
+def test_a_sentence_stays_on_one_line_and_moves_no_cursor() -> None:
+    assert one_line("a\nb\x1b[2Jc\u202ed\u2028e\r") == "a\\nb\\x1b[2Jc\\u202ed\\u2028e\\r"
+    assert one_line("é 中　文 👩‍🎨 “x”") == "é 中　文 👩‍🎨 “x”"
+
+
+def test_names_with_control_characters_give_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lora", "info", "a\n\x1b[31mb.safetensors"]) == 2
+    assert capsys.readouterr().err == "error: a\\n\\x1b[31mb.safetensors does not exist; check the path.\n"

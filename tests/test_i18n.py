@@ -23,6 +23,8 @@ from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
 from lora_trainer.jobs import Jobs
 from lora_trainer.mixing import mix_options
+from lora_trainer.model.contents import KINDS as FILES
+from lora_trainer.model.contents import STARTS
 from lora_trainer.runs import STATES
 from lora_trainer.schema import field_error
 from lora_trainer.ui import standalone, views
@@ -256,7 +258,7 @@ def shown_texts() -> set[str]:
     sources = [*(ROOT / "lora_trainer").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
     places = {**TRANSLATING, **dict.fromkeys(error_names(trees), 0), "field_error": 1}
-    texts.update(own_words(trees, places), STATES)
+    texts.update(own_words(trees, places), STATES, (kind for kind, _ in (*FILES, *STARTS)))
     for tree in trees:
         texts.update(handed_over(tree, places))
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
@@ -306,7 +308,7 @@ def test_catalogue_has_nothing_that_is_not_shown() -> None:
         "The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",  # a notice
         "a whole number",  # a value in a sentence: from a table,
         "a list of texts",  # from a variable,
-        "no weights in it",  # from a caller in another module,
+        "a VAE",  # from a table in another module,
         "Inpainting",  # from a callee
         "fp16 overflow (try bf16 or fp32),",
         "queued",

@@ -102,3 +102,13 @@ def test_no_path_of_a_run_is_longer_than_was_reckoned(jobs: Jobs, tmp_path: Path
         assert len(str(path.relative_to(run.folder).parent)) + unfinished < naming._IN_A_RUN
         assert len(str(path.relative_to(run.folder))) < naming._IN_A_RUN
     assert naming.longest_path() > 200
+
+
+def test_a_folder_that_no_system_takes_is_refused_before_it_is_asked(jobs: Jobs, tmp_path: Path) -> None:
+    for folder in ("x" * 300, "猫" * 100, "a/" + "b" * 256):
+        with pytest.raises(InputError, match="is longer than the name of a folder can be") as caught:
+            jobs.check(config(tmp_path, save__folder=folder))
+        assert caught.value.field == "save.folder"
+    with pytest.raises(InputError, match="characters longer than this system takes"):
+        jobs.check(config(tmp_path, save__folder="a/" * 3000 + "b"))
+    jobs.check(config(tmp_path, save__folder="x" * 255))

@@ -19,7 +19,7 @@ from lora_trainer.errors import InputError
 from lora_trainer.file_tools import DOCUMENTS, read
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.mixing import MixDocument
-from lora_trainer.paths import clean_path, exists, expand
+from lora_trainer.paths import clean_path, exists, expand, impossible
 from lora_trainer.schema import options_of, read_toml
 from tests.helpers import CHECKPOINT, config, draw_pictures
 from tests.runs_helpers import document, make_jobs
@@ -229,3 +229,12 @@ def test_quoted_paths_in_every_command(
         assert main(arguments) == 0, capsys.readouterr().err
     assert (tmp_path / "new.safetensors").is_file()
     assert str(tmp_path / "runs") in capsys.readouterr().out
+
+
+def test_what_no_file_can_be_is_told_and_what_is_only_missing_is_not(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in (("loop", "leads to itself"), ("a" * 300, "longer than a path"), ("a\0b", "characters")):
+        assert said in impossible(tmp_path / name)
+    assert "characters" in impossible(tmp_path / "\ud800")
+    for name in ("missing", "missing/below", "", "loopless"):
+        assert impossible(tmp_path / name) == ""

@@ -226,6 +226,8 @@ _TOLERANCE = 5.0
 """How much less likely a text may be in the folder's encoding than in its own likeliest."""
 _EVIDENCE = 4.0
 """What the language of the captions that are UTF-8 counts."""
+_ALIKE = 0.5
+"""How much less likely a letter may be in a language that is as likely as another one."""
 
 
 def _guess(raws: Sequence[bytes], known: Iterable[str]) -> list[Decoded]:
@@ -257,10 +259,15 @@ def _decoded(raw: bytes, encoding: str) -> Decoded:
 
 
 def _languages(known: Iterable[str]) -> list[_Script]:
-    """In which languages the known texts are likely: that of most of their letters beyond ASCII, if there are any."""
+    """In which languages the known texts are likely, by their letters beyond ASCII, if there are any.
+
+    Several, where these letters do not tell: an é alone is as good French as Czech.
+    """
     texts = [text[:_LOOKED_AT] for text in known if text.strip()]
     letters_found = [character for text in texts for character in text if character >= "\x80" and character.isalpha()]
     if not letters_found:
         return [_WESTERN] if texts else []
     text = " ".join(letters_found[:20_000])
-    return [min(_SCRIPTS, key=lambda script: _score(text, script))]
+    scores = {script: _score(text, script) for script in _SCRIPTS}
+    most = min(scores.values()) + _ALIKE * len(letters_found)
+    return [script for script, score in scores.items() if score <= most]

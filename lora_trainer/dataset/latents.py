@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """(B, 3, H, W) pixels in −1…1 → (B, C, H/8, W/8) scaled latents: the posterior's mean, in fp32."""
+
+CHANNELS = 4
+"""Of a latent of all families that can be trained here."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,10 @@ class LatentCache:
     def _write(path: Path, latent: torch.Tensor) -> None:
         if path.is_dir():
             log.warning("The latent %s is not kept, since there is a folder of that name.", path)
-            return
-        write_checked(path, {"latent": latent}, {}, durable=False)
+        elif os.path.lexists(path.parent) and not path.parent.is_dir():
+            log.warning("The latent %s is not kept, since %s is no folder; delete it.", path, path.parent)
+        else:
+            write_checked(path, {"latent": latent}, {"name": path.stem}, durable=False)
 
     def _path(self, content: str, item: Item, mirrored: bool) -> Path:
         parts = (content, item.fit.bucket, [round(v, 3) for v in item.fit.crop], mirrored, self._vae, "mean 2")
@@ -102,7 +108,10 @@ class LatentCache:
         if not path.is_file():
             return None
         try:
-            latent = read_checked(path)[0]["latent"]
+            tensors, texts = read_checked(path)
+            latent = tensors["latent"]
+            if texts.get("name", path.stem) != path.stem:
+                raise ValueError("it is that of another picture")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             log.warning("The cached latent %s is damaged (%s); it is made again.", path, error)
             return None
@@ -129,7 +138,7 @@ def _read(item: Item, flip: bool) -> tuple[str, torch.Tensor]:
 
 def _has_shape(latent: torch.Tensor, item: Item) -> bool:
     width, height = item.fit.bucket
-    return latent.ndim == 3 and latent.shape[1:] == (height // 8, width // 8)
+    return latent.shape == (CHANNELS, height // 8, width // 8)
 
 
 def _require_usable(latent: torch.Tensor, item: Item) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.dataset.captions import CAPTION_EXTENSIONS
+from lora_trainer.dataset.captions import CAPTION_EXTENSIONS, caption_path
 from lora_trainer.dataset.images import EXTENSIONS
 
 NAMED = 10
@@ -27,6 +28,8 @@ _SIDE_FILES = {
     *(".db", ".ini", ".xmp", ".aae", ".log", ".lnk", ".url", ".py", ".sh", ".bat", ".cache", ".sqlite", ".parquet"),
 }
 """What trainers, taggers and systems put beside pictures: caches, tables, settings, notes."""
+_TABLE = re.compile(r"(metadata|meta_(cap|clean|lat)|captions?)\.(json|csv|tsv|parquet)|.*\.jsonl", re.IGNORECASE)
+"""What holds the captions of a whole folder elsewhere."""
 _SIDE_NAMES = {"readme", "readme.txt", "license", "license.txt", "thumbs.db", "desktop.ini", "icon\r"}
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 _HIDDEN_CACHES = {".thumbnails", ".thumbs", ".ipynb_checkpoints", ".git", ".cache", ".trash", ".trashes", ".spotlight"}
@@ -50,6 +53,11 @@ _LEFT_OUT = {
         "Left out, since in a folder of samples without captions, as trainings draw them ({count}): {names}. Rename "
         "the folder if they are to be learned."
     ),
+    "tables": (
+        "Captions are not read from files such as these ({count}): {names}. Write each into a .txt file beside its "
+        "picture."
+    ),
+    "second": "Captions that are not used, since their picture has another one ({count}): {names}.",
     "others": "Files that are not used ({count}): {names}.",
     "captions": "Captions without a picture beside them ({count}): {names}.",
 }
@@ -78,6 +86,7 @@ class Listing:
         folders: all folders that were gone into, the root first.
         unread: pictures of kinds that are not read.
         others: files that are neither pictures nor what usually lies beside them.
+        tables: lists with the captions of many pictures, as of Hugging Face's data sets and kohya's scripts.
         hidden: pictures that are hidden, or in hidden folders.
         links: folders that are links, which are not followed.
         regularization: pictures in kohya's folders of regularization pictures.
@@ -91,6 +100,7 @@ class Listing:
     folders: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
     regularization: list[Path] = field(default_factory=list)
@@ -106,6 +116,8 @@ class Listing:
             "regularization": self.regularization,
             "samples": self.samples,
             "others": self.others,
+            "tables": self.tables,
+            "second": self._second(),
             "captions": self._alone(),
         }
         for kind, paths in groups.items():
@@ -118,6 +130,12 @@ class Listing:
     def holding(self) -> set[Path]:
         """Folders with pictures in them or below."""
         return {parent for picture in self.pictures for parent in picture.parents}
+
+    def _second(self) -> list[Path]:
+        """Captions beside a picture that has another one, which is taken."""
+        used = {caption_path(picture) for picture in self.pictures}
+        beside = {path.with_suffix("") for path in self.pictures} | set(self.pictures)
+        return [path for path in self.captions if path not in used and path.with_suffix("") in beside]
 
     def _alone(self) -> list[Path]:
         """Captions without a picture, of whatever kind."""
@@ -199,6 +217,8 @@ def _sort_files(folder: Path, names: list[str], root: Path, listing: Listing) ->
             listing.captions.append(path)
         elif suffix in PICTURE_KINDS:
             listing.unread.append(path)
+        elif _TABLE.fullmatch(name):
+            listing.tables.append(path)
         elif suffix not in _SIDE_FILES:
             listing.others.append(path)
 

@@ -17,13 +17,13 @@ from lora_trainer.config import DataConfig
 from lora_trainer.dataset import buckets
 from lora_trainer.dataset.captions import CaptionFile, base_caption, caption_path, read_captions, tag_frequency
 from lora_trainer.dataset.images import PictureError, picture_size, read_picture
-from lora_trainer.dataset.listing import Listing, Remark, list_folder, remark
+from lora_trainer.dataset.listing import NAMED, Listing, Remark, list_folder, remark
 from lora_trainer.errors import InputError
 from lora_trainer.paths import clean_path, exists, expand
 from lora_trainer.reach import reach_problem
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
-_LIKE_KOHYA = re.compile(r"[^\w.]?x?\s*(\d+)(?![\d_])(?:[.,]\d+)?([^\W\d_])?.*", re.IGNORECASE)
+_LIKE_KOHYA = re.compile(r"[\W_]*(x?)\s*(\d+)(?:[.,]\d+)?(?:\s*[x×](?![^\W_]))?([^\W\d_])?.*", re.IGNORECASE)
 """A name that begins with a number, as kohya's do, but in another spelling."""
 MAX_REPEATS = 1000
 _MANY_REPEATS = 100
@@ -303,9 +303,9 @@ def _about_repeats(listing: Listing, concepts: list[_Concept]) -> Iterator[Remar
 def _is_alike(name: str) -> bool:
     """Whether a name looks as if its number were meant as repeats; 1girl, 3d, 512x768 and dates do not."""
     match = _LIKE_KOHYA.fullmatch(name)
-    if match is None or re.match(r"\d+\s*[x×]\s*\d", name, re.IGNORECASE):
+    if match is None or _KOHYA_FOLDER.fullmatch(name) or re.match(r"\d+\s*[x×]\s*\d", name, re.IGNORECASE):
         return False
-    return (3 if match[2] else 0) < int(match[1]) <= MAX_REPEATS
+    return (3 if match[1] or match[3] else 0) < int(match[2]) <= MAX_REPEATS
 
 
 def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> None:
@@ -316,6 +316,15 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             count=len(dataset.problems),
             folder=dataset.folder,
             first=dataset.problems[0],
+        )
+    numbered = [concept for folder in _children(listing) if (concept := _numbered(folder)) is not None]
+    if not dataset.items and numbered and not any(concept.repeats for concept in numbered):
+        raise InputError(
+            "data.folder: all numbered folders in {folder} say 0 repeats ({names}), so nothing is learned; rename "
+            "them, for example to 10_name.",
+            field="data.folder",
+            folder=dataset.folder,
+            names=", ".join(concept.name for concept in numbered[:NAMED]),
         )
     if not dataset.items and dataset.ignored:
         raise InputError(

@@ -16,6 +16,7 @@ from lora_trainer.config import TrainConfig, default_runs_folder
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.fair_lock import FairLock
+from lora_trainer.model.contents import unreadable
 from lora_trainer.model.families import (
     SD1,
     SD1_TEXT_PREFIX,
@@ -393,12 +394,7 @@ def _header(path: Path) -> tuple[list[str], dict[str, list[int]]]:
             shapes = {name: file.get_slice(name).get_shape()} if name in keys else {}
             return keys, shapes
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            "checkpoint: {path} is damaged or not a safetensors file: {error}.",
-            field="checkpoint",
-            path=path,
-            error=error,
-        ) from error
+        raise unreadable(path, error, "checkpoint") from error
 
 
 def _parameters(

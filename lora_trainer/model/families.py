@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_trainer.errors import InputError
+from lora_trainer.model.contents import is_lora, kind_of_names
 
 UNET_PREFIX = "model.diffusion_model."
 SD1_TEXT_PREFIX = "cond_stage_model.transformer."
-_LORA_PREFIXES = ("lora_", "oft_", "lycoris_")
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,19 @@ def family_of(keys: Collection[str], unet_channels: int | None = None, *, name: 
 
 def _require_parts(keys: Collection[str], name: object) -> None:
     """Raises :class:`InputError` for files that are something else than a whole checkpoint, such as a LoRA."""
-    if any(key.startswith(_LORA_PREFIXES) or ".lora_" in key for key in keys):
+    if is_lora(keys):
         raise InputError(
             "{name} is a LoRA, not a checkpoint; choose the SD1 checkpoint that it is for.",
             field="checkpoint",
             name=name,
+        )
+    kind = kind_of_names(keys)
+    if kind and not any(key.startswith(UNET_PREFIX) for key in keys):
+        raise InputError(
+            "{name} is {kind}, not a whole checkpoint; choose an SD1 checkpoint.",
+            field="checkpoint",
+            name=name,
+            kind=kind,
         )
     if not any(key.startswith(UNET_PREFIX) for key in keys):
         raise InputError(

@@ -19,6 +19,7 @@ from torch import nn
 
 from lora_trainer.errors import InputError
 from lora_trainer.model.clip import name_in_files
+from lora_trainer.network.formats import require_plain_lora
 from lora_trainer.randomness import torch_rng
 
 ADAPTER = "lora_train"
@@ -262,17 +263,12 @@ def file_shapes(tensors: Tensors) -> dict[str, Shape]:
     Raises:
         InputError: tensors of a network type other than plain LoRA, or damaged ones.
     """
+    require_plain_lora(tensors)
     shapes: dict[str, Shape] = {}
     for name, tensor in tensors.items():
         key, _, part = name.partition(".")
         if part == "lora_down.weight":
             shapes[key] = _file_shape(key, tensor, tensors.get(f"{key}.alpha"))
-        elif part not in ("lora_up.weight", "alpha"):
-            raise InputError(
-                "This file is not a plain LoRA (it has {name}); only LoRA and LoCon files can be used here.",
-                field="network.continue_from",
-                name=name,
-            )
     ups = {name.partition(".")[0] for name in tensors if name.endswith(".lora_up.weight")}
     incomplete = sorted(ups ^ shapes.keys())
     if incomplete or not shapes:

@@ -18,7 +18,7 @@ import torch
 
 from lora_trainer.errors import InputError
 from lora_trainer.network import modules as kinds
-from lora_trainer.network.modules import Parts, damaged, dim_of, full_delta, group, is_dora, kind_of, require_finite
+from lora_trainer.network.modules import Parts, damaged, dim_of, full_delta, group, is_dora, kind_of, require_sound
 
 Base = Callable[[str], "torch.Tensor | None"]
 """The checkpoint's weight for a module name, or ``None``."""
@@ -84,7 +84,7 @@ def bake(tensors: Mapping[str, torch.Tensor], ratios: Mapping[str, float], base:
             dropped.append(key)
             continue
         if key != kinds.EMBEDDING:
-            require_finite(key, parts)
+            require_sound(key, parts)
         made[key] = _alpha_fp32(parts) if ratio == 1 else baked_parts(key, parts, ratio, base)
         if ratio != 1:
             (expanded if is_dora(parts) else changed).append(key)

@@ -95,6 +95,24 @@ def load_presets(lists: Path | None = None, elements: Path | None = None) -> Pre
     return Presets(shipped.lists, own, {**shipped.elements, **rules})
 
 
+def chosen_presets(lists: Path | None = None, elements: Path | None = None) -> Presets:
+    """As :func:`load_presets`, of files that the person has just named: one without any preset is the wrong file.
+
+    Raises:
+        InputError: a file cannot be read, or has no preset in it.
+    """
+    asked = (
+        (lists, parse_lists, "NAME:1,0.5,… (12, 17, 20 or 26 values)"),
+        (elements, parse_elements, "NAME:IN05-OUT05:attn:0"),
+    )
+    for path, parse, form in asked:
+        if path and not parse(_text(path)):
+            raise InputError(
+                "There is no preset in {path}; write them as {form}, or name another file.", path=path, form=form
+            )
+    return load_presets(lists, elements)
+
+
 def parse_lists(text: str) -> dict[str, dict[int, str]]:
     """Lines ``NAME:values`` of 12, 17, 20 or 26 values; all other lines are remarks, as in the extension."""
     found: dict[str, dict[int, str]] = {}

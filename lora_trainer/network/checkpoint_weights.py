@@ -12,9 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_trainer.errors import InputError
+from lora_trainer.model.contents import unreadable
 from lora_trainer.model.families import SD1, SD1_TEXT_PREFIX, UNET_PREFIX, family_of
 from lora_trainer.model.ldm_names import RESNET
 from lora_trainer.network.blocks import ldm_name
+from lora_trainer.paths import is_file
 
 _RESNET_BACK = {ldm.replace(".", "_"): name for name, ldm in RESNET.items()}
 _TOP = {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding_linear_1"}
@@ -57,14 +59,14 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointWeights]:
     Raises:
         InputError: missing, damaged, or of another family.
     """
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
+    if path.suffix.lower() != ".safetensors" or not is_file(path):
         raise InputError(
             "{path} is not a .safetensors checkpoint; check the path, or convert a .ckpt first.", path=path
         )
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError("{path} is damaged or not a safetensors file: {error}.", path=path, error=error) from error
+        raise unreadable(path, error) from error
     with file as opened:
         yield CheckpointWeights(path, opened)
 

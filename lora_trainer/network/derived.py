@@ -43,7 +43,7 @@ def check_output(path: Path, sources: Iterable[Path] = ()) -> Path:
         raise InputError("{path}: the output must be named .safetensors.", path=path)
     try:
         taken = any(path.resolve() == source.resolve() for source in sources) or path.exists() or path.is_symlink()
-    except (OSError, ValueError) as error:  # too long, or characters that no file name may have
+    except (OSError, ValueError, RuntimeError) as error:  # too long, no file name, or (RuntimeError) a circle of links
         raise InputError("{path} cannot be the name of a file: {error}.", path=path, error=error) from error
     if taken:
         raise InputError("{path} exists and is never overwritten; {free} is free.", path=path, free=free_name(path))

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lora_trainer.errors import InputError
+from lora_trainer.model.contents import kind_of_names
 
 _EMBEDDING = "bundle_emb."
 _DIFFUSERS = re.compile(
-    r".*[._](lora_(A|B|embedding_[AB]|magnitude_vector)|lora\.(up|down)|lora_linear_layer\.(up|down))(\.|$)"
+    r".*[._](lora_(A|B|embedding_[AB]|magnitude_vector)|lora\d?\.(up|down)|lora_linear_layer\.(up|down))(\.|$)"
 )
 """``…to_q.lora_A.weight`` (PEFT), ``…to_q.lora.down.weight``, ``…processor.to_q_lora.down.weight`` (both diffusers)."""
 _PART = re.compile(
@@ -18,6 +19,7 @@ _PART = re.compile(
     r"|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t[12])|[ab][12]\.weight|on_input)"
 )
 """A part of ours behind a name with dots: kohya's names have underscores instead."""
+_PLAIN = ("lora_down.weight", "lora_up.weight", "alpha")
 _SWAPPED = re.compile(r"([^.]+)\.lora_([AB])\.weight")
 
 
@@ -34,9 +36,11 @@ def require_kohya_names(path: Path, names: Iterable[str]) -> None:
     """Refuse what the WebUI would load as nothing: it goes by the name before the first dot.
 
     Raises:
-        InputError: the names are diffusers', PEFT's, OneTrainer's or ComfyUI's; the sentence says so.
+        InputError: the names are diffusers', PEFT's, OneTrainer's or ComfyUI's, or those of something else than a
+            LoRA; the sentence says which.
     """
-    for name in map(kohya_name, names):
+    found = list(map(kohya_name, names))
+    for name in found:
         if name.startswith(_EMBEDDING):
             continue
         if _DIFFUSERS.match(name):
@@ -52,5 +56,24 @@ def require_kohya_names(path: Path, names: Iterable[str]) -> None:
                 "{path} is a LoRA whose names have dots ({name}), as OneTrainer and ComfyUI write them; the WebUI and "
                 "the tools here know kohya's. Save or convert it in kohya's format first.",
                 path=path,
+                name=name[:200],
+            )
+    if kind := kind_of_names(found):
+        raise InputError(
+            "{path} is {kind}, not a LoRA ({name}); choose a LoRA file.", path=path, kind=kind, name=min(found)[:200]
+        )
+
+
+def require_plain_lora(names: Iterable[str]) -> None:
+    """Refuse the kinds of modules that nothing can be trained on from: LoHa, LoKr, DoRA and others.
+
+    Raises:
+        InputError: a tensor that a LoRA or LoCon file has not.
+    """
+    for name in names:
+        if name.partition(".")[2] not in _PLAIN:
+            raise InputError(
+                "This file is not a plain LoRA (it has {name}); only LoRA and LoCon files can be used here.",
+                field="network.continue_from",
                 name=name[:200],
             )

@@ -14,7 +14,8 @@ from safetensors.torch import save as safetensors_bytes
 
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import replace_atomically
-from lora_trainer.network.formats import kohya_name, require_kohya_names
+from lora_trainer.model.contents import unreadable
+from lora_trainer.network.formats import kohya_name, require_kohya_names, require_plain_lora
 from lora_trainer.paths import is_file
 from lora_trainer.plain_json import parse_json
 
@@ -161,25 +162,28 @@ def _read(path: Path, read):  # type: ignore[no-untyped-def]
         with safe_open(path, framework="pt") as file:
             return read(file)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError("{path} is damaged or not a safetensors file: {error}.", path=path, error=error) from error
+        raise unreadable(path, error) from error
 
 
 def require_sd1(path: Path) -> None:
     """Look at a LoRA file's names only: are they SD1's?
 
     Raises:
-        InputError: the file cannot be read, is in another program's format, or belongs to another architecture.
+        InputError: the file cannot be read, is no plain LoRA in kohya's names, or belongs to another architecture.
     """
     from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
 
     try:
         keys = read_names(path)
+        if not keys:
+            raise InputError("{path} has nothing in it; choose a LoRA file.", path=path)
+        require_plain_lora(keys)
     except InputError as error:
         error.field = error.field or "network.continue_from"
         raise
     foreign = [key for key in keys if not _SD1_KEY.match(key)]
-    if foreign or not keys:
-        raise wrong_architecture(foreign[0] if foreign else "no weights in it")
+    if foreign:
+        raise wrong_architecture(foreign[0])
 
 
 def verify(path: Path, adapters: Adapters) -> None:

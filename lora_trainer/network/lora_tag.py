@@ -126,6 +126,12 @@ def parse_tag(text: str) -> LoraTag:
     positional, named = [first], {}
     for item in rest:
         found = argument(item)
+        if found and found[0] in named and found[0] in KNOWN:
+            raise InputError(
+                "{tag} has {key}= twice, and only one of them could count; give it once.",
+                tag=text[:200],
+                key=found[0],
+            )
         if found:
             named[found[0]] = found[1]
         else:
@@ -181,6 +187,8 @@ def _place(text: str, positional: list[str], index: int) -> float | None:
     """A weight by its place; the old form with the preset there fails in the WebUI, so it gets its own sentence."""
     if index >= len(positional):
         return None
+    if not positional[index].strip():
+        raise InputError("{tag} has nothing behind a colon; write a weight there, or no colon.", tag=text[:200])
     try:
         return parse_number(positional[index], "A weight")
     except InputError:

@@ -86,6 +86,19 @@ def require_finite(key: str, parts: Parts) -> None:
         raise _no_numbers(key)
 
 
+def require_sound(key: str, parts: Parts) -> None:
+    """Refuse a module that the WebUI could not load: a copy of it would be as damaged, and nobody would know why.
+
+    Raises:
+        InputError: an unknown kind, NaN or infinity, or tensors that do not fit each other.
+    """
+    delta_norm(key, {name: part for name, part in parts.items() if name != "dora_scale"})
+    if is_dora(parts):
+        require_finite(key, parts)
+        if not parts["dora_scale"].numel():
+            raise damaged(key)
+
+
 def _no_numbers(key: str) -> InputError:
     return InputError(
         "{key} has weights that are no numbers (NaN or infinity), as a training leaves them that went wrong; use an "

@@ -122,6 +122,12 @@ def test_languages_of_utf8_captions_are_evidence() -> None:
     assert decode_all([*utf8["한"], korean])[-1] == Decoded("zorp, 별", "cp949", guessed=True)
 
 
+@pytest.mark.parametrize("known", ["été", "un café", "école, bébé, café"])
+def test_letters_that_several_languages_have_are_evidence_for_each(known: str) -> None:
+    raws = [known.encode(), "élève".encode("cp1252")]
+    assert decode_all(raws)[1].text == "élève"
+
+
 def test_folder_of_several_encodings_is_read_text_by_text() -> None:
     pairs = [(texts[0], encoding) for encoding, texts in FOLDERS.items()]
     found = decode_all([text.encode(encoding) for text, encoding in pairs])

@@ -174,6 +174,42 @@ def test_folder_of_a_latents_name_is_left_alone_and_the_run_goes_on(picture_fold
     assert (path / "mine").is_dir()
 
 
+@pytest.mark.parametrize("channels", [0, 3, 8])
+def test_latents_of_other_channels_are_made_again(picture_folder: Path, cache: Path, channels: int) -> None:
+    wanted = items(picture_folder)[:1]
+    before, _ = filled(cache, wanted)
+    path = next(cache.rglob("*.safetensors"))
+    latent = before[wanted[0].path, False]
+    write_checked(path, {"latent": latent[:1].expand(channels, *latent.shape[1:])}, {})
+    after, encoded = filled(cache, wanted)
+    assert encoded == 1
+    assert torch.equal(latent, after[wanted[0].path, False])
+
+
+def test_latents_under_the_name_of_another_are_made_again(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)
+    before, _ = filled(cache, wanted)
+    first, second, *_ = cache.rglob("*.safetensors")
+    first.unlink()
+    first.symlink_to(second)
+    after, encoded = filled(cache, wanted)
+    assert encoded == 1
+    for item in wanted:
+        assert torch.equal(before[item.path, False], after[item.path, False])
+
+
+def test_a_file_where_a_folder_of_the_cache_should_be_ends_nothing(picture_folder: Path, cache: Path) -> None:
+    wanted = items(picture_folder)[:1]
+    before, _ = filled(cache, wanted)
+    folder = next(cache.rglob("*.safetensors")).parent
+    for make in (lambda: folder.write_text("mine"), lambda: folder.symlink_to("nowhere")):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        make()
+        after, encoded = filled(cache, wanted)
+        assert encoded == 1
+        assert torch.equal(before[wanted[0].path, False], after[wanted[0].path, False])
+
+
 # ------------------------------------------------------------------ pictures that change meanwhile
 def test_picture_that_changes_while_it_is_prepared_does_not_spoil_the_cache(picture_folder: Path, cache: Path) -> None:
     wanted = items(picture_folder)[:1]

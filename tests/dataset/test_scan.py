@@ -225,7 +225,7 @@ def test_any_other_file_is_named(tmp_path: Path, name: str) -> None:
     "name",
     [
         *("a.npz", "meta.json", "config.toml", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "README.txt"),
-        *("a.xmp", "tags.csv", "__MACOSX/a.png", "@eaDir/a.png", ".thumbnails/a.png", ".git/config", "a.caption"),
+        *("a.xmp", "tags.csv", "__MACOSX/a.png", "@eaDir/a.png", ".thumbnails/a.png", ".git/config"),
     ],
 )
 def test_captions_caches_and_side_files_are_no_noise(tmp_path: Path, name: str) -> None:
@@ -377,10 +377,24 @@ def test_numbers_that_are_read_or_look_so_are_told(tmp_path: Path, folder: str, 
     assert told in remarks(tmp_path / chosen)
 
 
-@pytest.mark.parametrize("name", ["10_zorp", "3d", "1girl", "512x768", "2023-05-01", "girl_10", "v1.5", "99_x"])
+@pytest.mark.parametrize(
+    "name", ["10_zorp", "3d", "1girl", "512x768", "2023-05-01", "girl_10", "v1.5", "99_x", "1_000_x", "2x4"]
+)
 def test_usual_names_need_no_remark(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{name}/a.png")
     assert remarks(tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", ["3x_cat", "3 x cat", "_10_cat", "-3_cat", "+3_x", "(10)_cat", "１０ cat"])
+def test_numbers_that_look_like_repeats_are_told(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/a.png")
+    assert "the number is not read as repeats, since only names such as 10_name are" in remarks(tmp_path)
+
+
+def test_all_folders_with_no_repeats_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "0_x/a.png", "00_y/a.png", "z/a.png")
+    with pytest.raises(InputError, match=r"say 0 repeats \(00_y, 0_x\)"):
+        scan(data(folder=str(tmp_path)))
 
 
 def test_numbers_beside_numbered_folders_are_told(tmp_path: Path) -> None:
@@ -544,3 +558,19 @@ def test_same_pictures_under_two_names_are_found(picture_folder: Path) -> None:
     items = scan(data(folder=str(picture_folder), trigger="x")).items
     assert [[p.name for p in group] for group in duplicates(items)] == [["01.png", "copy.png"]]
     assert items[1].key == hashlib.sha256((picture_folder / "01.png").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "meta_cap.json", "captions.json", "own.jsonl"])
+def test_lists_of_captions_are_not_read_and_that_is_told(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert f"Captions are not read from files such as these (1): {name}" in remarks(tmp_path)
+
+
+def test_second_captions_of_a_picture_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    for name in ("a.txt", "a.caption", "a.png.txt", "b.txt", "settings.json"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    told = remarks(tmp_path)
+    assert "Captions that are not used, since their picture has another one (2): a.caption, a.png.txt." in told
+    assert "Captions without a picture beside them (1): b.txt." in told

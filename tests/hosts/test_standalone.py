@@ -84,10 +84,10 @@ def test_a_path_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.
         ("gone.safetensors", None, "does not exist"),
         (".", None, "does not exist"),
         ("model.ckpt", b"\x80", "only these are loaded"),
-        ("model.safetensors", b"", "is damaged"),
-        ("model.safetensors", b"<html>not found</html>", "is damaged"),
+        ("model.safetensors", b"", "is empty"),
+        ("model.safetensors", b"<html>not found</html>", "is a web page"),
         ("model.safetensors", b"\xff" * 100, "is damaged"),
-        ("model.safetensors", "cut", "is damaged"),
+        ("model.safetensors", "cut", "is incomplete or damaged"),
     ],
 )
 def test_what_is_no_checkpoint_is_one_sentence(

@@ -178,5 +178,5 @@ def test_file_is_described_with_its_blocks(tmp_path: Path) -> None:
 
 def test_file_that_is_no_lora_is_described_without_blocks() -> None:
     found = info(CHECKPOINT)
-    assert "no LoRA or LyCORIS module" in found["problem"]
+    assert "is a checkpoint, not a LoRA" in found["problem"]
     assert "blocks" not in found
