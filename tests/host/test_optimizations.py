@@ -1,6 +1,8 @@
 """Start options and settings that change how the WebUI's own model computes change nothing of what a run learns.
 
-A start option such as ``--opt-sub-quad-attention`` only prefers what the setting chooses here.
+A start option such as ``--opt-sub-quad-attention`` only prefers what the setting chooses here. Some of them change the
+last bits of what the WebUI's VAE makes of a picture (sdp-no-mem's do), so that a new data folder, without the pictures
+encoded before, would give a LoRA that differs by rounding: 6e-5 after the four steps.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def test_they_may_be_changed_while_it_trains(
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    arguments = ("--precision", "full", "--upcast-sampling", "--opt-sub-quad-attention")
+    arguments = ("--precision", "full", "--upcast-sampling", "--opt-split-attention-invokeai")
     with WebUI(tmp_path_factory.mktemp("full"), *arguments) as running:
         yield running
 
@@ -85,7 +87,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
 def test_start_options_that_change_the_types_change_nothing_learned(
     full: WebUI, pictures: Path, learned: dict[str, bytes]
 ) -> None:
-    assert "sub-quadratic" in full.log()
+    assert "InvokeAI" in full.log()
     done = full.finished(full.train(**document(pictures)))
     assert (done["state"], done["message"]) == ("done", "")
     assert tensors(done) == learned
