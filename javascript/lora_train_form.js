@@ -62,8 +62,7 @@
         seconds += 1;
         if (tab.offsetParent === null && seconds % SELDOM === 0) press("#lora_train_look");
         const { loras, newest } = root().querySelector("#lora_train_loras [data-loras]")?.dataset || {};
-        const listed = root().querySelector("#txt2img_lora_cards :is(.card, .nocards)");
-        if (!loras || !listed) return;
+        if (!loras || !root().querySelector("#txt2img_lora_cards")) return;
         if (shown === null && (!newest || has(newest))) shown = loras; // the WebUI may have listed them long ago
         if (loras !== shown && loras === before) { // a preview may follow its file at once
             shown = loras;

@@ -159,7 +159,7 @@ def to_tab(page: Page, name: str) -> None:
 
 
 def learned_the_same(webui: WebUI, name: str, reference: dict[str, bytes]) -> None:
-    assert tensors(webui.in_state(name, "done", seconds=240)) == reference
+    assert tensors(webui.in_state(name, "done", seconds=600)) == reference
 
 
 def test_pause_and_resume(webui: WebUI, page: Page, reference: dict[str, bytes]) -> None:
@@ -275,7 +275,7 @@ def test_fp8_is_set_and_taken_back(webui: WebUI, page: Page, reference: dict[str
     assert manifest(webui, "fp8")["state"] == "paused"
     set_fp8("Disable")
     to_tab(page, "LoRA Train")
-    webui.in_state("fp8", "done", seconds=240)
+    learned_the_same(webui, "fp8", reference)
 
 
 @contextlib.contextmanager
