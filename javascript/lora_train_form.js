@@ -1,4 +1,4 @@
-// What the page remembers itself: the form over a reload, which run was pressed in the table, which files are new.
+// What the page remembers itself: the form over a reload, which run was pressed in the table, which files have cards.
 (() => {
     if (window.loraTrainForm) return;
     window.loraTrainForm = true;
@@ -39,19 +39,35 @@
         setTimeout(() => press("#lora_train_run_choose"), 40); // gradio takes over the text first
     });
 
-    // ---------------------------------------------------------- new files, in the WebUI's Lora tab too
-    let known = null;
+    // ---------------------------------------------------------- the cards in the WebUI's Lora tab (ui/follow.py)
+    const has = (name) => root().querySelector(`#txt2img_lora_cards .card[data-name="${CSS.escape(name)}"]`);
+    /** Let the WebUI list its cards anew, with the person where they were in the list. */
+    const refresh = (page) => {
+        const place = root().querySelector(`#${page}_lora_cards_html`);
+        const top = place && place.querySelector(`#${page}_lora_cards`)?.scrollTop;
+        if (top) {
+            new MutationObserver((_, seen) => {
+                seen.disconnect();
+                place.querySelector(`#${page}_lora_cards`)?.scrollTo(0, top);
+            }).observe(place, { childList: true, subtree: true });
+        }
+        press(`#${page}_lora_extra_refresh_internal`);
+    };
+    let shown = null; // the files that the cards are of
+    let before = "";
     let seconds = 0;
     setInterval(() => {
         const tab = root().querySelector("#lora_train");
         if (!tab || document.hidden) return;
         seconds += 1;
-        const isHidden = tab.offsetParent === null;
-        if (isHidden && seconds % SELDOM === 0 && tab.querySelector(".lt-status .lt-running")) press("#lora_train_poll");
-        const files = [...tab.querySelectorAll("[data-files]")].map((each) => each.dataset.files).join(" ");
-        if (known !== null && files !== known) {
-            for (const page of ["txt2img", "img2img"]) press(`#${page}_lora_extra_refresh_internal`);
+        if (tab.offsetParent === null && seconds % SELDOM === 0) press("#lora_train_look");
+        const { loras, newest } = root().querySelector("#lora_train_loras [data-loras]")?.dataset || {};
+        if (!loras || !root().querySelector("#txt2img_lora_cards")) return;
+        if (shown === null && (!newest || has(newest))) shown = loras; // the WebUI may have listed them long ago
+        if (loras !== shown && loras === before) { // a preview may follow its file at once
+            shown = loras;
+            ["txt2img", "img2img"].forEach(refresh);
         }
-        known = files;
+        before = loras;
     }, 1000);
 })();

@@ -78,3 +78,33 @@ def test_one_term_for_one_thing_in_chinese() -> None:
     for path in ("README.zh-CN.md", "lora_trainer/localization/zh_CN.json", *map("docs/{}".format, PAGES.values())):
         text = (ROOT / path).read_text(encoding="utf-8")
         assert not re.findall("轮数|留出比例|验证比例", text), path
+
+
+WHILE_IT_TRAINS = {
+    "generate a picture": "test_pictures_are_drawn_meanwhile_and_interrupt_is_theirs",
+    "press **Pause**": "test_pause_and_resume",
+    "press **Stop and keep** or **Stop after this epoch**": "test_stop_and_keep_and_stop_after_this_epoch",
+    "choose another checkpoint": "test_another_checkpoint_is_chosen_and_its_own_again",
+    "choose another VAE": "test_pause_and_resume",
+    "press the WebUI's **Interrupt**": "test_pictures_are_drawn_meanwhile_and_interrupt_is_theirs",
+    "press Train again": "test_runs_wait_in_line_while_the_webui_is_killed_and_restarted",
+    "press **Reload UI**": "test_a_run_and_its_samples_go_on_through_the_button_reload_ui",
+    "press **Apply and restart UI**": "test_a_run_goes_on_after_apply_and_restart",
+    "set FP8 weight": "test_fp8_is_set_and_taken_back",
+    "run out of disk space": "test_the_disk_is_full_and_has_room_again",
+    "close the WebUI, lose power": "test_runs_wait_in_line_while_the_webui_is_killed_and_restarted",
+}
+"""Each line of the table *While it trains*, and the host test that does it by the page's own buttons."""
+
+
+def rows(name: str, heading: str) -> list[str]:
+    """First cells of the table below a heading."""
+    section = (ROOT / name).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| (.+?) \|", section, re.MULTILINE)[1:]
+
+
+def test_every_line_of_while_it_trains_is_tried_by_the_pages_buttons() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "host").glob("test_*.py"))
+    assert rows("README.md", "While it trains") == list(WHILE_IT_TRAINS)
+    assert len(rows("README.zh-CN.md", "训练时")) == len(WHILE_IT_TRAINS)
+    assert [name for name in WHILE_IT_TRAINS.values() if f"def {name}(" not in tests] == []

@@ -573,6 +573,7 @@ def _reformatted() -> CheckpointChanged:
 
 
 def _view(sd_model: Any, config: TrainConfig) -> LoadedModel:
+    from lora_trainer.model.schedule import unrounded
     from lora_trainer.model.text import TextEncoder
     from lora_trainer.model.view import text_view, unet_view
 
@@ -594,7 +595,8 @@ def _view(sd_model: Any, config: TrainConfig) -> LoadedModel:
         info=info,
         unet=unet_view(dict(sd_model.model.diffusion_model.named_parameters()), unet_config),
         text=encoder,
-        alphas_cumprod=schedule.detach().float().cpu(),
+        # FP8 weights leave it in half precision, also when they are off again (sd_models.py:416)
+        alphas_cumprod=unrounded(schedule.detach().float().cpu(), unet_config),
         encode=lambda pixels: encode_pixels(sd_model, pixels),
         vae_key=_vae_key(vae),
         device=devices.device,

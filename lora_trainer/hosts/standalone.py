@@ -182,6 +182,7 @@ class Checkpoint:
         from torch import nn
 
         from lora_trainer.model.fingerprint import hash_tensors
+        from lora_trainer.model.schedule import ldm_alphas
 
         self.path = path
         self.config = checkpoint_config(path)
@@ -193,7 +194,7 @@ class Checkpoint:
         self.text = {n: p for n, p in text.items() if not n.endswith("position_ids")}
         self.vae = _load_vae(state, self.config, self.device)
         self.vae_key = hash_tensors(p for n, p in self.vae.named_parameters() if n.startswith(("encoder", "quant")))
-        self.alphas_cumprod = _alphas_cumprod(self.config)
+        self.alphas_cumprod = ldm_alphas(self.config)
         self.text_folder = clip_folder(path, self.config)
         self.tokenizer = load_tokenizer(self.text_folder)
         self.text_config = _text_config(self.text_folder, self.text)
@@ -425,16 +426,6 @@ def _load_vae(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], devi
             error=f"{type(error).__name__} {error}".splitlines()[-1].strip()[:200],
         ) from error
     return vae.to(device).eval().requires_grad_(False)
-
-
-def _alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
-    """ᾱ_t of LDM's "linear" schedule (linear in √β), in fp64 like LDM, returned as fp32."""
-    import torch
-
-    params = config["model"]["params"]
-    start, end = float(params.get("linear_start", 0.00085)), float(params.get("linear_end", 0.0120))
-    betas = torch.linspace(start**0.5, end**0.5, int(params.get("timesteps", 1000)), dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).float()
 
 
 _hashes: dict[tuple[str, int, int], str] = {}

@@ -91,8 +91,8 @@ def _heat_cell(label: str, block: str, norm: float | None, largest: float, times
 
 
 def _label(row: Mapping[str, Any], t: Translate) -> str:
-    unit = "step" if row.get("by_step", row["label"] == f"step {row['step']}") else "epoch"
-    return f"{t(unit)} {row[unit]}"
+    by_step = row.get("by_step", row["label"] == f"step {row['step']}")
+    return t("step {step}", step=row["step"]) if by_step else t("epoch {epoch}", epoch=row["epoch"])
 
 
 def _short(norm: float) -> str:

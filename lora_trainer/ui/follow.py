@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from lora_trainer.access import LoraFolder
+from lora_trainer.access import SUFFIX, LoraFolder
 from lora_trainer.errors import InputError
 from lora_trainer.jobs import Jobs
+from lora_trainer.ui.markup import markup
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 
@@ -31,6 +33,17 @@ class FolderWatch:
         self._loras = loras
         self._folders: dict[str, int] = {}
         self._names: list[str] = []
+        self._newest = ""
+
+    @property
+    def mark(self) -> str:
+        """What :meth:`names` found, in a few letters; others with each file, card or preview that comes or goes."""
+        return hashlib.sha256(repr(sorted(self._folders.items())).encode(errors="replace")).hexdigest()[:16]
+
+    @property
+    def newest(self) -> str:
+        """Name of the LoRA file that was written last, of those that :meth:`names` found."""
+        return self._newest
 
     def names(self) -> list[str]:
         """All names, as :meth:`LoraFolder.names` has them."""
@@ -39,7 +52,11 @@ class FolderWatch:
             # the times come first: what is written meanwhile is found the next time
             self._folders = {folder: _changed(folder) for folder in self._all_folders()}
             self._names = self._loras.names()
+            self._newest = max(self._names, key=self._time, default="")
         return self._names
+
+    def _time(self, name: str) -> int:
+        return _changed(f"{self._loras.root / name}{SUFFIX}")
 
     def _all_folders(self) -> list[str]:
         """The folder and those below it; links are followed, but never in a circle."""
@@ -53,9 +70,9 @@ class FolderWatch:
         return list(found.values())
 
 
-def _changed(folder: str) -> int:
+def _changed(path: str) -> int:
     with suppress(OSError):
-        return os.stat(folder).st_mtime_ns  # noqa: PTH116
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
     return 0
 
 
@@ -77,15 +94,17 @@ class Follower:
         self._tools = tools
         self._stacks = stacks
         self._stack = stacks.widgets["stack"]
+        self.loras = gr.HTML(elem_id="lora_train_loras", elem_classes="lt-hidden")
+        self.look = gr.Button("", elem_id="lora_train_look", elem_classes="lt-hidden")
         self.seen = gr.State({})
 
     @property
     def outputs(self) -> list[Any]:
         """What :meth:`follow` fills."""
-        return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.seen]
+        return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.loras, self.seen]
 
     def connect(self, run: Any, poll: gr.Button, page: gr.Blocks) -> None:
-        """Let the page's poll and its loading do it.
+        """Let the page's poll, its loading and, while the tab is out of sight, ``look`` do it (lora_train_form.js).
 
         Args:
             run: the widget with the chosen run's name.
@@ -94,6 +113,7 @@ class Follower:
         """
         inputs = [run, self._tools.file, self._stack, self.seen]
         poll.click(self.follow, inputs, self.outputs, **_HIDDEN)
+        self.look.click(self.follow, inputs, self.outputs, **_HIDDEN)
         page.load(self.follow, inputs, self.outputs, **_HIDDEN)
 
     def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
@@ -107,7 +127,9 @@ class Follower:
                 chosen = gr.update(choices=names, value=newest)
             if (stack or "").strip() in ("", _line(before)):
                 line = gr.update(value=_line(newest))
-        return [chosen, offer, offer, line, {"names": names, "newest": newest or before}]
+        mark = self._watch.mark
+        cards = gr.update() if seen.get("mark") == mark else _cards(mark, self._watch.newest)
+        return [chosen, offer, offer, line, cards, {"names": names, "newest": newest or before, "mark": mark}]
 
     def newest(self, name: str | None) -> str:
         """Name of a run's newest LoRA file below the LoRA folder; empty where there is none."""
@@ -122,6 +144,12 @@ class Follower:
                 if found in names:
                     return found
         return ""
+
+
+def _cards(mark: str, newest: str) -> str:
+    """What the page's script compares the WebUI's cards with."""
+    name = newest.rpartition("/")[2]
+    return markup('<i data-loras="{mark}" data-newest="{name}"></i>', mark=mark, name=name)
 
 
 def _line(name: str | None) -> str:

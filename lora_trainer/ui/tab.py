@@ -116,7 +116,7 @@ class Tab:
             self.feedback = gr.HTML(elem_id="lora_train_feedback")
             with gr.Row():
                 self.train = gr.Button(t("Train"), variant="primary", elem_id="lora_train_start", scale=3)
-                self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=1)
+                self.measure = gr.Button(t("Measure memory and time"), elem_id="lora_train_measure", scale=2)
             self.run = gr.Dropdown(choices=self._run_names(), label=t("Training run"), elem_id="lora_train_run")
             self.run_list.build()
             self.status = gr.HTML(elem_id="lora_train_status")

@@ -241,8 +241,12 @@ def estimate(measured: Estimate, translate: Translate) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """``1.2 GB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    """``1.2 GB``, ``45 MB``, ``0.3 MB``, ``7 kB``."""
+    if size >= 1e8:
+        return f"{size / 1e9:.1f} GB"
+    if size >= 1e5:
+        return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e3:.0f} kB"
 
 
 def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wish: str = "") -> str:
@@ -394,8 +398,7 @@ def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) ->
     table = markup(
         '<table class="lt-files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>', heads=heads, rows=rows
     )
-    names = " ".join(Path(entry["path"]).name for entry in files)
-    return markup('<div class="lt-scroll" data-files="{names}">{table}</div>', names=names, table=table)
+    return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
 def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

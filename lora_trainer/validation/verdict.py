@@ -217,9 +217,15 @@ def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: dict[str, A
 
 
 def _gain(chosen: Cell, base: Cell) -> Notice:
+    values = {"count": len(chosen.losses), "loss": _mean(chosen.losses), "base": _mean(base.losses)}
+    if len(chosen.losses) == 1:
+        return Notice(
+            "On the one picture that was not trained on, the loss is {loss:.4f}; without the LoRA it is {base:.4f}.",
+            values,
+        )
     return Notice(
         "On {count} pictures that were not trained on, the loss is {loss:.4f}; without the LoRA it is {base:.4f}.",
-        {"count": len(chosen.losses), "loss": _mean(chosen.losses), "base": _mean(base.losses)},
+        values,
     )
 
 

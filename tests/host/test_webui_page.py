@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from lora_trainer.config import TrainConfig
 from lora_trainer.runs import Runs
 from tests.grids_made import make_files, make_grid
+from tests.host.test_webui import document as short_run
 from tests.host.webui import WebUI
 from tests.runs_helpers import document
 from tests.ui.browser import ARGUMENTS, NO_BROWSER, chromium, fill, open_page, part
@@ -64,6 +65,34 @@ def test_the_lora_has_a_card_that_fills_in_weight_and_trigger(webui: WebUI, pict
         card.click()
         # the space is the WebUI's own, extraNetworks.js
         expect(page.locator("#txt2img_prompt textarea")).to_have_value(" <lora:pagerun:0.8> zorp")
+
+
+def test_cards_come_into_the_webuis_lora_tab_by_themselves(webui: WebUI, pictures: Path) -> None:
+    """With their previews, in both tabs, for whoever looks at them all the time or opens the page later."""
+
+    def card(page: Page, tab: str, name: str) -> Locator:
+        return page.locator(f"#{tab}_lora_cards .card[data-name='{name}']")
+
+    def look_at_cards(page: Page) -> None:
+        page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").click()
+
+    with open_page(webui.url) as page:
+        look_at_cards(page)
+        name = webui.train(**short_run(pictures))  # by another program; this page's tab was never opened
+        webui.finished(name)
+        expect(card(page, "txt2img", name)).to_be_visible()
+        for tab in ("txt2img", "img2img"):
+            expect(card(page, tab, name).locator("img.preview")).to_have_count(1)
+        path = webui.data / "models" / "Lora" / name / f"{name}-resized.safetensors"
+        status, answer = webui.request(
+            "POST", "/lora-train/v1/loras/resize", {"file": name, "rank": 1, "output": f"{name}/{path.stem}"}
+        )
+        assert status == 200, answer
+        expect(card(page, "txt2img", path.stem)).to_be_visible()
+    later = webui.finished(webui.train(**short_run(pictures)))["name"]  # while no page is open
+    with open_page(webui.url) as page:
+        look_at_cards(page)
+        expect(card(page, "txt2img", later).locator("img.preview")).to_have_count(1)
 
 
 def test_a_grid_on_the_page_and_its_cell_into_txt2img(webui: WebUI, pictures: Path) -> None:

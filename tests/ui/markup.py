@@ -12,7 +12,7 @@ OWN_TAGS = {
 }
 OWN_ATTRIBUTES = {
     *("scope", "colspan", "data-poll", "data-replace", "data-negative", "data-field"),
-    *("data-settings", "data-run", "data-files"),
+    *("data-settings", "data-run", "data-loras", "data-newest"),
     *("class", "role", "title", "alt", "src", "style", "data-prompt", "aria-valuenow", "aria-valuemin", "aria-label"),
     *("href", "download", "data-view", "data-revision", "data-number", "data-then"),
     *("aria-valuemax", "viewbox", "x", "x1", "x2", "y", "y1", "y2", "cx", "cy", "r", "points", "text-anchor"),

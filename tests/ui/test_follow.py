@@ -49,7 +49,7 @@ def follow(tab: Tab, run: str, file: str | None = None, stack: str = "", seen: A
     """The values and choices that are put in, by the panel's part."""
     follower = tab.follower
     *updates, marks = follower.follow(run, file, stack, seen or {})
-    names = ("file", "merge", "stacks", "stack")
+    names = ("file", "merge", "stacks", "stack", "cards")
     shown = {name: update for name, update in zip(names, updates, strict=True) if update != gr.update()}
     return {**shown, "marks": marks}
 
@@ -144,3 +144,22 @@ def test_block_weights_follow_the_chosen_run(tab: Tab) -> None:
     assert tab.block_weights._followed("gone") == gr.update()
     changes = [d for d in tab.blocks.dependencies if d["targets"] == [tab.run._id] and d["trigger"] == "change"]
     assert any(tab.block_weights.run._id in d["outputs"] for d in changes)
+
+
+# ------------------------------------------------------------------ the WebUI's cards
+def test_a_file_its_card_and_its_preview_are_each_told_to_the_page(tab: Tab) -> None:
+    """And the file that was written last is named, with what a page opened later is compared."""
+    run = make_run(tab, "zorp", "zorp/zorp-000001")
+    seen = follow(tab, "zorp")
+    said = [seen["cards"]]
+    assert "cards" not in follow(tab, "zorp", seen=seen["marks"])
+    for name in ("zorp/zorp-000001.json", "zorp/zorp-000001.png"):
+        (put(tab._jobs.host.folders.loras, "zorp/unused")).rename(tab._jobs.host.folders.loras / name)
+        seen = follow(tab, "zorp", seen=seen["marks"])
+        said.append(seen["cards"])
+    add(tab, run, "zorp/zorp-000002")
+    os.utime(tab._jobs.host.folders.loras / "zorp" / "zorp-000002.safetensors", (4e9, 4e9))
+    said.append(follow(tab, "zorp", seen=seen["marks"])["cards"])
+    assert len(set(said)) == 4
+    assert 'data-newest="zorp-000001"' in said[0]
+    assert 'data-newest="zorp-000002"' in said[-1]
