@@ -42,12 +42,17 @@
     // ---------------------------------------------------------- new files, in the WebUI's Lora tab too
     let known = null;
     let seconds = 0;
+    const seldom = (tab, isHidden) => {
+        if (!isHidden) return keep(); // what the server has filled in meanwhile
+        const status = tab.querySelector("#lora_train_status");
+        const isUnknown = status && !status.textContent.trim();
+        if (isUnknown || tab.querySelector(".lt-status .lt-running")) press("#lora_train_poll");
+    };
     setInterval(() => {
         const tab = root().querySelector("#lora_train");
         if (!tab || document.hidden) return;
         seconds += 1;
-        const isHidden = tab.offsetParent === null;
-        if (isHidden && seconds % SELDOM === 0 && tab.querySelector(".lt-status .lt-running")) press("#lora_train_poll");
+        if (seconds % SELDOM === 0) seldom(tab, tab.offsetParent === null);
         const files = [...tab.querySelectorAll("[data-files]")].map((each) => each.dataset.files).join(" ");
         if (known !== null && files !== known) {
             for (const page of ["txt2img", "img2img"]) press(`#${page}_lora_extra_refresh_internal`);

@@ -12,10 +12,10 @@ import gradio as gr
 from lora_trainer.access import LoraFolder
 from lora_trainer.errors import InputError
 from lora_trainer.jobs import Jobs
+from lora_trainer.ui.parts import Part
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _WEIGHT = 0.8
 Seen = dict[str, Any]
 
@@ -84,17 +84,9 @@ class Follower:
         """What :meth:`follow` fills."""
         return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.seen]
 
-    def connect(self, run: Any, poll: gr.Button, page: gr.Blocks) -> None:
-        """Let the page's poll and its loading do it.
-
-        Args:
-            run: the widget with the chosen run's name.
-            poll: the hidden button.
-            page: the page.
-        """
-        inputs = [run, self._tools.file, self._stack, self.seen]
-        poll.click(self.follow, inputs, self.outputs, **_HIDDEN)
-        page.load(self.follow, inputs, self.outputs, **_HIDDEN)
+    def polled(self, run: Any) -> Part:
+        """What the page's poll shows anew; ``run`` is the widget with the chosen run's name."""
+        return Part(self.follow, [run, self._tools.file, self._stack, self.seen], self.outputs)
 
     def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
         """Updates of :attr:`outputs`; what has not changed since ``seen`` is left alone."""

@@ -27,6 +27,7 @@ from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.follow import Follower
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.keep import Keeper
+from lora_trainer.ui.parts import Part, together
 from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
 from lora_trainer.ui.proposals import ProposalsBox
 from lora_trainer.ui.run_list import RunList
@@ -145,6 +146,7 @@ class Tab:
             self.stacks = self._panel("Stacks", StacksPanel)
             self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
+        self.opened = gr.Button("", elem_id="lora_train_opened", elem_classes="lt-hidden")
         self.seen = gr.State({})
         self.about = gr.State({})
         self.follower = Follower(self._jobs, self.tools, self.stacks)
@@ -213,9 +215,8 @@ class Tab:
         filled.append(self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden))
         filled.append(self.validate.connect(self.run, widgets, self._form.updates))
         self.run_list.connect(self.run, self.feedback)
-        self.block_weights.connect(self.poll, self.blocks)
+        self.block_weights.connect()
         self.block_weights.follow(self.run)
-        self.follower.connect(self.run, self.poll, self.blocks)
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
             self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
@@ -223,11 +224,12 @@ class Tab:
         ]  # fmt: skip
         for answer in asked:
             answer.then(self._poll, [self.run, self.seen], shown, **hidden)
-        filled.append(self.keeper.connect(self.blocks, self.poll))
+        filled.append(self.keeper.connect(self.opened, [self.tools.opened, self.stacks.opened]))
         for form in filled:
             form.then(self._advise, known, advised, **hidden)
-        self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
-        self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
+        self.polled = Part(self._poll, [self.run, self.seen], shown)
+        polled = together([self.polled, self.block_weights.polled, self.follower.polled(self.run)])
+        self.poll.click(polled.show, polled.inputs, polled.outputs, **hidden)
 
     def _check(self, values: Updates) -> Updates:
         try:
