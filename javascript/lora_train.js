@@ -20,7 +20,7 @@
         if (button) button.click();
     };
 
-    // What is in them is asked for when they are seen: a page that loads pays for each answer (ui/parts.py).
+    // What is in them is asked for when they are seen: a page that loads pays for each answer (ui/refresh.py).
     whenSeen("#lora_train", () => {
         press("#lora_train_opened");
         press("#lora_train_poll");

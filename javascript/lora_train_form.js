@@ -46,7 +46,7 @@
         if (!isHidden) return keep(); // what the server has filled in meanwhile
         const status = tab.querySelector("#lora_train_status");
         const isUnknown = status && !status.textContent.trim();
-        if (isUnknown || tab.querySelector(".lt-status .lt-running")) press("#lora_train_poll");
+        if (isUnknown || tab.querySelector(".lt-status .lt-running")) press("#lora_train_glance");
     };
     setInterval(() => {
         const tab = root().querySelector("#lora_train");

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lora_trainer.manifest import DAMAGED
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import block_views, views
 from lora_trainer.ui.fields import Shown
-from lora_trainer.ui.parts import Part
+from lora_trainer.ui.refresh import Refresh, together
 
 _BAKE_SECONDS = 60.0
 """How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
@@ -47,9 +47,9 @@ class BlocksPanel:
         self._build()
 
     @property
-    def polled(self) -> Part:
+    def polled(self) -> Refresh:
         """What the page's poll shows anew."""
-        return Part(self._poll, [self.run, self.file, self.request, self.seen], self._shown())
+        return Refresh(self._poll, [self.run, self.file, self.request, self.seen], self._shown())
 
     def connect(self) -> None:
         """Wire the widgets."""
@@ -67,9 +67,10 @@ class BlocksPanel:
         self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
         self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
 
-    def follow(self, run: Any) -> None:
-        """Take over the choice of a run from another list, whoever made it."""
-        followed = run.change(self._followed, [run], [self.run], queue=False, show_progress="hidden")
+    def follow(self, run: Any, others: Sequence[Refresh]) -> None:
+        """Take over the choice of a run from another list, whoever made it; ``others`` change with it."""
+        changed = together([Refresh(lambda name: [self._followed(name)], [run], [self.run]), *others])
+        followed = run.change(changed.show, changed.inputs, changed.outputs, queue=False, show_progress="hidden")
         polled = self.polled
         followed.then(polled.show, polled.inputs, polled.outputs, queue=False, show_progress="hidden")
 

@@ -12,7 +12,7 @@ import gradio as gr
 from lora_trainer.access import LoraFolder
 from lora_trainer.errors import InputError
 from lora_trainer.jobs import Jobs
-from lora_trainer.ui.parts import Part
+from lora_trainer.ui.refresh import Refresh
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 
@@ -84,9 +84,9 @@ class Follower:
         """What :meth:`follow` fills."""
         return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.seen]
 
-    def polled(self, run: Any) -> Part:
+    def polled(self, run: Any) -> Refresh:
         """What the page's poll shows anew; ``run`` is the widget with the chosen run's name."""
-        return Part(self.follow, [run, self._tools.file, self._stack, self.seen], self.outputs)
+        return Refresh(self.follow, [run, self._tools.file, self._stack, self.seen], self.outputs)
 
     def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
         """Updates of :attr:`outputs`; what has not changed since ``seen`` is left alone."""

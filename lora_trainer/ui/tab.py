@@ -27,9 +27,9 @@ from lora_trainer.ui.blocks import BlocksPanel
 from lora_trainer.ui.follow import Follower
 from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.keep import Keeper
-from lora_trainer.ui.parts import Part, together
 from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
 from lora_trainer.ui.proposals import ProposalsBox
+from lora_trainer.ui.refresh import Refresh, together
 from lora_trainer.ui.run_list import RunList
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.sweeps import SweepBox
@@ -147,6 +147,7 @@ class Tab:
             self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.opened = gr.Button("", elem_id="lora_train_opened", elem_classes="lt-hidden")
+        self.glance = gr.Button("", elem_id="lora_train_glance", elem_classes="lt-hidden")
         self.seen = gr.State({})
         self.about = gr.State({})
         self.follower = Follower(self._jobs, self.tools, self.stacks)
@@ -216,7 +217,7 @@ class Tab:
         filled.append(self.validate.connect(self.run, widgets, self._form.updates))
         self.run_list.connect(self.run, self.feedback)
         self.block_weights.connect()
-        self.block_weights.follow(self.run)
+        self.block_weights.follow(self.run, [self.run_list.changed])
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
             self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
@@ -227,9 +228,11 @@ class Tab:
         filled.append(self.keeper.connect(self.opened, [self.tools.opened, self.stacks.opened]))
         for form in filled:
             form.then(self._advise, known, advised, **hidden)
-        self.polled = Part(self._poll, [self.run, self.seen], shown)
+        self.polled = Refresh(self._poll, [self.run, self.seen], shown)
         polled = together([self.polled, self.block_weights.polled, self.follower.polled(self.run)])
         self.poll.click(polled.show, polled.inputs, polled.outputs, **hidden)
+        glanced = [self.run, self.seen], [self.status, self.files, self.seen]
+        self.glance.click(self._glance, *glanced, **hidden)
 
     def _check(self, values: Updates) -> Updates:
         try:
@@ -374,10 +377,17 @@ class Tab:
     # -------------------------------------------------------------- what is shown
     def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
         """Everything that may have changed since ``seen``; what has not is left alone."""
-        run = self._shown_run(name)
-        parts = self._parts(run, name or "")
+        return self._changed(self._parts(self._shown_run(name), name or ""), seen)
+
+    def _glance(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
+        """How the run goes and its files: all that the page looks at while the tab is not in view."""
+        parts = self._parts(self._shown_run(name), name or "")
+        return self._changed({key: parts[key] for key in ("status", "files")}, seen)
+
+    @staticmethod
+    def _changed(parts: dict[str, tuple[Any, Callable[[], Any]]], seen: dict[str, Any]) -> list[Any]:
         shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
-        return [*shown, {key: mark for key, (mark, _) in parts.items()}]
+        return [*shown, {**seen, **{key: mark for key, (mark, _) in parts.items()}}]
 
     def _parts(self, run: Run | None, asked: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
         """Key → what tells its state, and what shows it; in the order of the outputs."""

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class Refresh:
     """What shows a panel anew.
 
     Attributes:
@@ -31,7 +31,7 @@ class Part:
     outputs: Sequence[Any]
 
 
-def together(parts: Sequence[Part]) -> Part:
+def together(parts: Sequence[Refresh]) -> Refresh:
     """All parts as one; what fails in one of them leaves the others be."""
 
     def show(*values: Any) -> list[Any]:
@@ -43,10 +43,10 @@ def together(parts: Sequence[Part]) -> Part:
         return answers
 
     inputs = [widget for part in parts for widget in part.inputs]
-    return Part(show, inputs, [widget for part in parts for widget in part.outputs])
+    return Refresh(show, inputs, [widget for part in parts for widget in part.outputs])
 
 
-def _answers(part: Part, values: Sequence[Any]) -> Sequence[Any]:
+def _answers(part: Refresh, values: Sequence[Any]) -> Sequence[Any]:
     try:
         return part.show(*values)
     except Exception:  # each was an event of its own before, of which gradio does the same

@@ -15,7 +15,7 @@ import pytest
 from lora_trainer.config import TrainConfig
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
-from lora_trainer.ui.parts import Part, together
+from lora_trainer.ui.refresh import Refresh, together
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_each_part_gets_its_own_values_and_fills_its_own_widgets() -> None:
-    first = Part(lambda a, b: [a + b, a - b], ["a", "b"], ["sum", "difference"])
-    none = Part(lambda: ["said"], [], ["feedback"])
-    last = Part(lambda a: [a * 10], ["c"], ["times"])
+    first = Refresh(lambda a, b: [a + b, a - b], ["a", "b"], ["sum", "difference"])
+    none = Refresh(lambda: ["said"], [], ["feedback"])
+    last = Refresh(lambda a: [a * 10], ["c"], ["times"])
     whole = together([first, none, last])
     assert whole.inputs == ["a", "b", "c"]
     assert whole.outputs == ["sum", "difference", "feedback", "times"]
@@ -37,7 +37,7 @@ def test_a_part_that_fails_is_told_in_the_log_and_leaves_the_others_be(caplog: p
     def fails(value: Any) -> list[Any]:
         raise KeyError(value)
 
-    parts = [Part(fails, ["a"], ["x", "y"]), Part(lambda b: [b], ["b"], ["z"])]
+    parts = [Refresh(fails, ["a"], ["x", "y"]), Refresh(lambda b: [b], ["b"], ["z"])]
     with caplog.at_level(logging.ERROR):
         assert together(parts).show(1, 2) == [gr.update(), gr.update(), 2]
     assert "could not be shown" in caplog.text
@@ -49,15 +49,23 @@ def test_a_page_that_loads_asks_nothing_of_ours(tmp_path: Path) -> None:
     assert [each for each in tab.blocks.dependencies if each["trigger"] == "load"] == []
 
 
-def test_a_poll_is_one_event(tab_dependencies: list[dict[str, Any]]) -> None:
+def test_a_poll_is_one_event(tmp_path: Path) -> None:
     """It comes once a second while the tab is in view."""
-    assert len(tab_dependencies) == 1
-
-
-@pytest.fixture
-def tab_dependencies(tmp_path: Path) -> list[dict[str, Any]]:
     tab = Tab(Jobs(StandaloneHost(tmp_path, str(CHECKPOINT))))
-    return [each for each in tab.blocks.dependencies if each["targets"] == [tab.poll._id]]
+    assert len([each for each in tab.blocks.dependencies if each["targets"] == [tab.poll._id]]) == 1
+
+
+def test_a_glance_shows_how_the_run_goes_and_leaves_the_rest_to_the_next_poll(tmp_path: Path) -> None:
+    tab = Tab(Jobs(StandaloneHost(tmp_path, str(CHECKPOINT))))
+    run = tab._jobs.runs.create(TrainConfig.from_dict(document(tmp_path)), checkpoint={"name": "a", "sha256": "b"})
+    run.update(state="done", now=True)
+    status, files, seen = tab._glance(None, {})
+    assert "zorp" in status
+    assert files != gr.update()
+    assert tab._glance(None, seen) == [gr.update(), gr.update(), seen]
+    answers = dict(zip(tab._parts(run, ""), tab._poll(None, seen), strict=False))
+    assert answers["status"] == gr.update()
+    assert answers["run"] != gr.update()
 
 
 def test_no_heavy_package_is_imported_for_what_a_page_shows_at_first(tmp_path: Path) -> None:
