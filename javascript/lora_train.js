@@ -5,6 +5,28 @@
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
 
+    /** Do something when an element comes into view for the first time; gradio may not have made it yet. */
+    const whenSeen = (selector, act) => {
+        const element = root().querySelector(selector);
+        if (!element) return setTimeout(() => whenSeen(selector, act), 300);
+        new IntersectionObserver((entries, observer) => {
+            if (!entries.some((entry) => entry.isIntersecting)) return;
+            observer.disconnect();
+            act();
+        }).observe(element);
+    };
+    const press = (selector) => {
+        const button = root().querySelector(selector);
+        if (button) button.click();
+    };
+
+    // What is in them is asked for when they are seen: a page that loads pays for each answer (ui/refresh.py).
+    whenSeen("#lora_train", () => {
+        press("#lora_train_opened");
+        press("#lora_train_poll");
+    });
+    whenSeen("#lora_train_script_run", () => press("#lora_train_script_newest"));
+
     setInterval(() => {
         const tab = root().querySelector("#lora_train");
         const button = root().querySelector("#lora_train_poll");

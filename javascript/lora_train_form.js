@@ -60,7 +60,10 @@
         const tab = root().querySelector("#lora_train");
         if (!tab || document.hidden) return;
         seconds += 1;
-        if (tab.offsetParent === null && seconds % SELDOM === 0) press("#lora_train_look");
+        if (seconds % SELDOM === 0) {
+            if (tab.offsetParent === null) press("#lora_train_look");
+            else keep(); // what the server has filled in meanwhile
+        }
         const { loras, newest } = root().querySelector("#lora_train_loras [data-loras]")?.dataset || {};
         if (!loras || !root().querySelector("#txt2img_lora_cards")) return;
         if (shown === null && (!newest || has(newest))) shown = loras; // the WebUI may have listed them long ago

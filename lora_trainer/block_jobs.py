@@ -187,7 +187,7 @@ class BlockJobs:
         Raises:
             InputError: as :meth:`analyze` raises it.
         """
-        from lora_trainer.validation.block_tuner import Effort
+        from lora_trainer.validation.effort import Effort
 
         run = self._settled(name)
         _, plan = self._analysis(run, run.config(), body)

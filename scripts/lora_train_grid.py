@@ -1,7 +1,6 @@
 """Loaded by the WebUI: the script *LoRA Train grid* of txt2img."""
 
 import gradio as gr
-from gradio.context import Context
 from modules import scripts, ui_components
 
 from lora_trainer.hosts.a1111_lora import language
@@ -43,8 +42,9 @@ def _widgets(t):
     with gr.Row():
         together = gr.Slider(1, 16, 4, step=1, label=t("Pictures drawn together"))
         numbers = gr.Checkbox(True, label=t("Measure numbers"))
-    # chosen when the page is opened: what is chosen here would be the newest run of the WebUI's start for ever
-    Context.root_block.load(_newest, None, [run], queue=False, show_progress="hidden")
+    # chosen when the script is seen (lora_train.js): what is chosen here would be the newest run of the WebUI's start
+    newest = gr.Button("", elem_id="lora_train_script_newest", elem_classes="lt-hidden")
+    newest.click(_newest, None, [run], queue=False, show_progress="hidden")
     return [run, epochs, weights, together, numbers]
 
 

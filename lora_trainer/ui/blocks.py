@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lora_trainer.manifest import DAMAGED
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import block_views, views
 from lora_trainer.ui.fields import Shown
+from lora_trainer.ui.refresh import Refresh, together
 
 _BAKE_SECONDS = 60.0
 """How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
@@ -45,15 +46,17 @@ class BlocksPanel:
         self._t = translate
         self._build()
 
-    def connect(self, poll: gr.Button, page: gr.Blocks) -> None:
-        """Let the page's poll and its loading fill the panel."""
+    @property
+    def polled(self) -> Refresh:
+        """What the page's poll shows anew."""
+        return Refresh(self._poll, [self.run, self.file, self.request, self.seen], self._shown())
+
+    def connect(self) -> None:
+        """Wire the widgets."""
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        asked = [self.run, self.file, self.request, self.seen]
-        poll.click(self._poll, asked, self._shown(), **hidden)
-        page.load(self._poll, asked, self._shown(), **hidden)
-        self.run.input(self._poll, asked, self._shown(), **hidden)
-        self.file.input(self._poll, asked, self._shown(), **hidden)
-        self.request.input(self._poll, asked, self._shown(), **hidden)
+        polled = self.polled
+        for chosen in (self.run, self.file, self.request):
+            chosen.input(polled.show, polled.inputs, polled.outputs, **hidden)
         for chosen in (self.run, self.file):
             chosen.input(lambda: "", None, [self.feedback], **hidden)  # it was about another file
         subject = [self.run, self.file, self.weight]
@@ -64,11 +67,12 @@ class BlocksPanel:
         self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
         self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
 
-    def follow(self, run: Any) -> None:
-        """Take over the choice of a run from another list, whoever made it."""
-        followed = run.change(self._followed, [run], [self.run], queue=False, show_progress="hidden")
-        asked = [self.run, self.file, self.request, self.seen]
-        followed.then(self._poll, asked, self._shown(), queue=False, show_progress="hidden")
+    def follow(self, run: Any, others: Sequence[Refresh]) -> None:
+        """Take over the choice of a run from another list, whoever made it; ``others`` change with it."""
+        changed = together([Refresh(lambda name: [self._followed(name)], [run], [self.run]), *others])
+        followed = run.change(changed.show, changed.inputs, changed.outputs, queue=False, show_progress="hidden")
+        polled = self.polled
+        followed.then(polled.show, polled.inputs, polled.outputs, queue=False, show_progress="hidden")
 
     def _followed(self, name: str | None) -> Any:
         names = self._jobs.runs.names()

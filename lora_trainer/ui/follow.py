@@ -14,6 +14,7 @@ from lora_trainer.access import SUFFIX, LoraFolder
 from lora_trainer.errors import InputError
 from lora_trainer.jobs import Jobs
 from lora_trainer.ui.markup import markup
+from lora_trainer.ui.refresh import Refresh
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel
 
@@ -103,18 +104,13 @@ class Follower:
         """What :meth:`follow` fills."""
         return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.loras, self.seen]
 
-    def connect(self, run: Any, poll: gr.Button, page: gr.Blocks) -> None:
-        """Let the page's poll, its loading and, while the tab is out of sight, ``look`` do it (lora_train_form.js).
+    def connect(self) -> None:
+        """Let the page look at the cards while the tab is not in view (lora_train_form.js)."""
+        self.look.click(self._look, [self.seen], [self.loras, self.seen], **_HIDDEN)
 
-        Args:
-            run: the widget with the chosen run's name.
-            poll: the hidden button.
-            page: the page.
-        """
-        inputs = [run, self._tools.file, self._stack, self.seen]
-        poll.click(self.follow, inputs, self.outputs, **_HIDDEN)
-        self.look.click(self.follow, inputs, self.outputs, **_HIDDEN)
-        page.load(self.follow, inputs, self.outputs, **_HIDDEN)
+    def polled(self, run: Any) -> Refresh:
+        """What the page's poll shows anew; ``run`` is the widget with the chosen run's name."""
+        return Refresh(self.follow, [run, self._tools.file, self._stack, self.seen], self.outputs)
 
     def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
         """Updates of :attr:`outputs`; what has not changed since ``seen`` is left alone."""
@@ -127,9 +123,21 @@ class Follower:
                 chosen = gr.update(choices=names, value=newest)
             if (stack or "").strip() in ("", _line(before)):
                 line = gr.update(value=_line(newest))
-        mark = self._watch.mark
-        cards = gr.update() if seen.get("mark") == mark else _cards(mark, self._watch.newest)
+        cards, mark = self._cards(seen)
         return [chosen, offer, offer, line, cards, {"names": names, "newest": newest or before, "mark": mark}]
+
+    def _look(self, seen: Seen) -> list[Any]:
+        self._watch.names()
+        cards, mark = self._cards(seen)
+        return [cards, {**seen, "mark": mark}]
+
+    def _cards(self, seen: Seen) -> tuple[Any, str]:
+        """What the page's script compares the WebUI's cards with, and its mark."""
+        mark = self._watch.mark
+        if seen.get("mark") == mark:
+            return gr.update(), mark
+        name = self._watch.newest.rpartition("/")[2]
+        return markup('<i data-loras="{mark}" data-newest="{name}"></i>', mark=mark, name=name), mark
 
     def newest(self, name: str | None) -> str:
         """Name of a run's newest LoRA file below the LoRA folder; empty where there is none."""
@@ -144,12 +152,6 @@ class Follower:
                 if found in names:
                     return found
         return ""
-
-
-def _cards(mark: str, newest: str) -> str:
-    """What the page's script compares the WebUI's cards with."""
-    name = newest.rpartition("/")[2]
-    return markup('<i data-loras="{mark}" data-newest="{name}"></i>', mark=mark, name=name)
 
 
 def _line(name: str | None) -> str:

@@ -15,6 +15,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.runs import UNFINISHED, Run
 from lora_trainer.ui import views
 from lora_trainer.ui.markup import joined, markup
+from lora_trainer.ui.refresh import Refresh
 
 SHOWN = 50
 """Runs in the table; all of them are in the list above it."""
@@ -71,7 +72,8 @@ class RunList:
         self.discard.click(lambda name: self._ask("discard", name), [run], asking, **hidden)
         self.delete.click(lambda name: self._ask("delete", name), [run], asking, **hidden)
         self.no.click(self._nothing_asked, None, asking, **hidden)
-        run.change(self._nothing_asked, None, asking, **hidden)
+        self.changed = Refresh(self._nothing_asked, [], asking)
+        """For another run nothing has been asked yet."""
         self.yes.click(lambda asked: self._end(asked, files=True), [self.asked], [feedback, *asking], **hidden)
         self.only_run.click(lambda asked: self._end(asked, files=False), [self.asked], [feedback, *asking], **hidden)
 

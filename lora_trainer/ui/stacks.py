@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.i18n import Translate
@@ -17,6 +16,7 @@ from lora_trainer.mixing import mix_options
 from lora_trainer.ui import tool_views, views
 from lora_trainer.ui.fields import Fields, Shown
 from lora_trainer.ui.form import option_widget, parse
+from lora_trainer.ui.refresh import Refresh
 from lora_trainer.ui.tools import Values, add_lines, known_values
 
 _ID = "lora_train_stacks"
@@ -133,7 +133,8 @@ class StacksPanel:
         begun.then(self._poll, [self.seen], shown, **_HIDDEN)
         self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
         self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
-        Context.root_block.load(lambda: [*self._poll(""), self._offer()], None, [*shown, self.adder], **_HIDDEN)
+        self.opened = Refresh(lambda: [*self._poll(""), self._offer()], [], [*shown, self.adder])
+        """What the page shows when the tab is seen for the first time."""
 
     def _offer(self) -> Any:
         return gr.update(choices=self._mixing.loras.names())

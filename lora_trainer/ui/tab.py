@@ -29,6 +29,7 @@ from lora_trainer.ui.form import Form, dotted
 from lora_trainer.ui.keep import Keeper
 from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
 from lora_trainer.ui.proposals import ProposalsBox
+from lora_trainer.ui.refresh import Refresh, together
 from lora_trainer.ui.run_list import RunList
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.sweeps import SweepBox
@@ -145,6 +146,7 @@ class Tab:
             self.stacks = self._panel("Stacks", StacksPanel)
             self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
+        self.opened = gr.Button("", elem_id="lora_train_opened", elem_classes="lt-hidden")
         self.seen = gr.State({})
         self.about = gr.State({})
         self.follower = Follower(self._jobs, self.tools, self.stacks)
@@ -213,9 +215,8 @@ class Tab:
         filled.append(self.reuse.click(self._reuse, [self.run], [*widgets, self.feedback], **hidden))
         filled.append(self.validate.connect(self.run, widgets, self._form.updates))
         self.run_list.connect(self.run, self.feedback)
-        self.block_weights.connect(self.poll, self.blocks)
-        self.block_weights.follow(self.run)
-        self.follower.connect(self.run, self.poll, self.blocks)
+        self.block_weights.connect()
+        self.block_weights.follow(self.run, [self.run_list.changed])
         shown = [
             self.base, self.run, self.status, self.curves, self.samples, self.files, self.stop, self.after_epoch,
             self.pause, self.resume, self.reuse, self.front, self.earlier, self.later, self.bring,
@@ -223,11 +224,13 @@ class Tab:
         ]  # fmt: skip
         for answer in asked:
             answer.then(self._poll, [self.run, self.seen], shown, **hidden)
-        filled.append(self.keeper.connect(self.blocks, self.poll))
+        filled.append(self.keeper.connect(self.opened, [self.tools.opened, self.stacks.opened]))
         for form in filled:
             form.then(self._advise, known, advised, **hidden)
-        self.poll.click(self._poll, [self.run, self.seen], shown, **hidden)
-        self.blocks.load(self._poll, [self.run, self.seen], shown, **hidden)
+        self.polled = Refresh(self._poll, [self.run, self.seen], shown)
+        polled = together([self.polled, self.block_weights.polled, self.follower.polled(self.run)])
+        self.poll.click(polled.show, polled.inputs, polled.outputs, **hidden)
+        self.follower.connect()
 
     def _check(self, values: Updates) -> Updates:
         try:
@@ -372,8 +375,7 @@ class Tab:
     # -------------------------------------------------------------- what is shown
     def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
         """Everything that may have changed since ``seen``; what has not is left alone."""
-        run = self._shown_run(name)
-        parts = self._parts(run, name or "")
+        parts = self._parts(self._shown_run(name), name or "")
         shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
         return [*shown, {key: mark for key, (mark, _) in parts.items()}]
 

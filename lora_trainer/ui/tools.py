@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 
 from lora_trainer.errors import LoraTrainError
 from lora_trainer.file_tools import tool_options
@@ -16,6 +15,7 @@ from lora_trainer.network.stacks import SUM_ADVISED, parse_stack
 from lora_trainer.ui import tool_views, views
 from lora_trainer.ui.fields import Fields, Shown
 from lora_trainer.ui.form import option_widget, parse
+from lora_trainer.ui.refresh import Refresh
 
 _SHOWN = 6
 _ID = "lora_train_tools"
@@ -152,7 +152,8 @@ class ToolsPanel:
             begun.then(self._poll, [self.seen], shown, **_HIDDEN)
         self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
         self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
-        Context.root_block.load(self._load, None, shown, **_HIDDEN)
+        self.opened = Refresh(self._load, [], shown)
+        """What the page shows when the tab is seen for the first time."""
 
     def _choose(self, chosen: str | None, path: str) -> list[Any]:
         """Show a file, and offer the presets for it."""

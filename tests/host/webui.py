@@ -88,11 +88,12 @@ class WebUI:
         (self.data / "config.json").write_text(json.dumps(chosen))
         for name in ("small", "other"):  # the second has the same shape and other weights
             add_checkpoint(models, name)
-        extensions = self.data / "extensions"
-        extensions.mkdir()
-        ignored = shutil.ignore_patterns(".*", "tests", "demo-output", "assets", "__pycache__", "benchmarks")
-        shutil.copytree(PROJECT, extensions / "lora-train", ignore=ignored)
-        shutil.copytree(PROJECT / "tests" / "host" / "probe", extensions / "probe")
+        self._add_extensions(self.data / "extensions")
+
+    def _add_extensions(self, folder: Path) -> None:
+        """Ours, and the one that runs code for the tests."""
+        copy_extension(PROJECT, folder)
+        shutil.copytree(PROJECT / "tests" / "host" / "probe", folder / "probe")
 
     def wait(self, seconds: float = 120) -> None:
         """Wait until the WebUI answers and its checkpoint is loaded."""
@@ -234,6 +235,12 @@ class WebUI:
         while self.get(f"/lora-train/v1/runs/{name}")["step"] < step:
             assert time.monotonic() < until, self.log()[-2000:]
             time.sleep(0.02)
+
+
+def copy_extension(tree: Path, extensions: Path) -> None:
+    """Put a working tree's extension below a WebUI's ``extensions``."""
+    ignored = shutil.ignore_patterns(".*", "tests", "demo-output", "assets", "__pycache__", "benchmarks")
+    shutil.copytree(tree, extensions / "lora-train", ignore=ignored)
 
 
 def add_checkpoint(folder: Path, name: str) -> None:

@@ -24,6 +24,7 @@ def blocks_page(jobs: Jobs) -> tuple[gr.Blocks, BlocksPanel]:
             with gr.Column(scale=5, min_width=320), gr.Accordion("8", open=True):
                 panel = BlocksPanel(jobs, translator(jobs.host.language()))
         poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
-        panel.connect(poll, page)
+        panel.connect()
+        poll.click(panel.polled.show, panel.polled.inputs, panel.polled.outputs, queue=False, show_progress="hidden")
         page.load(None, None, None, _js=f"() => {{ {script} }}")
     return page, panel

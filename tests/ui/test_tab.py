@@ -59,10 +59,7 @@ def poll(tab: Tab, name: str | None = None, seen: dict[str, Any] | None = None) 
     run = tab._shown_run(name)
     *answers, marks = tab._poll(name, seen or {})
     shown = dict(zip(tab._parts(run, name or ""), answers, strict=True))
-    polls = [d for d in tab.blocks.dependencies if d["targets"] == [tab.poll._id]]
-    (dependency,) = (d for d in polls if tab.status._id in d["outputs"])
-    widgets = [tab.blocks.blocks[number] for number in dependency["outputs"]]
-    for widget, answer in zip(widgets, [*answers, marks], strict=True):
+    for widget, answer in zip(tab.polled.outputs, [*answers, marks], strict=True):
         value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
         if value is not None and not isinstance(widget, (gr.State, gr.Button)):
             widget.postprocess(value)

@@ -40,8 +40,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
             save_lora(jobs.host.folders.loras / f"{name}.safetensors", randomise(adapters, 0.1), {}, "fp16")
     with gr.Blocks(analytics_enabled=False) as demo:
         with gr.Column(elem_id="lora_train"):
-            ToolsPanel(jobs, translator("en"))
-            StacksPanel(jobs, translator("en"))
+            panels = ToolsPanel(jobs, translator("en")), StacksPanel(jobs, translator("en"))
+        for panel in panels:
+            demo.load(panel.opened.show, panel.opened.inputs, panel.opened.outputs, queue=False)
         demo.load(None, None, None, _js=f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
