@@ -5,6 +5,9 @@
 
     const SOON = 300; // ms after the last key
     const SELDOM = 10; // seconds between two questions while the tab is not in view
+    const PATIENCE = 60000; // ms until an answer counts as lost
+    const BESIDE = 50; // ms that gradio is given to take over what was typed
+    const ADVISED = ["data", "network", "training", "validation", "save"]; // sections of the settings
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const press = (selector) => {
         const button = root().querySelector(selector);
@@ -27,6 +30,33 @@
         );
     }
     window.addEventListener("pagehide", keep);
+
+    // ---------------------------------------------------------- advice, when a field is left (ui/tab.py, _advise)
+    const fields = ADVISED.map((section) => `[id^="lora_train_${section}_"]`).join();
+    let asked = 0; // when; 0 while no answer is awaited
+    let isOld = false; // the form is another one than that which was asked about
+    let asking = 0;
+    const advise = () => {
+        isOld = true;
+        if (Date.now() - asked < PATIENCE) return; // gradio would drop it: it is asked once more afterwards
+        isOld = false;
+        asked = Date.now();
+        press("#lora_train_advised");
+    };
+    window.loraTrainAdvised = () => {
+        asked = 0;
+        if (isOld) advise();
+    };
+    for (const [kind, of] of [
+        ["focusout", ":is(input, textarea):not([type='checkbox'])"],
+        ["change", "input[type='checkbox']"],
+    ]) {
+        document.addEventListener(kind, ({ target }) => {
+            if (!target.matches || !target.matches(`#lora_train ${of}`) || !target.closest(fields)) return;
+            clearTimeout(asking);
+            asking = setTimeout(advise, BESIDE);
+        });
+    }
 
     // ---------------------------------------------------------- the table of runs
     document.addEventListener("click", (event) => {

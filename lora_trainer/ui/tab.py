@@ -42,6 +42,9 @@ Updates = dict[Any, Any]
 _SHOW_CHECKPOINT = "(title) => { if (title && window.selectCheckpoint) window.selectCheckpoint(title); return []; }"
 """Chooses a checkpoint in the WebUI's list at the top of the page, as its own cards do (javascript/ui.js)."""
 
+_ADVISED = "() => { if (window.loraTrainAdvised) window.loraTrainAdvised(); return []; }"
+"""Tells the page that the answer is there (lora_train_form.js)."""
+
 
 def build(jobs: Jobs) -> gr.Blocks:
     """The tab for a host's jobs."""
@@ -147,6 +150,7 @@ class Tab:
             self.tools = self._panel("File tools", ToolsPanel)
         self.poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
         self.opened = gr.Button("", elem_id="lora_train_opened", elem_classes="lt-hidden")
+        self.advised = gr.Button("", elem_id="lora_train_advised", elem_classes="lt-hidden")
         self.seen = gr.State({})
         self.about = gr.State({})
         self.follower = Follower(self._jobs, self.tools, self.stacks)
@@ -186,10 +190,9 @@ class Tab:
         known = fields | {self.about}
         advised = [self.advice, *self.proposals.outputs, *outdated]
         self.check.click(self._check, known, [self.report, *advised], queue=False)
-        for path, widget in self._form.widgets.items():
-            if path.split(".")[0] in ("data", "network", "training", "validation", "save"):
-                event = getattr(widget, "blur", None) or widget.change
-                event(self._advise, known, advised, **hidden)
+        # one event for all fields, pressed by lora_train_form.js: each event is a burden for every start of the page,
+        # where gradio looks for each of its inputs among all components (get_api_info), and so does Blocks.svelte
+        self.advised.click(self._advise, known, advised, **hidden).then(None, None, None, _js=_ADVISED)
         filled = [self.preset.select(self._load_preset, [self.preset], [*widgets, self.feedback], **hidden)]
         self.proposals.take.click(self._take, fields, [*widgets, *advised], **hidden)
         box = self.preset_box
