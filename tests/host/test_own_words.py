@@ -127,6 +127,6 @@ def test_a_page_opened_later_finds_the_newest_run_everywhere(chinese: WebUI) -> 
         for selector in ("#lora_train_run input", "#lora_train_blocks_run input"):
             expect(page.locator(selector)).to_have_value("newest")
         page.locator("#tabs > .tab-nav button", has_text="txt2img").click()
-        page.locator("#script_list input").click()
-        page.locator("#script_list li", has_text="LoRA Train grid").click()
+        page.locator("#txt2img_script_container #script_list input").click()
+        page.locator("#txt2img_script_container #script_list li", has_text="LoRA Train grid").click()
         expect(page.locator("#lora_train_script_run input")).to_have_value("newest")
