@@ -108,3 +108,11 @@ def test_every_line_of_while_it_trains_is_tried_by_the_pages_buttons() -> None:
     assert rows("README.md", "While it trains") == list(WHILE_IT_TRAINS)
     assert len(rows("README.zh-CN.md", "训练时")) == len(WHILE_IT_TRAINS)
     assert [name for name in WHILE_IT_TRAINS.values() if f"def {name}(" not in tests] == []
+
+
+def test_every_case_is_tried_by_a_test() -> None:
+    """The small inputs that once failed, each named where it is tried."""
+    cases = ROOT / "tests" / "cases"
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"[\w-]+", tests))
+    assert {path.name for path in cases.iterdir() if path.is_dir()} - named - {"__pycache__"} == set()

@@ -96,6 +96,7 @@ def test_any_tag_is_read_or_refused_with_a_sentence(parts: list[str], argument: 
 
 
 # ------------------------------------------------------------------ slips of the pen
+# The cases lbw-key-typo and lbw-key-typo-2 of tests/cases.
 @pytest.mark.parametrize(
     "tag",
     [

@@ -198,6 +198,7 @@ def test_blanks_and_capitals_of_an_argument_mean_nothing(text: str) -> None:
     "line", ["{}", "{}:0.7", "{}: 0.7 : lbw=OUTD", '"{}":0.7', "'{}' : 0.7", "<lora:{}:0.7>", "{}：0.7"]
 )
 def test_the_colon_of_a_drive_ends_no_name(path: str, line: str) -> None:
+    """The case drive-letter of tests/cases, as the command line reads it too."""
     (tag,) = parse_stack(line.format(path)).tags
     assert tag.name == path
     assert tag.te == (1.0 if line == "{}" else 0.7)
