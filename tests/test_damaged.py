@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lora_trainer.cli import main
-from tools.soak.documents import BAD, BROKEN, GOOD, World, damages, places
+from tools.soak.damage import BROKEN, damages, places
+from tools.soak.documents import BAD, GOOD, World
 
 DOCUMENTS = ("manifest", "grid", "votes", "analysis", "tuning", "log")
 

@@ -84,7 +84,7 @@ def unreadable(path: Path, error: object, field: str = "") -> InputError:
         return InputError(
             "{path} is {kind}, not a safetensors file; get the file again.", field=field, path=where, kind=kind
         )
-    if "IncompleteBuffer" in str(error):
+    if "incomplete" in str(error).lower():  # newer safetensors say so in words
         return InputError(
             "{path} is incomplete or damaged: it has more or fewer bytes than it says of itself ({size}); get the file "
             "again.",

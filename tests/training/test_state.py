@@ -16,7 +16,7 @@ from lora_trainer.training.optimizers import KINDS, Group, build_optimizer, buil
 from lora_trainer.training.precision import grad_scaler
 from lora_trainer.training.state import load_newest, save_state, states
 from tests.helpers import config, temporary_files
-from tools.soak.documents import damages
+from tools.soak.damage import damages
 
 INSTALLED = [name for name, kind in KINDS.items() if kind.installed and name != "AdamW8bit"]
 
