@@ -61,6 +61,7 @@ def main() -> None:
 def measure(folder: Path, trees: dict[str, Path | None], pairs: int, loads: int) -> dict[str, Any]:
     """All starts, and what they come to."""
     load = os.getloadavg()[0]
+    before = f" --before {trees['before']}" if "before" in trees else ""
     found: dict[str, list[Figures]] = {name: [] for name in trees}
     for number in range(pairs + 1):
         for name, tree in trees.items():
@@ -70,7 +71,7 @@ def measure(folder: Path, trees: dict[str, Path | None], pairs: int, loads: int)
                 found[name].append(figures)
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python -m benchmarks.page --pairs {pairs} --loads {loads}",
+        "command": f"python -m benchmarks.page --pairs {pairs} --loads {loads}{before}",
         "host": "stable-diffusion-webui v1.10.1, CPU, small checkpoint",
         "python": platform.python_version(),
         "cores": os.cpu_count(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,16 @@ class CaptionFile:
     error: str = ""
 
 
-def caption_path(picture: Path) -> Path | None:
-    """The caption file of a picture: ``a.txt`` or ``a.png.txt``, then ``.caption``; ``None`` when there is none."""
+def caption_path(picture: Path, is_there: Callable[[Path], bool] = Path.is_file) -> Path | None:
+    """The caption file of a picture: ``a.txt`` or ``a.png.txt``, then ``.caption``; ``None`` when there is none.
+
+    Args:
+        picture: its path.
+        is_there: asks for a file; another question than the file system's where the files are listed already.
+    """
     for extension in _SPELLINGS:
         for path in (picture.with_suffix(extension), picture.with_name(picture.name + extension)):
-            if path.is_file():
+            if is_there(path):
                 return path
     return None
 

@@ -133,7 +133,8 @@ class Listing:
 
     def _second(self) -> list[Path]:
         """Captions beside a picture that has another one, which is taken."""
-        used = {caption_path(picture) for picture in self.pictures}
+        listed = set(self.captions)  # thousands of pictures would be eight questions each to the file system
+        used = {caption_path(picture, listed.__contains__) for picture in self.pictures}
         beside = {path.with_suffix("") for path in self.pictures} | set(self.pictures)
         return [path for path in self.captions if path not in used and path.with_suffix("") in beside]
 
