@@ -15,7 +15,7 @@ from tests.grids_made import make_files, make_grid
 from tests.host.test_webui import document as short_run
 from tests.host.webui import WebUI
 from tests.runs_helpers import document
-from tests.ui.browser import ARGUMENTS, NO_BROWSER, chromium, fill, open_page, part
+from tests.ui.browser import ARGUMENTS, NO_BROWSER, chromium, fill, open_page, part, wait_for_tab
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 expect.set_options(timeout=60_000)
@@ -31,6 +31,7 @@ def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
 def open_tab(page: Page) -> None:
     page.locator("#tabs > .tab-nav button", has_text="LoRA Train").click()
     expect(page.locator("#lora_train_start")).to_be_visible()
+    wait_for_tab(page)
 
 
 def settings(pictures: Path) -> dict[str, object]:

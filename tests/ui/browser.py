@@ -16,6 +16,9 @@ ARGUMENTS = [
     *("--disable-component-update", "--disable-sync", "--disable-quic"),
 ]
 NO_BROWSER = "NO BROWSER: the tests of the page are skipped; install chromium"
+READY = "() => typeof executedOnLoaded === 'undefined' || (executedOnLoaded && Object.keys(opts).length > 0)"
+"""The WebUI has called what waits for its page (script.js) and knows its settings: before, it may miss a press."""
+FILLED = "() => window.loraTrainFilled && document.querySelector('#lora_train_base')?.textContent.trim()"
 _WINDOWS = Path("C:/Program Files/Google/Chrome/Application/chrome.exe")
 
 
@@ -35,8 +38,14 @@ def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = F
         page.set_default_timeout(60_000)
         page.goto(f"{url}/?__theme={'dark' if dark else 'light'}", wait_until="domcontentloaded")
         page.wait_for_selector("#lora_train", state="attached")
+        page.wait_for_function(READY)
         yield page
         browser.close()
+
+
+def wait_for_tab(page: Page) -> None:
+    """Until the tab, which is in view, has got what is in it: its lists are filled when it is seen, not before."""
+    page.wait_for_function(FILLED)
 
 
 def field(page: Page, key: str) -> Locator:
