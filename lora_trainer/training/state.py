@@ -21,7 +21,7 @@ from lora_trainer.documents import Count, Damaged, checked
 from lora_trainer.errors import InputError, RunError
 from lora_trainer.files import remove
 from lora_trainer.tensor_file import read_checked, write_checked
-from lora_trainer.training.optimizers import keep_together
+from lora_trainer.training.optimizers import TOGETHER, keep_together
 from lora_trainer.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ def _load(path: Path, trainer: Trainer) -> int:
         raise Damaged(min(tensors))
     _require_like(optimizer["param_groups"], trainer.optimizer.state_dict()["param_groups"], "optimizer.param_groups")
     _require_alike(optimizer["state"])
+    _require_fitting(optimizer, trainer.optimizer)
     _require_like(schedule, trainer.lr_schedule.state_dict(), "lr_schedule")
     _require_like(plain["scaler"], trainer.scaler.state_dict(), "scaler")
     trainer.adapters.load(adapter)
@@ -190,6 +191,31 @@ def _require_alike(entries: Mapping[Any, Mapping[str, Any]]) -> None:
             raise Damaged(f"optimizer.state.{parameter}")
         for found, like in ((entry, fellow), (fellow, entry)):  # the first one may be the damaged one
             _require_like(found, like, f"optimizer.state.{parameter}")
+
+
+def _require_fitting(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Whether each tensor of the optimizer's belongs to the parameter that it would be given to.
+
+    A fused step writes as many numbers as the parameter has, also beyond the end of a moment that has fewer.
+
+    Raises:
+        Damaged: groups have other parameters, or a tensor has another shape than its own parameter.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    for index, (found, own) in enumerate(zip(saved["param_groups"], groups, strict=True)):
+        if list(found["params"]) != own["params"]:
+            raise Damaged(f"optimizer.param_groups[{index}].params")
+    numbers = [number for group in groups for number in group["params"]]
+    parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    whole = any(TOGETHER & group.keys() for group in groups)  # torch's own, that know neither factors nor blocks
+    for number, entry in saved["state"].items():
+        shape = parameters[number].shape
+        for key, value in entry.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            expected = () if key == "step" else shape
+            if (whole or value.ndim == len(expected)) and value.shape != expected:
+                raise Damaged(f"optimizer.state.{number}.{key}")
 
 
 def _is_of_kind(found: Any, like: Any) -> bool:

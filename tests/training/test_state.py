@@ -43,13 +43,16 @@ class Weights:
 class Trainer:
     """The parts of a trainer that a state is made of."""
 
-    def __init__(self, optimizer: str = "AdamW") -> None:
+    def __init__(self, optimizer: str = "AdamW", *, one_group: bool = False) -> None:
         rate = 1.0 if optimizer == "Prodigy" else 0.05
         settings = config(
             training__optimizer=optimizer, training__unet_lr=rate, training__text_lr=rate, training__scheduler="cosine"
         )
         self.adapters = Weights()
-        groups = [Group("unet", [self.adapters.down], rate), Group("text", [self.adapters.up], rate)]
+        down, up = self.adapters.down, self.adapters.up
+        groups = [Group("unet", [down], rate), Group("text", [up], rate)]
+        if one_group:
+            groups = [Group("unet", [down, up], rate)]
         self.optimizer = build_optimizer(settings, groups)
         self.lr_schedule = build_schedule(settings, self.optimizer, 2, 20)
         self.scaler = grad_scaler("fp32", torch.device("cpu"))
@@ -361,3 +364,49 @@ def test_a_moment_under_another_name_is_not_used(tmp_path: Path, key: str) -> No
 
     rewrite(states(tmp_path)[0], change, hashed=False)
     assert load_newest(tmp_path, Trainer()) == 1
+
+
+def two_states(folder: Path, optimizer: str) -> tuple[Path, dict[str, Any], dict[str, torch.Tensor]]:
+    """States of two steps of unlike parameters in one group; the newer one's file, document and tensors."""
+    trainer = Trainer(optimizer, one_group=True)
+    for step in (1, 2):
+        trainer.learn(step, step)
+        save_state(folder, trainer, step)
+    newest = states(folder)[0]
+    with safe_open(newest, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return newest, json.loads(file.metadata()["state"]), tensors
+
+
+@pytest.mark.parametrize("optimizer", INSTALLED)
+@pytest.mark.parametrize("named", [[0, 0], [1, 1], [1, 0], [0, 7], [0, -1], [0]])
+def test_moments_of_another_parameter_are_not_used(tmp_path: Path, optimizer: str, named: list[int]) -> None:
+    """A fused step with them writes over the process's memory; the WebUI would end, some time later."""
+    newest, plain, tensors = two_states(tmp_path, optimizer)
+    group = dict(dict(plain["optimizer"]["items"])["param_groups"]["list"][0]["items"])
+    assert group["params"] == {"list": [0, 1]}
+    group["params"]["list"] = named
+    newest.write_bytes(safetensors_bytes(tensors, {"state": json.dumps(plain)}))
+    assert load_newest(tmp_path, Trainer(optimizer, one_group=True)) == 1
+
+
+SHAPES = [(1, 1), (2, 5), (300, 200), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "shape"),
+    [
+        *[(optimizer, "exp_avg", shape) for optimizer in INSTALLED if optimizer != "Adafactor" for shape in SHAPES],
+        *[("AdamW", key, shape) for key in ("exp_avg", "exp_avg_sq") for shape in [(), (6,), (0,), (1,)]],
+        *[("AdamW", "step", shape) for shape in [(6,), (0,), (1,), (3, 2)]],
+    ],
+)
+def test_moments_of_another_shape_are_not_used(
+    tmp_path: Path, optimizer: str, key: str, shape: tuple[int, ...]
+) -> None:
+    newest, plain, tensors = two_states(tmp_path, optimizer)
+    name = f"optimizer.state.1.{key}"
+    assert tensors[name].shape == (() if key == "step" else (3, 2))
+    tensors[name] = torch.zeros(shape)
+    newest.write_bytes(safetensors_bytes(tensors, {"state": json.dumps(plain)}))
+    assert load_newest(tmp_path, Trainer(optimizer, one_group=True)) == 1
