@@ -17,7 +17,7 @@ from tests.host import kinds
 from tests.host.test_blocks import COUNT_READS, READS
 from tests.host.test_webui import document
 from tests.host.webui import WebUI
-from tests.ui.browser import NO_BROWSER, chromium, open_page
+from tests.ui.browser import NO_BROWSER, choose_text, chromium, open_page
 
 LABELS = """
 from modules import scripts
@@ -340,8 +340,8 @@ def test_the_page_offers_the_runs_and_draws_the_grid(webui: WebUI, run: dict[str
         for name, value in (("steps", 2), ("width", 64), ("height", 64)):
             page.locator(f"#txt2img_{name} input[type=number]").fill(str(value))
             page.locator(f"#txt2img_{name} input[type=number]").blur()
-        choose(page, "#script_list", "X/Y/Z plot")
-        choose(page, "#script_txt2img_xyz_plot_x_type", "LoRA run epoch")
+        choose_text(page.locator("#script_list"), "X/Y/Z plot")
+        choose_text(page.locator("#script_txt2img_xyz_plot_x_type"), "LoRA run epoch")
         values = page.locator("#txt2img_script_container .gradio-dropdown", has_text="X values")
         values.locator("input").click()
         options = values.locator("ul.options li")
@@ -349,10 +349,3 @@ def test_the_page_offers_the_runs_and_draws_the_grid(webui: WebUI, run: dict[str
         options.filter(has_text="axes: every 2").click()
         page.locator("#txt2img_generate").click()
         expect(page.locator("#html_info_txt2img, #html_info_txt2img p").first).to_contain_text("axes-000002")
-
-
-def choose(page: Any, selector: str, value: str) -> None:
-    """Pick an entry of a gradio dropdown."""
-    box = page.locator(selector).first
-    box.locator("input").click()
-    box.locator("ul.options li", has_text=value).first.click()

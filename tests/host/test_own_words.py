@@ -14,7 +14,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.runs import Runs
 from tests.host.webui import WebUI
 from tests.runs_helpers import document
-from tests.ui.browser import NO_BROWSER, chromium, open_page
+from tests.ui.browser import NO_BROWSER, choose_text, chromium, open_page
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 expect.set_options(timeout=60_000)
@@ -127,6 +127,5 @@ def test_a_page_opened_later_finds_the_newest_run_everywhere(chinese: WebUI) -> 
         for selector in ("#lora_train_run input", "#lora_train_blocks_run input"):
             expect(page.locator(selector)).to_have_value("newest")
         page.locator("#tabs > .tab-nav button", has_text="txt2img").click()
-        page.locator("#txt2img_script_container #script_list input").click()
-        page.locator("#txt2img_script_container #script_list li", has_text="LoRA Train grid").click()
+        choose_text(page.locator("#txt2img_script_container #script_list"), "LoRA Train grid")
         expect(page.locator("#lora_train_script_run input")).to_have_value("newest")

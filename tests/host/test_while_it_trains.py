@@ -22,7 +22,7 @@ from tests.host.test_webui import CLEAN, WEIGHTS, tensors
 from tests.host.test_webui_page import open_tab
 from tests.host.webui import ASSETS, WebUI
 from tests.runs_helpers import until
-from tests.ui.browser import NO_BROWSER, choose, chromium, fill, open_page, part
+from tests.ui.browser import NO_BROWSER, choose, choose_text, chromium, fill, open_page, part
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
 expect.set_options(timeout=240_000)
@@ -150,8 +150,7 @@ def goes_on(webui: WebUI, name: str) -> None:
 
 def at_the_top(page: Page, setting: str, value: str) -> None:
     """Choose from a list at the top of the WebUI's page."""
-    page.locator(f"#setting_{setting} input").click()
-    page.locator(f"#setting_{setting} li", has_text=value).first.click()
+    choose_text(page.locator(f"#setting_{setting}"), value)
 
 
 def to_tab(page: Page, name: str) -> None:

@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as TooLate
 
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -67,6 +68,21 @@ def fill(page: Page, **values: object) -> None:
 
 
 def choose(page: Page, name: str, value: str) -> None:
-    """Choose from a list."""
-    page.locator(f"#lora_train_{name} input").click()
-    page.locator(f"#lora_train_{name} li[data-value='{value}']").click()
+    """Choose from a list of ours."""
+    pick(page.locator(f"#lora_train_{name}"), f"li[data-value='{value}']")
+
+
+def choose_text(box: Locator, text: str) -> None:
+    """Choose the first entry with a text from one of gradio's lists."""
+    pick(box.first, f"ul.options li:has-text('{text}')")
+
+
+def pick(box: Locator, entry: str) -> None:
+    """Open a list and press an entry; again, as people do, where the page filled the list anew and so closed it."""
+    for _ in range(12):
+        box.locator("input").first.click()
+        with suppress(TooLate):
+            box.locator(entry).first.click(timeout=5_000)
+            return
+        box.locator("input").first.blur()
+    raise AssertionError(f"the list has no {entry}: {box.inner_text()}")

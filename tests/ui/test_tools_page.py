@@ -20,7 +20,7 @@ from lora_trainer.ui.tools import ToolsPanel
 from tests.helpers import config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
-from tests.ui.browser import NO_BROWSER, chromium, open_page, part
+from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
 
 if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
@@ -59,11 +59,6 @@ def page(served: tuple[Jobs, str]) -> Iterator[Page]:
         yield opened
 
 
-def pick(page: Page, name: str, value: str) -> None:
-    page.locator(f"#lora_train_{name} input").first.click()
-    page.locator(f"#lora_train_{name} li[data-value='{value}']").click()
-
-
 def fill(page: Page, name: str, value: str) -> None:
     widget = page.locator(f"#lora_train_{name}").locator("input, textarea").first
     widget.fill(value)
@@ -75,17 +70,17 @@ def tab(page: Page, name: str) -> None:
 
 
 def test_look_at_a_file_bake_it_and_look_at_the_new_one(page: Page, served: tuple[Jobs, str]) -> None:
-    pick(page, "tools_file", "one")
+    choose(page, "tools_file", "one")
     expect(part(page, "#lora_train_tools_info").locator(".lt-file-blocks tbody tr")).to_have_count(16)
     tab(page, "Bake")
     fill(page, "tools_bake_weight", "0.5")
-    pick(page, "tools_bake_lbw_known", "OUTALL")
+    choose(page, "tools_bake_lbw_known", "OUTALL")
     expect(page.locator("#lora_train_tools_bake_lbw").locator("input, textarea").first).to_have_value("OUTALL")
     page.locator("#lora_train_tools_bake").click()
     expect(part(page, "#lora_train_tools_work")).to_contain_text("<lora:one-baked:1>")
     assert (served[0].host.folders.loras / "one-baked.safetensors").is_file()
     tab(page, "Info")
-    pick(page, "tools_file", "one-baked")
+    choose(page, "tools_file", "one-baked")
     expect(part(page, "#lora_train_tools_info").locator(".lt-file-blocks tbody tr")).to_have_count(9)
     fill(page, "tools_path", "nobody")
     expect(part(page, "#lora_train_tools_info")).to_contain_text("there is no LoRA file nobody")
@@ -94,7 +89,7 @@ def test_look_at_a_file_bake_it_and_look_at_the_new_one(page: Page, served: tupl
 def test_merge_chosen_files_and_wrong_lines(page: Page) -> None:
     tab(page, "Merge")
     for name in ("one", "two"):
-        pick(page, "tools_add", name)
+        choose(page, "tools_add", name)
         expect(page.locator("#lora_train_tools_merge_files textarea")).to_have_value(
             "one: 0.8" if name == "one" else "one: 0.8\ntwo: 0.4"
         )
