@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,7 +253,8 @@ def axis_labels() -> Iterator[str]:
         yield from (text for value in values for text in literals(value) if text.startswith("LoRA "))
 
 
-def shown_texts() -> set[str]:
+@cache
+def shown_texts() -> frozenset[str]:
     """Everything in the program that a person may read in their language."""
     texts = {text for option in OPTIONS for text in (option.title, option.help, option.unit, *option.choices)}
     sources = [*(ROOT / "lora_trainer").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
@@ -263,7 +265,7 @@ def shown_texts() -> set[str]:
         texts.update(handed_over(tree, places))
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             texts.update(answers(function))
-    return texts - {""}
+    return frozenset(texts - {""})
 
 
 def shipped(path: Path = SHIPPED) -> dict[str, str]:
