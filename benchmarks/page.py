@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another working tree of the extension, measured besides")
     parser.add_argument("--output", type=Path, default=RESULTS / f"{time.strftime('%Y-%m-%d')}-page.json")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # people's WebUIs compile a file once, not at each start
     trees = {"without": None, **({"before": args.before} if args.before else {}), "with": PROJECT}
     with tempfile.TemporaryDirectory() as folder:
         report = measure(Path(folder), trees, args.pairs, args.loads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
@@ -237,13 +237,7 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         door: how far the host's own interface is open.
     """
     api = Api(jobs)
-    router = APIRouter(
-        prefix=PREFIX,
-        tags=["LoRA Train"],
-        dependencies=[Depends(guard(door))],
-        route_class=Route,
-        default_response_class=StrictJson,
-    )
+    guarded = Depends(guard(door))
     run_schema = json_schema()
     routes: list[tuple[str, str, Callable[..., Any], dict[str, Any] | None]] = [
         ("GET", "/health", api.health, None),
@@ -279,8 +273,16 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
     for method, path, handler, schema in routes:
         extra = {"requestBody": {"content": {"application/json": {"schema": schema}}}} if schema else None
         checks = [Depends(_nothing_else(schema))] if schema and "title" not in schema else []
-        router.add_api_route(path, handler, methods=[method], openapi_extra=extra, dependencies=checks)
-    app.include_router(router)
+        app.router.add_api_route(  # a router of our own would make each of them twice
+            PREFIX + path,
+            handler,
+            methods=[method],
+            openapi_extra=extra,
+            dependencies=[guarded, *checks],
+            tags=["LoRA Train"],
+            response_class=StrictJson,
+            route_class_override=Route,
+        )
 
 
 def _fields(**properties: Any) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Loaded by the WebUI: puts our tab, REST interface, block weights in prompts and axes of the X/Y/Z plot into it.
 
-Nothing heavy is imported here. All callbacks are registered in this file: the first of a file costs the WebUI 40 ms,
-in which it looks through all modules (script_callbacks.py:129).
+Nothing heavy is imported here.
 """
 
 import html
 import threading
 
 import gradio as gr
-from modules import script_callbacks, shared
+from modules import shared
 
 import lora_trainer.api
 import lora_trainer.guard
@@ -17,6 +16,7 @@ import lora_trainer.hosts.a1111_blocks
 import lora_trainer.hosts.a1111_reload
 import lora_trainer.jobs
 import lora_trainer.ui.tab
+from lora_trainer.hosts.a1111_callbacks import register
 from lora_trainer.hosts.a1111_lora import language
 from lora_trainer.i18n import translator
 
@@ -61,9 +61,12 @@ def started(demo, app):
     lora_trainer.hosts.a1111_reload.reload.end()
 
 
-script_callbacks.on_before_ui(lora_trainer.hosts.a1111_axes.install)
-script_callbacks.on_before_ui(lambda: lora_trainer.hosts.a1111_reload.watch(jobs))
-script_callbacks.on_script_unloaded(lora_trainer.hosts.a1111_reload.reload.begin)
-script_callbacks.on_ui_settings(settings)
-script_callbacks.on_ui_tabs(lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")])
-script_callbacks.on_app_started(started)
+for event, callback in (
+    ("before_ui", lora_trainer.hosts.a1111_axes.install),
+    ("before_ui", lambda: lora_trainer.hosts.a1111_reload.watch(jobs)),
+    ("script_unloaded", lora_trainer.hosts.a1111_reload.reload.begin),
+    ("ui_settings", settings),
+    ("ui_tabs", lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")]),
+    ("app_started", started),
+):
+    register(event, callback, __file__)

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modules import extra_networks, script_callbacks, shared
+from modules import extra_networks, shared
 
 from lora_trainer.errors import InputError, LoraTrainError
 from lora_trainer.hosts import a1111_lora as host
+from lora_trainer.hosts.a1111_callbacks import register
 from lora_trainer.hosts.network_views import network_view, original
 from lora_trainer.network.prompt_blocks import BlockUse, as_the_webui_reads, block_use, is_ours, webui_reads
 
@@ -47,7 +48,7 @@ def install() -> None:
     blocks = LoraBlocks(inner)
     extra_networks.register_extra_network(blocks)
     extra_networks.register_extra_network_alias(blocks, "lyco")
-    script_callbacks.on_cfg_denoiser(lambda params: blocks.at_step(params.sampling_step + 1))
+    register("cfg_denoiser", lambda params: blocks.at_step(params.sampling_step + 1), __file__)
 
 
 class LoraBlocks(extra_networks.ExtraNetwork):

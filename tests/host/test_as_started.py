@@ -82,12 +82,23 @@ result = all(p.is_contiguous() for p in shared.sd_model.parameters())
     assert webui.probe(WEIGHTS) == before
 
 
+def callbacks(webui: WebUI) -> list[str]:
+    """The names by which the WebUI knows what it calls of ours."""
+    return webui.probe(
+        "from modules import script_callbacks; result = sorted("
+        "each.name for known in script_callbacks.callback_map.values() for each in known if 'lora-train' in each.name)"
+    )
+
+
 @needs_browser
 def test_a_run_and_its_samples_go_on_through_the_button_reload_ui(webui: WebUI, start: Callable[..., str]) -> None:
+    ours = callbacks(webui)
+    assert {f"lora-train/lora_train.py/{event}" for event in ("before_ui", "ui_tabs", "app_started")} < set(ours)
     name = start(samples__prompts=["zorp"], samples__every_steps=10)
     with open_page(webui.url) as page:
         press(page, "Settings", "Reload UI")
         webui.until_reloaded()
+    assert callbacks(webui) == ours
     assert manifest(webui, name)["state"] == "running"
     goes_on(webui, name)
     assert "could not be drawn" not in manifest(webui, name)["message"]
