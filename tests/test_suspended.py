@@ -112,13 +112,24 @@ def test_a_stop_that_comes_while_the_run_is_put_aside_counts(
     assert (run.state, run.manifest["waits"]) == ("stopped", "")
 
 
+MEASURED: dict[str, Any] = {
+    "training__steps": 6,
+    "validation__share": 0.3,
+    "samples__prompts": ["red circle", "zorp"],
+}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with samples and held-out pictures whose checkpoint stays."""
+    return run_to_end(tmp_path_factory.mktemp("reference"), **MEASURED)
+
+
 @pytest.mark.parametrize("at", [4, 6])
 @pytest.mark.parametrize("part", ["validate", "save", "_draw"])
 def test_what_was_due_when_the_checkpoint_went_is_done_when_it_is_back(
-    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, part: str, at: int
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, reference: Run, part: str, at: int
 ) -> None:
-    changes = {"training__steps": 6, "validation__share": 0.3, "samples__prompts": ["red circle", "zorp"]}
-    reference = run_to_end(tmp_path / "reference", **changes)
     do, gone = getattr(Outputs, part), []
 
     def interrupted(self: Outputs, work: Work, step: Any, *more: Any, **options: Any) -> Any:
@@ -132,7 +143,7 @@ def test_what_was_due_when_the_checkpoint_went_is_done_when_it_is_back(
 
     monkeypatch.setattr(Outputs, part, interrupted)
     jobs = make_jobs(tmp_path)
-    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **changes)))
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **MEASURED)))
     until(lambda: run.state == "paused")
     checkpoint.away = False
     until(lambda: run.state == "done")
