@@ -205,8 +205,7 @@ def _require_fitting(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer)
     for index, (found, own) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         if list(found["params"]) != own["params"]:
             raise Damaged(f"optimizer.param_groups[{index}].params")
-    numbers = [number for group in groups for number in group["params"]]
-    parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))  # as torch counts them
     whole = any(TOGETHER & group.keys() for group in groups)  # torch's own, that know neither factors nor blocks
     for number, entry in saved["state"].items():
         shape = parameters[number].shape
