@@ -30,6 +30,8 @@ _FOREIGN_SECONDS = 24 * 3600.0
 """Nobody writes into one file for so long; only for those whose process cannot be asked for."""
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1.0) if os.name == "nt" else ()
 """Seconds before each further try, see :func:`patiently`."""
+_ATTEMPTS = 3
+"""Times that a file is begun whose folder goes away while it is written."""
 _UNSUPPORTED = {
     getattr(errno, name, None)
     for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EPERM", "EACCES", "EROFS", "EBADF", "ENOTTY")
@@ -48,12 +50,29 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    try:
-        _enter(path.parent)
-        handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=_UNFINISHED, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise write_error(path, error) from error
+    _begun_anew(path, lambda: _replace(path, write, durable))
+
+
+def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make a new folder whole or not at all: ``fill`` gets it under another name.
+
+    Raises:
+        RunError: the disk is full, the parent cannot be written, or the folder exists.
+    """
+
+    def make() -> None:
+        with temporary_folder(folder.parent) as unborn:
+            fill(unborn)
+            _usual_rights(unborn, 0o777)
+            patiently(lambda: unborn.rename(folder))
+
+    _begun_anew(folder, make)
+
+
+def _replace(path: Path, write: Callable[[Path], object], durable: bool) -> None:
+    _enter(path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=_UNFINISHED, dir=path.parent)
+    os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
@@ -63,29 +82,29 @@ def replace_atomically(path: Path, write: Callable[[Path], object], *, durable: 
         patiently(lambda: os.replace(temporary, path))
         if durable:
             _flush_folder(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
-    except Exception as error:
-        if "os error 28" in str(error).lower() or "no space left" in str(error).lower():  # safetensors' own error
-            raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
-        raise
     finally:
         remove(temporary)
 
 
-def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make a new folder whole or not at all: ``fill`` gets it under another name.
+def _begun_anew(path: Path, make: Callable[[], None]) -> None:
+    """Write, and begin anew where the folder is deleted meanwhile: it is made again, as it is before each write.
 
     Raises:
-        RunError: the disk is full, the parent cannot be written, or the folder exists.
+        RunError: what else went wrong.
     """
-    try:
-        with temporary_folder(folder.parent) as unborn:
-            fill(unborn)
-            _usual_rights(unborn, 0o777)
-            patiently(lambda: unborn.rename(folder))
-    except OSError as error:
-        raise write_error(folder, error) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            make()
+            return
+        except FileNotFoundError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise write_error(path, error) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        except Exception as error:
+            if "os error 28" in str(error).lower() or "no space left" in str(error).lower():  # safetensors' own error
+                raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
+            raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,3 +67,8 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def delete_in_use(folder: Path) -> None:
+    """Delete a folder that another thread writes into, at one moment and whole, whatever it does meanwhile."""
+    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name} deleted")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
-from tests.runs_helpers import document, make_jobs, run_to_end, until, weights
+from tests.runs_helpers import delete_in_use, document, make_jobs, run_to_end, until, weights
 from tools.soak.kills import Kills
 
 STEPS = 12
@@ -134,8 +133,8 @@ def test_pictures_deleted_during_a_run_are_not_missed(tmp_path: Path, reference:
     jobs = make_jobs(tmp_path)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
     until(lambda: run.manifest["step"] >= 1)
-    shutil.rmtree(tmp_path / "pictures")
-    shutil.rmtree(tmp_path / "cache")
+    delete_in_use(tmp_path / "pictures")
+    delete_in_use(tmp_path / "cache")
     assert jobs.wait(run, 60)
     assert (run.state, run.manifest["message"]) == ("done", "")
     assert weights(run) == reference
@@ -159,7 +158,7 @@ def test_a_lora_file_deleted_during_a_run_is_no_reason_to_stop(tmp_path: Path) -
     jobs = make_jobs(tmp_path)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings(training__steps=40))))
     until(lambda: bool(run.manifest["files"]))
-    shutil.rmtree(tmp_path / "models")
+    delete_in_use(tmp_path / "models")
     assert jobs.wait(run, 60)
     assert run.state == "done"
     assert Path(run.manifest["files"][-1]["path"]).is_file()
@@ -169,7 +168,7 @@ def test_a_run_folder_deleted_during_a_run_costs_no_lora(tmp_path: Path, referen
     jobs = make_jobs(tmp_path)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
     until(lambda: run.manifest["step"] >= 2)
-    shutil.rmtree(run.folder)
+    delete_in_use(run.folder)
     assert jobs.wait(run, 60)
     assert run.state == "done" or "could not be written" in run.manifest["message"]
     assert run.state == "failed" or weights(run) == reference

@@ -59,6 +59,36 @@ def test_failure_in_the_writer_keeps_the_old_file(old: Path, error: BaseExceptio
     assert list(old.parent.iterdir()) == [old]
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_folder_deleted_while_it_is_written_into_is_made_again(tmp_path: Path, times: int) -> None:
+    deleted: list[Path] = []
+
+    def write(temporary: Path) -> None:
+        if len(deleted) < times:
+            deleted.append(temporary.parent.rename(tmp_path / f"away{len(deleted)}"))
+        else:
+            temporary.write_text("new")
+
+    path = tmp_path / "folder" / "file"
+    if times < 3:
+        replace_atomically(path, write)
+        assert path.read_text() == "new"
+    else:
+        with pytest.raises(RunError, match="could not be written"):
+            replace_atomically(path, write)
+    assert len(deleted) == times
+
+
+def test_the_place_of_a_folder_deleted_while_it_is_filled_is_made_again(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        if not (tmp_path / "away").exists():
+            folder.parent.rename(tmp_path / "away")
+        (folder / "file").write_text("new")
+
+    make_folder(tmp_path / "states" / "1", fill)
+    assert (tmp_path / "states" / "1" / "file").read_text() == "new"
+
+
 def test_failure_to_flush_keeps_the_old_file(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(handle: int) -> None:
         raise OSError(errno.EIO, "broken disk")

@@ -20,6 +20,10 @@ NO_BROWSER = "NO BROWSER: the tests of the page are skipped; install chromium"
 READY = "() => typeof executedOnLoaded === 'undefined' || (executedOnLoaded && Object.keys(opts).length > 0)"
 """The WebUI has called what waits for its page (script.js) and knows its settings: before, it may miss a press."""
 FILLED = "() => window.loraTrainFilled && document.querySelector('#lora_train_base')?.textContent.trim()"
+MEASURE = """elements => elements.map(element => {
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return {x, y, width, height};
+})"""
 _WINDOWS = Path("C:/Program Files/Google/Chrome/Application/chrome.exe")
 
 
@@ -86,3 +90,14 @@ def pick(box: Locator, entry: str) -> None:
             return
         box.locator("input").first.blur()
     raise AssertionError(f"the list has no {entry}: {box.inner_text()}")
+
+
+def boxes(*elements: Locator) -> list[dict[str, float]]:
+    """Where elements stand in the window, all at one moment: the page may scroll or fill between two questions.
+
+    Raises:
+        AssertionError: one of them is not shown.
+    """
+    found = elements[0].page.evaluate(MEASURE, [element.element_handle() for element in elements])
+    assert all(box["width"] or box["height"] for box in found), found
+    return list(found)

@@ -25,7 +25,7 @@ from lora_trainer.validation.choose import votes
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document, until
-from tests.ui.browser import NO_BROWSER, choose, chromium, field, open_page, part
+from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, open_page, part
 
 if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
@@ -132,9 +132,7 @@ def test_a_cell_shows_its_numbers_and_a_bar_for_the_loss(page: Page, run: Run) -
     group = next(g for g in document["groups"] if (g["column"], g["weight"]) == (2, 0.6))
     for name, digits in (("loss", 4), ("copy", 3), ("leak", 3)):
         assert f"{group['numbers'][name]:.{digits}f}" in text
-    best, worst = (cell(page, *place).locator(".lt-lossbar i").bounding_box() for place in ((3, 2), (1, 0)))
-    assert best is not None
-    assert worst is not None
+    best, worst = boxes(*(cell(page, *place).locator(".lt-lossbar i") for place in ((3, 2), (1, 0))))
     assert best["width"] < worst["width"]
 
 
@@ -331,9 +329,7 @@ def pin_two(page: Page) -> Locator:
 
 def test_two_cells_are_seen_side_by_side(page: Page) -> None:
     comparison = pin_two(page)
-    left, right = (picture.bounding_box() for picture in comparison.locator("img").all())
-    assert left is not None
-    assert right is not None
+    left, right = boxes(*comparison.locator("img").all())
     assert left["x"] + left["width"] <= right["x"]
     assert all(is_loaded(picture) for picture in comparison.locator("img").all())
     expect(comparison).to_contain_text("A: epoch 1 · weight 0.3 · seed 1")
@@ -365,8 +361,8 @@ def test_the_wipe_divides_the_pictures_where_its_slider_is(page: Page) -> None:
     comparison.locator("input[type=range]").fill("25")
     clip = comparison.locator("img").last.evaluate("image => getComputedStyle(image).clipPath")
     assert clip == "inset(0px 0px 0px 25%)"
-    boxes = [picture.bounding_box() for picture in comparison.locator("img").all()]
-    assert boxes[0] == boxes[1]
+    lower, upper = boxes(*comparison.locator("img").all())
+    assert lower == upper
 
 
 # ------------------------------------------------------------------ ranking

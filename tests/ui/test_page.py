@@ -15,7 +15,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.ui import standalone
 from tests.helpers import draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
-from tests.ui.browser import NO_BROWSER, choose, chromium, field, fill, open_page, part
+from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, fill, open_page, part
 
 if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
@@ -284,9 +284,7 @@ def test_at_800_px_loss_and_step_of_the_files_are_in_sight(root: Path, served: t
         choose(page, "run", "a-run-with-a-long-name-as-people-give")
         cell = page.locator("#lora_train_files td").last
         expect(cell).to_be_visible()
-        box, table = cell.bounding_box(), page.locator("#lora_train_files .lt-scroll").first.bounding_box()
-        assert box
-        assert table
+        box, table = boxes(cell, page.locator("#lora_train_files .lt-scroll").first)
         assert box["x"] + box["width"] <= table["x"] + table["width"] + 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 800
 
