@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +68,18 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def delete_in_use(folder: Path) -> None:
-    """Delete a folder that another thread writes into, at one moment and whole, whatever it does meanwhile."""
-    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name} deleted")))
+def when(jobs: Jobs, is_so: Callable[[Run], object], act: Callable[[], object]) -> None:
+    """Do something once, as soon as a run tells that something is so, on the run's own thread.
+
+    Then the run has not gone on meanwhile, however slow the machine is. To be called before the run is submitted.
+    """
+    done: list[bool] = []
+    tell = jobs._on_change
+
+    def look(run: Run) -> None:
+        tell(run)
+        if not done and is_so(run):
+            done.append(True)
+            act()
+
+    jobs._on_change = look

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
-from tests.runs_helpers import delete_in_use, document, make_jobs, run_to_end, until, weights
+from tests.runs_helpers import document, make_jobs, run_to_end, weights, when
 from tools.soak.kills import Kills
 
 STEPS = 12
@@ -45,6 +46,10 @@ def settings(**changes: Any) -> dict[str, Any]:
         "save__state_steps": 2,
         **changes,
     }
+
+
+def at_step(number: int) -> Callable[[Run], bool]:
+    return lambda run: run.manifest["step"] >= number
 
 
 def resumed(root: Path) -> Run:
@@ -109,9 +114,8 @@ def test_a_disk_without_room_for_the_log_ends_the_run_and_it_goes_on_later(
 def test_a_manifest_that_cannot_be_written_does_not_break_the_line(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings(training__steps=500))))
-        until(lambda: run.manifest["step"] >= 2)
-        full_disk(patch, lambda folder: "runs" in folder.parts)
+        when(jobs, at_step(2), lambda: full_disk(patch, lambda folder: "runs" in folder.parts))
+        run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
         assert jobs.wait(run, 60)
         assert run.state == "failed"
     other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
@@ -131,21 +135,21 @@ def test_a_log_that_was_cut_off_keeps_what_comes_after(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ things that go away
 def test_pictures_deleted_during_a_run_are_not_missed(tmp_path: Path, reference: dict[str, bytes]) -> None:
     jobs = make_jobs(tmp_path)
+    folders = [tmp_path / "pictures", tmp_path / "cache"]
+    when(jobs, at_step(1), lambda: [shutil.rmtree(folder) for folder in folders])
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    until(lambda: run.manifest["step"] >= 1)
-    delete_in_use(tmp_path / "pictures")
-    delete_in_use(tmp_path / "cache")
     assert jobs.wait(run, 60)
+    assert not any(folder.exists() for folder in folders)
     assert (run.state, run.manifest["message"]) == ("done", "")
     assert weights(run) == reference
 
 
 def test_pictures_deleted_while_a_run_is_paused_are_asked_for(tmp_path: Path, reference: dict[str, bytes]) -> None:
     jobs = make_jobs(tmp_path)
+    when(jobs, at_step(2), lambda: jobs.stop("zorp", "pause"))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    until(lambda: run.manifest["step"] >= 2)
-    jobs.stop("zorp", "pause")
     assert jobs.wait(run, 60)
+    assert run.state == "paused"
     (tmp_path / "pictures").rename(tmp_path / "away")
     run = resumed(tmp_path)
     assert run.state == "failed"
@@ -156,20 +160,21 @@ def test_pictures_deleted_while_a_run_is_paused_are_asked_for(tmp_path: Path, re
 
 def test_a_lora_file_deleted_during_a_run_is_no_reason_to_stop(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings(training__steps=40))))
-    until(lambda: bool(run.manifest["files"]))
-    delete_in_use(tmp_path / "models")
+    when(jobs, lambda run: run.manifest["files"], lambda: shutil.rmtree(tmp_path / "models"))
+    run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
     assert jobs.wait(run, 60)
+    assert not Path(run.manifest["files"][0]["path"]).exists()
     assert run.state == "done"
     assert Path(run.manifest["files"][-1]["path"]).is_file()
 
 
 def test_a_run_folder_deleted_during_a_run_costs_no_lora(tmp_path: Path, reference: dict[str, bytes]) -> None:
     jobs = make_jobs(tmp_path)
+    folder = tmp_path / "runs" / "zorp"
+    when(jobs, at_step(2), lambda: shutil.rmtree(folder))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    until(lambda: run.manifest["step"] >= 2)
-    delete_in_use(run.folder)
     assert jobs.wait(run, 60)
+    assert not (folder / "config.toml").exists()
     assert run.state == "done" or "could not be written" in run.manifest["message"]
     assert run.state == "failed" or weights(run) == reference
 

@@ -22,7 +22,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.jobs import Jobs
-from tests.runs_helpers import document, make_jobs, run_to_end, until
+from tests.runs_helpers import document, make_jobs, run_to_end, until, when
 
 
 def submit(jobs: Jobs, root: Path, name: str, **changes: object):
@@ -352,9 +352,8 @@ def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], par
 
 def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
+    when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=0)
-    until(lambda: run.manifest["step"] >= 1)
-    jobs.stop("zorp", "epoch")
     assert jobs.wait(run, 60)
     assert run.state == "stopped"
     assert run.manifest["step"] % run.manifest["steps_per_epoch"] == 0
@@ -370,9 +369,8 @@ def test_stopping_after_the_epoch_can_be_hurried(tmp_path: Path) -> None:
 
 def test_a_file_that_is_written_already_is_not_written_under_another_name(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
+    when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=1)
-    until(lambda: run.manifest["step"] >= 1)
-    jobs.stop("zorp", "epoch")
     assert jobs.wait(run, 60)
     assert [entry["epoch"] for entry in run.manifest["files"]] == [*range(1, run.manifest["epoch"] + 1)]
 
@@ -481,9 +479,8 @@ def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     with pytest.raises(InputError, match="No grid"):
         jobs.stop_grid("zorp")
+    when(jobs, lambda run: run.manifest["grid"].get("done", 0) >= 2, lambda: jobs.stop_grid("zorp"))
     run = jobs.grid("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
-    until(lambda: run.manifest["grid"]["done"] >= 2)
-    jobs.stop_grid("zorp")
     assert jobs.wait(run, 60)
     assert run.manifest["grid"]["state"] == "stopped"
     kept = len(list((run.grids / "plain" / "cells").glob("*.png")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,9 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
 from lora_trainer.training.outputs import Outputs
 from lora_trainer.training.work import Work
-from tests.runs_helpers import document, make_jobs, run_to_end, until, weights
+from tests.runs_helpers import document, make_jobs, run_to_end, until, weights, when
+
+SETTINGS: dict[str, Any] = {"training__steps": 8}
 
 
 class Checkpoint:
@@ -46,21 +47,27 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     monkeypatch.setattr(StandaloneSession, "turn", guarded)
     monkeypatch.setattr(StandaloneHost, "check", checked)
     monkeypatch.setattr("lora_trainer.suspended.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("lora_trainer.training.run.SLICE_SECONDS", 0.0)
     return state
 
 
-def start(jobs: Jobs, root: Path, **changes: object) -> Run:
-    run = jobs.submit(TrainConfig.from_dict(document(root, training__steps=40, **changes)))
-    until(lambda: run.manifest["step"] >= 2)
+def put_away_during_a_run(jobs: Jobs, root: Path, checkpoint: Checkpoint) -> Run:
+    when(jobs, lambda run: run.manifest["step"] >= 2, lambda: setattr(checkpoint, "away", True))
+    run = jobs.submit(TrainConfig.from_dict(document(root, **SETTINGS)))
+    until(lambda: run.state in ("paused", "stopped"))
+    until(lambda: jobs.training.current() is None)
     return run
 
 
+def is_forgotten(jobs: Jobs) -> bool:
+    """Whether nothing is waited for any more, as the thread that looks after such runs has seen itself."""
+    return jobs._suspended._thread is None
+
+
 def test_the_run_goes_on_by_itself_and_learns_the_same(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    reference = run_to_end(tmp_path / "reference", training__steps=40)
+    reference = run_to_end(tmp_path / "reference", **SETTINGS)
     jobs = make_jobs(tmp_path)
-    run = start(jobs, tmp_path)
-    checkpoint.away = True
-    until(lambda: run.state == "paused")
+    run = put_away_during_a_run(jobs, tmp_path, checkpoint)
     assert run.manifest["message"] == "another checkpoint"
     assert run.manifest["waits"] == "checkpoint"
     checkpoint.away = False
@@ -72,22 +79,16 @@ def test_the_run_goes_on_by_itself_and_learns_the_same(tmp_path: Path, checkpoin
 @pytest.mark.parametrize(("wish", "state"), [("stop", "stopped"), ("pause", "paused"), ("discard", "stopped")])
 def test_a_person_can_end_the_waiting(tmp_path: Path, checkpoint: Checkpoint, wish: str, state: str) -> None:
     jobs = make_jobs(tmp_path)
-    run = start(jobs, tmp_path)
-    checkpoint.away = True
-    until(lambda: run.state == "paused")
-    until(lambda: jobs.training.current() is None)
+    run = put_away_during_a_run(jobs, tmp_path, checkpoint)
     assert jobs.stop(run.name, wish).state == state
     checkpoint.away = False
-    time.sleep(0.2)
+    until(lambda: is_forgotten(jobs))
     assert run.state == state
 
 
 def test_other_runs_are_not_held_up(tmp_path: Path, checkpoint: Checkpoint) -> None:
     jobs = make_jobs(tmp_path)
-    run = start(jobs, tmp_path)
-    checkpoint.away = True
-    until(lambda: run.state == "paused")
-    until(lambda: jobs.training.current() is None)
+    run = put_away_during_a_run(jobs, tmp_path, checkpoint)
     jobs._suspended._resume = lambda name: _refuse()  # its checkpoint stays away
     checkpoint.away = False
     other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
@@ -104,11 +105,9 @@ def test_a_stop_that_comes_while_the_run_is_put_aside_counts(
 ) -> None:
     jobs = make_jobs(tmp_path)
     jobs._on_change = lambda changed: jobs.stop(changed.name) if changed.state == "paused" else None
-    run = start(jobs, tmp_path)
-    checkpoint.away = True
-    until(lambda: run.state == "stopped")
+    run = put_away_during_a_run(jobs, tmp_path, checkpoint)
     checkpoint.away = False
-    time.sleep(0.2)
+    until(lambda: is_forgotten(jobs))
     assert (run.state, run.manifest["waits"]) == ("stopped", "")
 
 
