@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,15 @@ def draw_pictures(folder: Path, count: int = 4, size: tuple[int, int] = (96, 96)
 def temporary_files(folder: Path) -> list[Path]:
     """What an unfinished write would leave behind."""
     return [path for path in folder.rglob("*") if path.name.endswith(".lora-train-tmp")]
+
+
+LIMIT = 240.0
+"""Seconds that a test waits for what must happen: no test leans on them, what is not there by then never comes."""
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for something that happens on another thread."""
+    end = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)

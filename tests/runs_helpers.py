@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
-from tests.helpers import CHECKPOINT, draw_pictures
+from tests.helpers import CHECKPOINT, LIMIT, draw_pictures
 
 _loaded: list[Any] = []
 
@@ -51,21 +50,13 @@ def run_to_end(root: Path, name: str = "zorp", **changes: Any) -> Run:
     """Do a run; returns it when it has ended."""
     jobs = make_jobs(root)
     run = jobs.submit(TrainConfig.from_dict(document(root, name, **changes)))
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     return run
 
 
 def weights(run: Run, index: int = -1) -> dict[str, bytes]:
     """The tensors of one of a run's files as bytes."""
     return {k: v.numpy().tobytes() for k, v in load_file(run.manifest["files"][index]["path"]).items()}
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that happens on another thread."""
-    end = time.monotonic() + 240
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def when(jobs: Jobs, is_so: Callable[[Run], object], act: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lora_trainer import api
 from lora_trainer.jobs import Jobs
 from lora_trainer.network.lora_file import save_lora
+from tests.helpers import LIMIT
 from tests.network.made import some_lora
 from tests.runs_helpers import document, make_jobs, run_to_end
 
@@ -55,7 +56,7 @@ def test_pause_resume_stop(client: TestClient, jobs: Jobs, tmp_path: Path) -> No
             assert run.state in ("queued", "running"), run.manifest["message"]
         assert client.post(f"runs/zorp/{verb}").status_code == 200
         if state:
-            jobs.wait(run, 60)
+            jobs.wait(run, LIMIT)
             assert client.get("runs/zorp").json()["state"] == state
 
 

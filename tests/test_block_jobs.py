@@ -22,8 +22,8 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
 from lora_trainer.validation import block_analysis, block_tuning
 from lora_trainer.validation.block_tuner import Effort
-from tests.helpers import CHECKPOINT, draw_pictures
-from tests.runs_helpers import make_jobs, run_to_end, until
+from tests.helpers import CHECKPOINT, LIMIT, draw_pictures, until
+from tests.runs_helpers import make_jobs, run_to_end
 
 BUSY = "are being looked at already"
 
@@ -50,7 +50,7 @@ def run(jobs: Jobs) -> Iterator[Run]:
     run = jobs.runs.get("zorp")
     run.update(blocks={}, now=True)
     yield run
-    assert jobs.blocks.wait(run, 60)
+    assert jobs.blocks.wait(run, LIMIT)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_an_analysis_through_rest(client: TestClient, jobs: Jobs, run: Run) -> N
     body = {"prompts": ["zorp", "a red circle"], "seeds": [1], "together": 2}
     answer = client.post("runs/zorp/blocks/analyze", json=body)
     assert answer.json()["blocks"]["state"] in ("queued", "running")
-    assert jobs.blocks.wait(run, 120)
+    assert jobs.blocks.wait(run, LIMIT)
     known = client.get("runs/zorp/blocks").json()
     assert known["progress"]["state"] == "done", known["progress"]
     assert (known["progress"]["done"], known["progress"]["of"]) == (12, 12)
@@ -91,7 +91,7 @@ def test_an_analysis_through_rest(client: TestClient, jobs: Jobs, run: Run) -> N
 def test_a_tuning_through_rest(client: TestClient, jobs: Jobs, run: Run) -> None:
     answer = client.post("runs/zorp/blocks/tune", json={"weight": 0.8})
     assert answer.json()["blocks"]["kind"] == "tuning"
-    assert jobs.blocks.wait(run, 120)
+    assert jobs.blocks.wait(run, LIMIT)
     known = client.get("runs/zorp/blocks", params={"file": "zorp"}).json()
     assert known["progress"]["state"] == "done", known["progress"]
     assert known["tuning"]["weights"].keys() == {"IN01", "M00"}
@@ -137,7 +137,7 @@ def test_one_at_a_time_can_be_stopped_and_goes_on(jobs: Jobs, run: Run, monkeypa
 
     def slow(plan: Any, session: Any, folder: Path, *, together: int, on_cells: Any) -> None:
         on_cells(1, 6)
-        assert go.wait(30)
+        assert go.wait(LIMIT)
         on_cells(2, 6)
 
     monkeypatch.setattr(block_analysis, "analyze", slow)
@@ -148,7 +148,7 @@ def test_one_at_a_time_can_be_stopped_and_goes_on(jobs: Jobs, run: Run, monkeypa
             again("zorp", {})
     jobs.blocks.stop("zorp")
     go.set()
-    assert jobs.blocks.wait(run, 30)
+    assert jobs.blocks.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "stopped"
     assert "finished pictures are kept" in run.manifest["blocks"]["message"]
     with pytest.raises(InputError, match="No blocks of zorp"):
@@ -159,7 +159,7 @@ def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
     jobs: Jobs, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr("lora_trainer.jobs._Drawing.draw", lambda *_: go.wait(30))
+    monkeypatch.setattr("lora_trainer.jobs._Drawing.draw", lambda *_: go.wait(LIMIT))
     jobs.grid("zorp", weights=[1.0], prompts=["zorp"])
     jobs.blocks.tune("zorp", {})
     assert jobs.blocks.progress(run)["state"] == "queued"
@@ -167,7 +167,7 @@ def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
     assert run.manifest["blocks"]["state"] == "stopped"
     assert jobs.drawing.find(run) is not None
     go.set()
-    assert jobs.wait(run, 30)
+    assert jobs.wait(run, LIMIT)
 
 
 @pytest.mark.parametrize("error", [RunError("The disk is full."), ValueError("odd")])
@@ -177,7 +177,7 @@ def test_a_failure_is_a_sentence(jobs: Jobs, run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(block_analysis, "analyze", fail)
     jobs.blocks.analyze("zorp", {"prompts": ["a"]})
-    assert jobs.blocks.wait(run, 30)
+    assert jobs.blocks.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "failed"
     assert str(error) in run.manifest["blocks"]["message"]
 

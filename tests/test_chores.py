@@ -11,8 +11,7 @@ import pytest
 from lora_trainer.chores import REMEMBERED, Chores, Progress
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.line import Line
-
-LIMIT = 20.0
+from tests.helpers import LIMIT
 
 
 class Result:

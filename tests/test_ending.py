@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from lora_trainer.control import only_telling
 from lora_trainer.ending import Ending, as_interrupt
 from lora_trainer.errors import explain, unexpected
 from lora_trainer.suspended import Suspended
-from tests.helpers import CHECKPOINT
-from tests.runs_helpers import document, make_jobs, until
+from tests.helpers import CHECKPOINT, LIMIT, until
+from tests.runs_helpers import document, make_jobs
 
 CASES = Path(__file__).parent / "cases"
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -52,11 +51,8 @@ def manifest(root: Path, name: str) -> dict[str, Any]:
 
 
 def until_learning(program: subprocess.Popen[str], root: Path, name: str) -> None:
-    end = time.monotonic() + 240
-    while manifest(root, name)["step"] < 2:
-        assert program.poll() is None, program.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: program.poll() is not None or manifest(root, name)["step"] >= 2)
+    assert manifest(root, name)["step"] >= 2, program.communicate()
 
 
 # ------------------------------------------------------------------ signals
@@ -78,7 +74,7 @@ def test_a_program_that_is_told_to_end_saves_what_is_learned(
     until_learning(program, tmp_path, "k")
     for each in signals:
         program.send_signal(each)
-    _, told = program.communicate(timeout=240)
+    _, told = program.communicate(timeout=LIMIT)
     found = manifest(tmp_path, "k")
     assert (program.returncode, found["state"]) == (1, state), told
     assert "Traceback" not in told
@@ -96,7 +92,7 @@ def test_of_two_programs_that_resume_a_killed_run_at_once_one_does(tmp_path: Pat
     first.kill()
     first.communicate()
     programs = [train(toml, tmp_path, "--resume", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
-    told = [program.communicate(timeout=240)[1] for program in programs]
+    told = [program.communicate(timeout=LIMIT)[1] for program in programs]
     codes = sorted(program.returncode for program in programs)
     assert codes == [0, 2] or "is done" in "".join(told), told  # the second may have come when the first was done
     assert manifest(tmp_path, "k")["state"] == "done"
@@ -149,7 +145,7 @@ def test_a_run_whose_progress_bar_nobody_reads_is_done(tmp_path: Path, closed: s
     streams = {"stdout": writer if closed == "both" else subprocess.DEVNULL, "stderr": writer}
     program = train(case("broken-pipe", tmp_path), tmp_path, **streams)
     os.close(writer)
-    program.wait(240)
+    program.wait(LIMIT)
     found = manifest(tmp_path, "pipe")
     assert (found["state"], found["message"]) == ("done", "")
     assert Path(found["files"][-1]["path"]).is_file()
@@ -164,7 +160,7 @@ def test_no_error_of_what_only_tells_fails_a_run(tmp_path: Path, error: BaseExce
     jobs._on_change = tell
     jobs.host.announce = tell  # type: ignore[method-assign]
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, training__steps=1)))
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["message"]) == ("done", "")
 
 
@@ -188,15 +184,15 @@ def test_a_library_that_calls_exit_fails_the_run_with_a_sentence(
     monkeypatch.delitem(sys.modules, "lion_pytorch.triton", raising=False)
     jobs = make_jobs(tmp_path)
     run = jobs.submit(config)
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     on_disk = manifest(tmp_path, "lion")
     assert on_disk["state"] == run.state == "failed"
     assert "lion_pytorch wanted to end the whole program" in on_disk["message"]
     other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other", training__steps=1)))
-    assert jobs.wait(other, 120)
+    assert jobs.wait(other, LIMIT)
     assert other.state == "done"
     assert jobs.resume("lion").name == "lion"
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
 
 
 @pytest.mark.parametrize("error", [SystemExit("no licence"), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
@@ -207,7 +203,7 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     jobs = make_jobs(tmp_path)
     monkeypatch.setattr("lora_trainer.training.trainer.Trainer.step", fail)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path)))
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "failed"
     assert run.manifest["error"]["template"]
     assert run.manifest["message"]
@@ -215,7 +211,7 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 def _chore(jobs: Any, fail: Callable[..., Any]) -> str:
     chore = jobs.files.chores.start("merge", "x", fail)
-    assert jobs.files.chores.wait(chore, 60)
+    assert jobs.files.chores.wait(chore, LIMIT)
     return f"{chore.state}: {chore.error}"
 
 
@@ -264,7 +260,7 @@ def test_a_manifest_that_cannot_be_written_at_the_end_leaves_a_run_that_can_be_r
 
         patch.setattr(files.tempfile, "mkstemp", full)
         jobs.training.current().control.ask("stop")
-        assert jobs.wait(run, 60)
+        assert jobs.wait(run, LIMIT)
         assert run.state == "failed"
         assert "disk is full" in run.manifest["message"]
         assert manifest(tmp_path, "zorp")["state"] == "running"
@@ -276,5 +272,5 @@ def test_a_manifest_that_cannot_be_written_at_the_end_leaves_a_run_that_can_be_r
     resumed = again.resume("zorp")
     until(lambda: resumed.manifest["step"] >= 1)
     again.stop("zorp")
-    assert again.wait(resumed, 60)
+    assert again.wait(resumed, LIMIT)
     assert resumed.state == "stopped"

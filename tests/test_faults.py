@@ -21,6 +21,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
+from tests.helpers import LIMIT
 from tests.runs_helpers import document, make_jobs, run_to_end, weights, when
 from tools.soak.kills import Kills
 
@@ -55,7 +56,7 @@ def at_step(number: int) -> Callable[[Run], bool]:
 def resumed(root: Path) -> Run:
     jobs = make_jobs(root)
     run = jobs.resume("zorp")
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     return run
 
 
@@ -116,10 +117,10 @@ def test_a_manifest_that_cannot_be_written_does_not_break_the_line(tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
         when(jobs, at_step(2), lambda: full_disk(patch, lambda folder: "runs" in folder.parts))
         run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-        assert jobs.wait(run, 60)
+        assert jobs.wait(run, LIMIT)
         assert run.state == "failed"
     other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
-    assert jobs.wait(other, 60)
+    assert jobs.wait(other, LIMIT)
     assert other.state == "done"
 
 
@@ -138,7 +139,7 @@ def test_pictures_deleted_during_a_run_are_not_missed(tmp_path: Path, reference:
     folders = [tmp_path / "pictures", tmp_path / "cache"]
     when(jobs, at_step(1), lambda: [shutil.rmtree(folder) for folder in folders])
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert not any(folder.exists() for folder in folders)
     assert (run.state, run.manifest["message"]) == ("done", "")
     assert weights(run) == reference
@@ -148,7 +149,7 @@ def test_pictures_deleted_while_a_run_is_paused_are_asked_for(tmp_path: Path, re
     jobs = make_jobs(tmp_path)
     when(jobs, at_step(2), lambda: jobs.stop("zorp", "pause"))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "paused"
     (tmp_path / "pictures").rename(tmp_path / "away")
     run = resumed(tmp_path)
@@ -162,7 +163,7 @@ def test_a_lora_file_deleted_during_a_run_is_no_reason_to_stop(tmp_path: Path) -
     jobs = make_jobs(tmp_path)
     when(jobs, lambda run: run.manifest["files"], lambda: shutil.rmtree(tmp_path / "models"))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert not Path(run.manifest["files"][0]["path"]).exists()
     assert run.state == "done"
     assert Path(run.manifest["files"][-1]["path"]).is_file()
@@ -173,7 +174,7 @@ def test_a_run_folder_deleted_during_a_run_costs_no_lora(tmp_path: Path, referen
     folder = tmp_path / "runs" / "zorp"
     when(jobs, at_step(2), lambda: shutil.rmtree(folder))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert not (folder / "config.toml").exists()
     assert run.state == "done" or "could not be written" in run.manifest["message"]
     assert run.state == "failed" or weights(run) == reference
@@ -239,7 +240,7 @@ def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -
     path = Path(run.manifest["files"][-1]["path"])
     save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(path).items()}, path)
     jobs.grid("zorp", weights=[0.5, 1], prompts=["zorp"])
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     app = FastAPI()
     mount(app, jobs)
     client = TestClient(app, base_url=f"http://test{PREFIX}", raise_server_exceptions=False)

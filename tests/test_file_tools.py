@@ -19,7 +19,7 @@ from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.jobs import Jobs
 from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
 from lora_trainer.network.modules import group
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, LIMIT
 from tests.network.made import KEYS, delta, lora, some_lora, tensors
 
 
@@ -49,7 +49,7 @@ def tools(tmp_path: Path) -> FileTools:
 
 def done(tools: FileTools, kind: str, **body: Any) -> Chore:
     chore = tools.start(kind, body)
-    assert tools.chores.wait(chore, 30)
+    assert tools.chores.wait(chore, LIMIT)
     assert chore.state == "done", chore.error
     assert tools.host.told[-1] == chore.result.path  # type: ignore[attr-defined]
     return chore
@@ -111,7 +111,7 @@ def test_extracting(tools: FileTools, tmp_path: Path) -> None:
 def test_a_name_that_is_awaited_is_not_given_twice(tools: FileTools) -> None:
     chores = [tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
     for chore in chores:
-        tools.chores.wait(chore, 30)
+        tools.chores.wait(chore, LIMIT)
     assert sorted(c.title for c in chores) == ["a-baked", "a-baked-2", "a-baked-3", "a-baked-4"]
     assert {c.state for c in chores} == {"done"}
 
@@ -167,7 +167,7 @@ def test_what_shows_only_while_working_is_the_chores_sentence(
 ) -> None:
     before = tools.loras.names()
     chore = tools.start(kind, body)
-    assert tools.chores.wait(chore, 30)
+    assert tools.chores.wait(chore, LIMIT)
     assert chore.state == "failed"
     assert sentence in str(chore.error)
     assert tools.loras.names() == before
@@ -180,7 +180,7 @@ def test_where_others_come_in_only_allowed_folders_are_read(tools: FileTools, tm
     with pytest.raises(InputError, match="no LoRA file"):
         tools.start("bake", {"file": str(outside)})
     chore = tools.start("bake", {"file": str(outside)}, outside=True)
-    assert tools.chores.wait(chore, 30)
+    assert tools.chores.wait(chore, LIMIT)
     assert chore.result.path == tools.loras.root / "outside-baked.safetensors"
     tools.host.readable = [tools.loras.root]
     for kind, body in (

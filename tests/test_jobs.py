@@ -22,7 +22,8 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.jobs import Jobs
-from tests.runs_helpers import document, make_jobs, run_to_end, until, when
+from tests.helpers import LIMIT, until
+from tests.runs_helpers import document, make_jobs, run_to_end, when
 
 
 def submit(jobs: Jobs, root: Path, name: str, **changes: object):
@@ -35,7 +36,7 @@ def test_runs_are_done_one_after_another(tmp_path: Path) -> None:
     jobs._on_change = lambda run: order.append(run.name)
     runs = [submit(jobs, tmp_path, name) for name in ("one", "two", "three")]
     assert [r.state for r in runs[1:]] == ["queued", "queued"]
-    assert all(jobs.wait(run, 120) for run in runs)
+    assert all(jobs.wait(run, LIMIT) for run in runs)
     assert [r.state for r in runs] == ["done"] * 3
     assert order == sorted(order, key=["one", "two", "three"].index)
 
@@ -44,7 +45,7 @@ def test_a_failed_run_does_not_stop_the_next(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     bad = submit(jobs, tmp_path, "bad", training__precision="fp16")
     good = submit(jobs, tmp_path, "good")
-    assert jobs.wait(good, 120)
+    assert jobs.wait(good, LIMIT)
     assert (bad.state, good.state) == ("failed", "done")
 
 
@@ -53,7 +54,7 @@ def test_a_waiting_run_can_be_taken_out(tmp_path: Path) -> None:
     first = submit(jobs, tmp_path, "first")
     second = submit(jobs, tmp_path, "second")
     jobs.stop("second")
-    assert jobs.wait(first, 120)
+    assert jobs.wait(first, LIMIT)
     assert second.state == "stopped"
     assert second.manifest["step"] == 0
 
@@ -168,7 +169,7 @@ def test_where_the_host_has_no_hash_a_checkpoint_is_known_by_its_weights_and_unk
         assert run.state == "stopped"
         return
     jobs.resume("zorp")
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "done"
 
 
@@ -182,7 +183,7 @@ def test_a_run_whose_program_ended_says_so_and_looking_writes_nothing(tmp_path: 
         assert "resume" in found.manifest["message"]
     assert (run.folder / "manifest.json").read_bytes() == before
     run = jobs.resume("zorp")
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "done"
 
 
@@ -314,7 +315,7 @@ def test_where_the_file_system_has_no_locks_number_and_start_are_believed(
         run.update(state="running", process=[others[0], number], now=True)
         assert make_jobs(tmp_path).settled("zorp").state == "stopped"
     run = jobs.resume("zorp")
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "done"
 
 
@@ -332,7 +333,7 @@ def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) ->
     run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
     jobs = make_jobs(tmp_path)
     run = jobs.grid("zorp", weights=[0.5, 1.0], prompts=["zorp", "red circle"])
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert run.manifest["grid"]["state"] == "done", run.manifest["grid"]
     with Image.open(run.manifest["grid"]["path"]) as sheet:
         assert sheet.width >= 3 * 64
@@ -354,7 +355,7 @@ def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=0)
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "stopped"
     assert run.manifest["step"] % run.manifest["steps_per_epoch"] == 0
     assert [entry["step"] for entry in run.manifest["files"]] == [run.manifest["step"]]
@@ -371,7 +372,7 @@ def test_a_file_that_is_written_already_is_not_written_under_another_name(tmp_pa
     jobs = make_jobs(tmp_path)
     when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=1)
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert [entry["epoch"] for entry in run.manifest["files"]] == [*range(1, run.manifest["epoch"] + 1)]
 
 
@@ -388,7 +389,7 @@ def test_a_waiting_run_can_be_put_in_front(tmp_path: Path) -> None:
     jobs.stop("first")
     with pytest.raises(InputError, match="does not wait"):
         jobs.move("first", 1)
-    assert jobs.wait(third, 120)
+    assert jobs.wait(third, LIMIT)
 
 
 def waiting(root: Path, names: Sequence[str], **changes: object) -> None:
@@ -439,7 +440,7 @@ def test_a_page_that_looks_all_the_while_drops_no_waiting_run(tmp_path: Path) ->
             until(lambda: all(jobs.runs.get(name).state == "done" for name in names))
         finally:
             over.set()
-        looking.result(30)
+        looking.result(LIMIT)
 
 
 def test_a_waiting_run_of_an_ended_program_can_be_stopped_or_resumed_at_once(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_a_waiting_run_of_an_ended_program_can_be_stopped_or_resumed_at_once(tmp
     assert jobs.stop("one").state == "stopped"
     run = jobs.resume("two")
     jobs.restore()
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert (run.state, jobs.runs.get("one").state) == ("done", "stopped")
 
 
@@ -481,7 +482,7 @@ def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
         jobs.stop_grid("zorp")
     when(jobs, lambda run: run.manifest["grid"].get("done", 0) >= 2, lambda: jobs.stop_grid("zorp"))
     run = jobs.grid("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     assert run.manifest["grid"]["state"] == "stopped"
     kept = len(list((run.grids / "plain" / "cells").glob("*.png")))
     assert 2 <= kept < run.manifest["grid"]["of"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from lora_trainer.control import Control
 from lora_trainer.line import Line, Task
 from lora_trainer.runs import Run
-
-LIMIT = 240.0
+from tests.helpers import LIMIT, until
 
 
 class Gated:
@@ -145,9 +143,7 @@ def test_waiting_ends_when_the_time_is_over_or_nothing_is_left(gated: Gated) -> 
 
 def test_a_line_that_has_ended_begins_again(gated: Gated) -> None:
     gated.finish()
-    end = time.monotonic() + LIMIT
-    while gated.line._thread is not None:
-        assert time.monotonic() < end
+    until(lambda: gated.line._thread is None)
     again = gated.add("again")
     assert gated.line.wait(again.run, LIMIT)
     assert gated.done == ["first", "again"]

@@ -16,7 +16,8 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
 from lora_trainer.training.outputs import Outputs
 from lora_trainer.training.work import Work
-from tests.runs_helpers import document, make_jobs, run_to_end, until, weights, when
+from tests.helpers import LIMIT, until
+from tests.runs_helpers import document, make_jobs, run_to_end, weights, when
 
 SETTINGS: dict[str, Any] = {"training__steps": 8}
 
@@ -92,7 +93,7 @@ def test_other_runs_are_not_held_up(tmp_path: Path, checkpoint: Checkpoint) -> N
     jobs._suspended._resume = lambda name: _refuse()  # its checkpoint stays away
     checkpoint.away = False
     other = jobs.submit(TrainConfig.from_dict(document(tmp_path, "other")))
-    assert jobs.wait(other, 60)
+    assert jobs.wait(other, LIMIT)
     assert (run.state, other.state) == ("paused", "done")
 
 

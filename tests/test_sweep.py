@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError
 from lora_trainer.sweep import MOST, parse_sweep, variants
-from tests.helpers import config
+from tests.helpers import LIMIT, config
 from tests.runs_helpers import document, make_jobs
 
 
@@ -116,7 +116,7 @@ def test_repeated_and_alike_values_are_all_done_or_none_is_begun(tmp_path: Path)
     values = TrainConfig.from_dict(document(tmp_path, training__steps=1))
     runs = jobs.sweep(values, parse_sweep("data.trigger = a b, a_b, a b\ntraining.seed = 1, 1"))
     assert [run.name for run in runs] == ["zorp-triggera_b-seed1", "zorp-triggera_b-seed1-2"]
-    assert all(jobs.wait(run, 60) for run in runs)
+    assert all(jobs.wait(run, LIMIT) for run in runs)
     assert [run.state for run in runs] == ["done", "done"]
 
 
@@ -163,7 +163,7 @@ def test_all_runs_are_done_or_none_is_begun(tmp_path: Path) -> None:
         jobs.sweep(values, {"training.seed": [1, 2]})
     assert jobs.runs.names() == []
     runs = jobs.sweep(values, {"training.seed": [1, 3]})
-    assert all(jobs.wait(run, 60) for run in runs)
+    assert all(jobs.wait(run, LIMIT) for run in runs)
     assert [(run.name, run.state) for run in runs] == [("zorp-seed1", "done"), ("zorp-seed3", "done")]
 
 

@@ -12,7 +12,8 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.jobs import Jobs
 from lora_trainer.runs import Run
-from tests.runs_helpers import document, make_jobs, run_to_end, until
+from tests.helpers import LIMIT, until
+from tests.runs_helpers import document, make_jobs, run_to_end
 
 
 def start(jobs: Jobs, root: Path, name: str = "zorp", **changes: Any) -> Run:
@@ -37,7 +38,7 @@ def test_a_deleted_run_lies_in_the_trash_whole_and_its_name_is_free(tmp_path: Pa
     with pytest.raises(NotFound):
         jobs.settled("zorp")
     again = start(jobs, tmp_path)
-    assert jobs.wait(again, 60)
+    assert jobs.wait(again, LIMIT)
     assert again.state == "done"
 
 
@@ -54,7 +55,7 @@ def test_lora_files_stay_where_they_are_unless_they_are_meant_too(tmp_path: Path
 def test_files_among_others_are_taken_with_their_cards_and_the_others_stay(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     run = start(jobs, tmp_path, "mine", save__folder="shared")
-    assert jobs.wait(run, 60)
+    assert jobs.wait(run, LIMIT)
     folder = jobs.host.folders.loras / "shared"
     for name in ("mine.preview.png", "other.safetensors", "mine-2.safetensors"):
         (folder / name).write_bytes(b"x")
@@ -110,7 +111,7 @@ def test_a_run_that_is_worked_on_is_not_deleted(tmp_path: Path) -> None:
     trash.delete(jobs, "second", files=True)
     assert (first.folder.is_dir(), second.folder.exists()) == (True, False)
     jobs.stop("first")
-    assert jobs.wait(first, 60)
+    assert jobs.wait(first, LIMIT)
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "../..", ".trash"])
@@ -128,13 +129,13 @@ def test_a_discarded_run_is_gone_when_its_step_has_ended_and_its_name_is_free(tm
     jobs = make_jobs(tmp_path)
     run = start(jobs, tmp_path, training__steps=2000, save__every_steps=1)
     until(lambda: bool(run.manifest["files"]))
-    trash.discard(jobs, "zorp").join(60)
+    trash.discard(jobs, "zorp").join(LIMIT)
     assert jobs.runs.names() == []
     (place,) = (jobs.runs.root / trash.FOLDER).iterdir()
     assert "manifest.json" in contents(place / "run")
     assert not (jobs.host.folders.loras / "zorp").exists()
     again = start(jobs, tmp_path)
-    assert jobs.wait(again, 60)
+    assert jobs.wait(again, LIMIT)
     assert again.state == "done"
 
 
@@ -142,10 +143,10 @@ def test_a_waiting_run_is_discarded_too_and_one_that_has_ended_is_not(tmp_path: 
     jobs = make_jobs(tmp_path)
     first = start(jobs, tmp_path, "first", training__steps=2000)
     start(jobs, tmp_path, "second")
-    trash.discard(jobs, "second").join(60)
+    trash.discard(jobs, "second").join(LIMIT)
     assert jobs.runs.names() == ["first"]
     jobs.stop("first")
-    assert jobs.wait(first, 60)
+    assert jobs.wait(first, LIMIT)
     with pytest.raises(InputError, match="not running"):
         trash.discard(jobs, "first")
     assert jobs.runs.names() == ["first"]

@@ -13,10 +13,10 @@ import torch
 from playwright.sync_api import Page, expect
 from safetensors.torch import load_file, save_file
 
+from tests.helpers import until
 from tests.host.test_webui import CLEAN, WEIGHTS, document
 from tests.host.test_webui_page import open_tab
 from tests.host.webui import WebUI
-from tests.runs_helpers import until
 from tests.ui.browser import NO_BROWSER, choose, chromium, field, open_page, part
 
 needs_browser = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)

@@ -17,11 +17,10 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from safetensors.torch import load_file, save_file
 
-from tests.helpers import temporary_files
+from tests.helpers import temporary_files, until
 from tests.host.test_webui import CLEAN, WEIGHTS, tensors
 from tests.host.test_webui_page import open_tab
 from tests.host.webui import ASSETS, WebUI
-from tests.runs_helpers import until
 from tests.ui.browser import NO_BROWSER, choose, choose_text, chromium, fill, open_page, part
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)

@@ -12,9 +12,7 @@ import pytest
 
 from lora_trainer.hosts import fair_lock
 from lora_trainer.hosts.fair_lock import FairLock
-
-LIMIT = 20.0
-"""No test may hang: a thread that is not done by then is a deadlock."""
+from tests.helpers import LIMIT, until
 
 
 def quiet(waits: bool) -> None:
@@ -31,13 +29,6 @@ def join(*threads: threading.Thread) -> None:
     for thread in threads:
         thread.join(LIMIT)
         assert not thread.is_alive(), "deadlock"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.001)
 
 
 def take(lock: FairLock) -> None:

@@ -18,7 +18,7 @@ from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
 from lora_trainer.training.resuming import MAY_CHANGE, changes
 from lora_trainer.training.state import read_settings
-from tests.helpers import CHECKPOINT, config
+from tests.helpers import CHECKPOINT, LIMIT, config
 from tests.runs_helpers import document, make_jobs, weights
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -36,7 +36,7 @@ def paused(root: Path, settings: TrainConfig, at: int = 2) -> Run:
     jobs = make_jobs(root)
     jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
     run = jobs.submit(settings)
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["step"]) == ("paused", at)
     return run
 
@@ -105,7 +105,7 @@ def test_what_changes_nothing_of_what_is_learned_is_used(tmp_path: Path, way: st
     if way != "given":
         write(run, wanted)
     run = jobs.resume("zorp", wanted if way == "given" else None)
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert (run.state, run.config()) == ("done", wanted)
     assert [entry["step"] for entry in run.manifest["files"]] == [2, 3, 4]  # step 2 is due again
     assert {entry["step"] for entry in run.manifest["samples"]} >= {3, 4}
@@ -126,13 +126,13 @@ def test_an_edit_while_the_run_waits_in_line_is_refused_by_the_run(tmp_path: Pat
 
     jobs._train = edited  # type: ignore[method-assign]
     run = jobs.resume("zorp")
-    jobs.wait(run, 120)
+    jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["step"]) == ("failed", 2)
     assert "training.seed (42 → 1)" in run.manifest["message"]
     write(run, settings)
     again = make_jobs(tmp_path)
     run = again.resume("zorp")
-    assert again.wait(run, 120)
+    assert again.wait(run, LIMIT)
     assert run.state == "done"
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_has_learned_nothing_takes_its_edited_settings_but_not_anothe
     assert caught.value.field == "name"
     write(run, settings.with_values({"training.steps": 3}))
     run = jobs.resume("zorp")
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["steps"]) == ("done", 3)
 
 
@@ -158,7 +158,7 @@ def test_states_of_older_versions_have_no_settings(tmp_path: Path, monkeypatch: 
     assert read_settings(run.states) is None
     jobs = make_jobs(tmp_path)
     run = jobs.resume("zorp")
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "done"
 
 
@@ -210,6 +210,6 @@ def interrupted(folder: Path, at: int = 2) -> Path:
     jobs = Jobs(StandaloneHost(Path("root")))
     jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
     run = jobs.submit(settings)
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     assert run.state == "paused", run.manifest["message"]
     return run.folder.absolute()

@@ -23,8 +23,8 @@ from lora_trainer.runs import Run
 from lora_trainer.ui import standalone
 from lora_trainer.validation.choose import votes
 from tests.grids_made import make_files, make_grid
-from tests.helpers import CHECKPOINT
-from tests.runs_helpers import document, until
+from tests.helpers import CHECKPOINT, until
+from tests.runs_helpers import document
 from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, open_page, part
 
 if not chromium():

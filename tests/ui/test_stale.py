@@ -20,7 +20,7 @@ from lora_trainer.training.outputs import Outputs
 from lora_trainer.ui import block_views, views
 from lora_trainer.ui.blocks import _changes_something
 from lora_trainer.ui.tab import Tab
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, LIMIT
 from tests.runs_helpers import document, make_jobs
 from tests.ui.markup import Page
 from tests.ui.test_tab import poll, typed
@@ -96,7 +96,7 @@ def test_samples_and_validation_are_noted_while_they_last(tmp_path: Path, monkey
     monkeypatch.setattr(Run, "update", note)
     wanted = {"samples__prompts": ["zorp", "a zorp"], "validation__share": 0.4}
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **wanted)))
-    assert jobs.wait(run, 120)
+    assert jobs.wait(run, LIMIT)
     phases = [phase for phase, done, of in noted if phase]
     order = [phase for index, phase in enumerate(phases) if index == 0 or phases[index - 1] != phase]
     assert order[-5:] == ["training", "validation", "training", "samples", "training"]

@@ -27,9 +27,8 @@ from lora_trainer.network.stacks import Stack, parse_stack
 from lora_trainer.ui import tool_views
 from lora_trainer.ui.stacks import StacksPanel
 from lora_trainer.ui.tools import ToolsPanel, add_lines
-from tests.helpers import CHECKPOINT
+from tests.helpers import CHECKPOINT, LIMIT, until
 from tests.network.made import EVERY, KEYS, some_lora, tensors
-from tests.runs_helpers import until
 from tests.ui.markup import HOSTILE, Page
 
 english = translator("en")
@@ -75,7 +74,7 @@ def press(panel: ToolsPanel, kind: str, file: str = "", **values: Any) -> str:
 def finished(panel: ToolsPanel) -> Chore:
     """The newest work, when it is over."""
     chore = panel._tools.chores.list()[0]
-    assert panel._tools.chores.wait(chore, 30)
+    assert panel._tools.chores.wait(chore, LIMIT)
     return chore
 
 
@@ -203,7 +202,9 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     with gr.Blocks():
         other = ToolsPanel(jobs, english)
     go = threading.Event()
-    first = jobs.files.chores.start("extract", "long", lambda progress: [progress(1, 4), go.wait(20), progress(2, 4)])
+    first = jobs.files.chores.start(
+        "extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)]
+    )
     assert press(panel, "bake", "a") == press(other, "bake", "a") == ""
     until(lambda: first.of > 0)
     page = Page(other._load()[0])
@@ -313,7 +314,7 @@ def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPa
     for path in pictures:
         Image.new("RGB", (8, 8)).save(path)
     chore = stacks._mixing.chores.start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
-    assert stacks._mixing.chores.wait(chore, 20)
+    assert stacks._mixing.chores.wait(chore, LIMIT)
     work, stop, gallery, table, prompts, seen = stacks._poll("")
     assert "Done" in work
     assert stop == gr.update(visible=False)

@@ -27,7 +27,7 @@ from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.network.stacks import MixRule, parse_stack
 from lora_trainer.validation.mixes import DOCUMENT, TABLE, MixPlan, draw_mixes
-from tests.helpers import config, temporary_files
+from tests.helpers import LIMIT, config, temporary_files
 from tests.network.made import EVERY, KEYS, tensors
 from tests.network.plain import randomise
 
@@ -153,7 +153,7 @@ def alone(host: StandaloneHost, name: str, weight: float, lbw: str = "") -> np.n
 def drawn(mixing: Mixing, stack: str, **values: Any) -> dict[str, Any]:
     size = {key: value for key, value in SMALL.items() if key != "seed"}
     chore = mixing.draw({"stack": stack, "count": 1, "picture_seed": 5, **size, **values})
-    assert mixing.chores.wait(chore, 60)
+    assert mixing.chores.wait(chore, LIMIT)
     assert chore.state == "done", chore.error
     return chore.result.to_dict()
 
@@ -214,7 +214,7 @@ def test_what_fails_while_drawing_is_a_sentence_and_leaves_nothing(mixing: Mixin
     loha = tensors({KEYS[1]: EVERY["loha"]})
     save_file(loha, mixing.loras.root / "loha.safetensors")
     chore = mixing.draw({"stack": "loha: 1", "count": 1, **{k: v for k, v in SMALL.items() if k != "seed"}})
-    assert mixing.chores.wait(chore, 60)
+    assert mixing.chores.wait(chore, LIMIT)
     assert chore.state == "failed"
     assert "LoHa" in str(chore.error)
     assert not list(mixing.folder.rglob("*.safetensors"))
