@@ -69,44 +69,6 @@ def make_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     _begun_anew(folder, make)
 
 
-def _replace(path: Path, write: Callable[[Path], object], durable: bool) -> None:
-    _enter(path.parent)
-    handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=_UNFINISHED, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        if durable:
-            _flush(temporary)
-        _usual_rights(temporary, 0o666)
-        patiently(lambda: os.replace(temporary, path))
-        if durable:
-            _flush_folder(path.parent)
-    finally:
-        remove(temporary)
-
-
-def _begun_anew(path: Path, make: Callable[[], None]) -> None:
-    """Write, and begin anew where the folder is deleted meanwhile: it is made again, as it is before each write.
-
-    Raises:
-        RunError: what else went wrong.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            make()
-            return
-        except FileNotFoundError as error:
-            if attempt == _ATTEMPTS - 1:
-                raise write_error(path, error) from error
-        except OSError as error:
-            raise write_error(path, error) from error
-        except Exception as error:
-            if "os error 28" in str(error).lower() or "no space left" in str(error).lower():  # safetensors' own error
-                raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
-            raise
-
-
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder for files that are needed for a moment under names of their own; it goes with all that is in it.
@@ -161,20 +123,12 @@ def make_parents(folder: Path) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a file, on a line of its own even when a crash has cut off the last one.
+    """Add a line to a file, on a line of its own even when a crash has cut off the last one; its folder is made.
 
     Raises:
         RunError: the disk is full, or the file cannot be written.
     """
-    try:
-        with patiently(lambda: path.open("a+b")) as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-            is_cut_off = end and file.read(1) != b"\n"
-            file.write((b"\n" if is_cut_off else b"") + line + b"\n")
-    except OSError as error:
-        raise write_error(path, error) from error
+    _begun_anew(path, lambda: _append(path, line))
 
 
 def remove_unfinished(folder: Path, *, below: bool = False) -> None:
@@ -226,6 +180,54 @@ def write_error(path: Path, error: OSError) -> RunError:
     if error.errno == errno.ENOSPC:
         return RunError("The disk is full: {path} could not be written; free some space.", path=path)
     return RunError("{path} could not be written: {error}.", path=path, error=error.strerror or error)
+
+
+def _begun_anew(path: Path, make: Callable[[], None]) -> None:
+    """Write, and begin anew where the folder is deleted meanwhile: it is made again, as it is before each write.
+
+    Raises:
+        RunError: what else went wrong.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            make()
+            return
+        except FileNotFoundError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise write_error(path, error) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        except Exception as error:
+            if "os error 28" in str(error).lower() or "no space left" in str(error).lower():  # safetensors' own error
+                raise write_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
+            raise
+
+
+def _replace(path: Path, write: Callable[[Path], object], durable: bool) -> None:
+    _enter(path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=_UNFINISHED, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            _flush(temporary)
+        _usual_rights(temporary, 0o666)
+        patiently(lambda: os.replace(temporary, path))
+        if durable:
+            _flush_folder(path.parent)
+    finally:
+        remove(temporary)
+
+
+def _append(path: Path, line: bytes) -> None:
+    make_parents(path.parent)
+    with patiently(lambda: path.open("a+b")) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+        is_cut_off = end and file.read(1) != b"\n"
+        file.write((b"\n" if is_cut_off else b"") + line + b"\n")
 
 
 def _read_umask() -> int:

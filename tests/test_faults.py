@@ -169,15 +169,19 @@ def test_a_lora_file_deleted_during_a_run_is_no_reason_to_stop(tmp_path: Path) -
     assert Path(run.manifest["files"][-1]["path"]).is_file()
 
 
-def test_a_run_folder_deleted_during_a_run_costs_no_lora(tmp_path: Path, reference: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_folder_deleted_during_a_run_costs_no_lora(
+    tmp_path: Path, reference: dict[str, bytes], step: int
+) -> None:
+    """What is written first after it: the log of the next step, or a state."""
     jobs = make_jobs(tmp_path)
     folder = tmp_path / "runs" / "zorp"
-    when(jobs, at_step(2), lambda: shutil.rmtree(folder))
+    when(jobs, at_step(step), lambda: shutil.rmtree(folder))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
     assert jobs.wait(run, LIMIT)
     assert not (folder / "config.toml").exists()
-    assert run.state == "done" or "could not be written" in run.manifest["message"]
-    assert run.state == "failed" or weights(run) == reference
+    assert run.state == "done"
+    assert weights(run) == reference
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "sleeping"}', "\0" * 100])
