@@ -183,7 +183,7 @@ def write_error(path: Path, error: OSError) -> RunError:
 
 
 def _begun_anew(path: Path, make: Callable[[], None]) -> None:
-    """Write, and begin anew where the folder is deleted meanwhile: it is made again, as it is before each write.
+    """Write, and where the folder is not there, or not any more, make it and begin anew.
 
     Raises:
         RunError: what else went wrong.
@@ -195,6 +195,8 @@ def _begun_anew(path: Path, make: Callable[[], None]) -> None:
         except FileNotFoundError as error:
             if attempt == _ATTEMPTS - 1:
                 raise write_error(path, error) from error
+            with suppress(OSError):  # the next attempt tells
+                make_parents(path.parent)
         except OSError as error:
             raise write_error(path, error) from error
         except Exception as error:
@@ -221,7 +223,6 @@ def _replace(path: Path, write: Callable[[Path], object], durable: bool) -> None
 
 
 def _append(path: Path, line: bytes) -> None:
-    make_parents(path.parent)
     with patiently(lambda: path.open("a+b")) as file:
         end = file.seek(0, os.SEEK_END)
         if end:

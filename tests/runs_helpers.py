@@ -59,6 +59,11 @@ def weights(run: Run, index: int = -1) -> dict[str, bytes]:
     return {k: v.numpy().tobytes() for k, v in load_file(run.manifest["files"][index]["path"]).items()}
 
 
+def at_step(number: int) -> Callable[[Run], bool]:
+    """For :func:`when`: a step is done."""
+    return lambda run: run.manifest["step"] >= number
+
+
 def when(jobs: Jobs, is_so: Callable[[Run], object], act: Callable[[], object]) -> None:
     """Do something once, as soon as a run tells that something is so, on the run's own thread.
 

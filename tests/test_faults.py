@@ -22,7 +22,7 @@ from lora_trainer.errors import InputError
 from lora_trainer.runs import Run
 from lora_trainer.training import run as run_module
 from tests.helpers import LIMIT
-from tests.runs_helpers import document, make_jobs, run_to_end, weights, when
+from tests.runs_helpers import at_step, document, make_jobs, run_to_end, weights, when
 from tools.soak.kills import Kills
 
 STEPS = 12
@@ -47,10 +47,6 @@ def settings(**changes: Any) -> dict[str, Any]:
         "save__state_steps": 2,
         **changes,
     }
-
-
-def at_step(number: int) -> Callable[[Run], bool]:
-    return lambda run: run.manifest["step"] >= number
 
 
 def resumed(root: Path) -> Run:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from lora_trainer import files
 from lora_trainer.errors import RunError
 from lora_trainer.files import (
+    append_line,
     make_folder,
     remove,
     remove_unfinished,
@@ -77,6 +78,22 @@ def test_a_folder_deleted_while_it_is_written_into_is_made_again(tmp_path: Path,
         with pytest.raises(RunError, match="could not be written"):
             replace_atomically(path, write)
     assert len(deleted) == times
+
+
+def test_a_line_is_added_where_the_folder_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "log.jsonl"
+    for line in (b"one", b"two"):
+        append_line(path, line)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_line_that_no_folder_can_be_made_for_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunError, match="could not be written"):
+        append_line(tmp_path / "a" / "log.jsonl", b"one")
 
 
 def test_the_place_of_a_folder_deleted_while_it_is_filled_is_made_again(tmp_path: Path) -> None:

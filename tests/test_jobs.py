@@ -23,7 +23,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import InputError, NotFound
 from lora_trainer.jobs import Jobs
 from tests.helpers import LIMIT, until
-from tests.runs_helpers import document, make_jobs, run_to_end, when
+from tests.runs_helpers import at_step, document, make_jobs, run_to_end, when
 
 
 def submit(jobs: Jobs, root: Path, name: str, **changes: object):
@@ -353,7 +353,7 @@ def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], par
 
 def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
+    when(jobs, at_step(1), lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=0)
     assert jobs.wait(run, LIMIT)
     assert run.state == "stopped"
@@ -370,7 +370,7 @@ def test_stopping_after_the_epoch_can_be_hurried(tmp_path: Path) -> None:
 
 def test_a_file_that_is_written_already_is_not_written_under_another_name(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    when(jobs, lambda run: run.manifest["step"] >= 1, lambda: jobs.stop("zorp", "epoch"))
+    when(jobs, at_step(1), lambda: jobs.stop("zorp", "epoch"))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=1)
     assert jobs.wait(run, LIMIT)
     assert [entry["epoch"] for entry in run.manifest["files"]] == [*range(1, run.manifest["epoch"] + 1)]

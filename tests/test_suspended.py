@@ -17,7 +17,7 @@ from lora_trainer.runs import Run
 from lora_trainer.training.outputs import Outputs
 from lora_trainer.training.work import Work
 from tests.helpers import LIMIT, until
-from tests.runs_helpers import document, make_jobs, run_to_end, weights, when
+from tests.runs_helpers import at_step, document, make_jobs, run_to_end, weights, when
 
 SETTINGS: dict[str, Any] = {"training__steps": 8}
 
@@ -53,7 +53,7 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 
 
 def put_away_during_a_run(jobs: Jobs, root: Path, checkpoint: Checkpoint) -> Run:
-    when(jobs, lambda run: run.manifest["step"] >= 2, lambda: setattr(checkpoint, "away", True))
+    when(jobs, at_step(2), lambda: setattr(checkpoint, "away", True))
     run = jobs.submit(TrainConfig.from_dict(document(root, **SETTINGS)))
     until(lambda: run.state in ("paused", "stopped"))
     until(lambda: jobs.training.current() is None)
