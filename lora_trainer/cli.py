@@ -141,11 +141,14 @@ def build_parser() -> Parser:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from lora_trainer.demo.run import run_demo
+    from lora_trainer.demo.run import run_demo, summary
 
-    report = run_demo(args.output, quiet=args.json)
     if args.json:
-        print_json(report)
+        print_json(run_demo(args.output))
+        return 0
+    bars = ProgressBar(), GridBar()
+    report = run_demo(args.output, lambda run: [bar(run) for bar in bars])
+    print("", *summary(report, args.output), sep="\n")
     return 0
 
 

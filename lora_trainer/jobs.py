@@ -256,9 +256,9 @@ class Jobs:
 
     def grid_document(self, name: str) -> dict[str, Any]:
         """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
-        from lora_trainer.validation.grid import read_document
+        from lora_trainer.validation.grid import known_grid
 
-        return read_document(self.settled(name))
+        return known_grid(self.settled(name))
 
     def stop_grid(self, name: str) -> Run:
         """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""

@@ -18,6 +18,7 @@ import lora_trainer.jobs
 import lora_trainer.ui.tab
 from lora_trainer.hosts.a1111_callbacks import register
 from lora_trainer.hosts.a1111_lora import language
+from lora_trainer.hosts.a1111_rebuild import reload
 from lora_trainer.i18n import translator
 
 
@@ -58,13 +59,13 @@ def started(demo, app):
     lora_trainer.api.mount(app, jobs(), door())
     lora_trainer.hosts.a1111_blocks.install()
     threading.Thread(target=jobs().restore, name="lora-train restore", daemon=True).start()
-    lora_trainer.hosts.a1111_reload.reload.end()
+    reload.end()
 
 
 for event, callback in (
     ("before_ui", lora_trainer.hosts.a1111_axes.install),
     ("before_ui", lambda: lora_trainer.hosts.a1111_reload.watch(jobs)),
-    ("script_unloaded", lora_trainer.hosts.a1111_reload.reload.begin),
+    ("script_unloaded", reload.begin),
     ("ui_settings", settings),
     ("ui_tabs", lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")]),
     ("app_started", started),

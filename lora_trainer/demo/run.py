@@ -58,22 +58,24 @@ def demo_config(pictures: Path, checkpoint: Path = CHECKPOINT) -> TrainConfig:
     )  # fmt: skip
 
 
-def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
+def run_demo(output: Path, on_change: Callable[[Run], object] = lambda run: None) -> dict[str, Any]:
     """Do the whole job below ``output`` and return the report, which is also written there.
+
+    Args:
+        output: a new folder, or that of an earlier demo, which is emptied.
+        on_change: told whenever something was done.
 
     Raises:
         InputError: ``output`` holds something that is not an earlier demo.
         RunError: the training failed.
     """
-    from lora_trainer.cli import GridBar, ProgressBar
-
     began = time.time()
     _fresh(output)
     make_pictures(output / "pictures")
     host = StandaloneHost(output)
     config = demo_config(output / "pictures")
     write_text(output / "zorp.toml", config.to_toml())
-    jobs = Jobs(host, on_change=(lambda run: None) if quiet else _bars(ProgressBar(), GridBar()))
+    jobs = Jobs(host, on_change=on_change)
     run = jobs.submit(config)
     jobs.wait(run)
     if run.state != "done":
@@ -105,17 +107,7 @@ def run_demo(output: Path, *, quiet: bool = False) -> dict[str, Any]:
         "groups": document["groups"],
     }
     write_json(output / "report.json", report)
-    if not quiet:
-        _print(report, output)
     return report
-
-
-def _bars(*bars: Callable[[Run], None]) -> Callable[[Run], None]:
-    def show(run: Run) -> None:
-        for bar in bars:
-            bar(run)
-
-    return show
 
 
 def _fresh(output: Path) -> None:
@@ -129,17 +121,19 @@ def _fresh(output: Path) -> None:
     write_text(output / _MARKER, "This folder is emptied by the next lora-trainer demo.\n")
 
 
-def _print(report: dict[str, Any], output: Path) -> None:
+def summary(report: dict[str, Any], output: Path) -> list[str]:
+    """What the demo has made and found, a line each."""
     chosen = report["best"]
-    print(f"\nLoRA files:  {Path(report['loras'][0]).parent}")
-    print(f"Grid:        {report['grid']}")
-    print(f"Run:         {output / 'runs' / TRIGGER}")
-    print(f"Report:      {output / 'report.json'}")
-    print(f"Loss:        {report['loss_first']:.4f} in the first epoch, {report['loss_last']:.4f} in the last")
-    print(f"Held out:    {report['val_loss_base']:.4f} without LoRA, {report['val_loss_best']:.4f} recommended")
     name = Path(chosen["file"]).stem
-    print(f"Numbers:     {report['numbers']}")
-    print(f"Best:        epoch {chosen['epoch']} at weight {chosen['weight']:g}: <lora:{name}:{chosen['weight']:g}>")
-    for sentence in report["recommendation"]:
-        print(f"             {sentence}")
-    print(f"{report['seconds']:.0f} seconds")
+    return [
+        f"LoRA files:  {Path(report['loras'][0]).parent}",
+        f"Grid:        {report['grid']}",
+        f"Run:         {output / 'runs' / TRIGGER}",
+        f"Report:      {output / 'report.json'}",
+        f"Loss:        {report['loss_first']:.4f} in the first epoch, {report['loss_last']:.4f} in the last",
+        f"Held out:    {report['val_loss_base']:.4f} without LoRA, {report['val_loss_best']:.4f} recommended",
+        f"Numbers:     {report['numbers']}",
+        f"Best:        epoch {chosen['epoch']} at weight {chosen['weight']:g}: <lora:{name}:{chosen['weight']:g}>",
+        *(f"             {sentence}" for sentence in report["recommendation"]),
+        f"{report['seconds']:.0f} seconds",
+    ]

@@ -28,7 +28,7 @@ from lora_trainer.config import TrainConfig
 from lora_trainer.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111_gate import Gate, HeldGate
 from lora_trainer.hosts.a1111_lora import data_folder, language, lora_networks, person_presets
-from lora_trainer.hosts.a1111_reload import reload
+from lora_trainer.hosts.a1111_rebuild import reload
 from lora_trainer.hosts.a1111_words import meanings
 from lora_trainer.hosts.base import DrawRequest, Folders, LoadedModel, LoraUse
 from lora_trainer.hosts.network_views import original

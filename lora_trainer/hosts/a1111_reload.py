@@ -4,54 +4,23 @@
 a run goes on through it. *Apply and restart UI* ends the process on the spot (restart.py:22), without what Python does
 at its end; a run is saved before, and goes on when the program is there again. A page that stays open over either asks
 once a second, and must not hinder the start.
-
-This module stays while the WebUI loads the extension's scripts anew, and so does what it knows.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from modules import initialize_util, restart, shared
 from starlette.middleware import Middleware
 
+from lora_trainer.hosts.a1111_rebuild import reload
+
 if TYPE_CHECKING:
     from lora_trainer.jobs import Jobs
 
 log = logging.getLogger(__name__)
-_LONGEST = 120.0
-"""Seconds that a picture waits for the new page: without the extension there is nobody to tell that it is there."""
-
-
-class Reload:
-    """Whether the page is being built anew."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-        self._over.set()
-
-    @property
-    def going_on(self) -> bool:
-        """From the press of the button until the new page is there."""
-        return not self._over.is_set()
-
-    def begin(self) -> None:
-        """The page goes away; an Interrupt is not the person's now."""
-        self._over.clear()
-
-    def end(self) -> None:
-        """The new page is there."""
-        self._over.set()
-
-    def wait(self) -> None:
-        """Wait until pictures can be drawn: in between, LoRA tags and scripts are taken out of the WebUI."""
-        self._over.wait(_LONGEST)
-
-
-reload = Reload()
 
 
 def watch(jobs: Callable[[], Jobs]) -> None:

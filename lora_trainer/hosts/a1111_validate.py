@@ -25,7 +25,7 @@ from lora_trainer.jobs import Jobs
 from lora_trainer.network.lora_tag import TAG
 from lora_trainer.runs import Run
 from lora_trainer.validation.cells import Drawn, count_batches
-from lora_trainer.validation.grid import GridOptions, GridPlan, draw_grid, grid_folder, plan_grid, read_document
+from lora_trainer.validation.grid import GridOptions, GridPlan, draw_grid, grid_folder, known_grid, plan_grid
 from lora_trainer.validation.measure import measure_grid
 
 _HIRES = (
@@ -84,7 +84,7 @@ def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> 
             if options.numbers:
                 measure_grid(document, jobs.host, session, config, folder, fingerprint=run.fingerprint)
     except Interrupted:
-        return read_document(run)
+        return known_grid(run)
     done = {"state": "done", "done": len(plan.places()), "of": len(plan.places()), "message": ""}
     place = {"path": document["sheets"][0], "document": str(folder / "grid.json"), "finished": time.time()}
     run.update(grid={**done, **place}, now=True)

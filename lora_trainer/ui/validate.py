@@ -200,12 +200,12 @@ class ValidatePanel:
 
     def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], str], *, tells: bool = False) -> str:
         """A part of the grid's page; one of them ``tells`` when the document is damaged."""
-        from lora_trainer.validation.grid import read_document
+        from lora_trainer.validation.grid import known_grid
 
         if run is None:
             return ""
         try:
-            return show(run, read_document(run))
+            return show(run, known_grid(run))
         except NotFound:  # there is no grid yet, or only an old one
             return ""
         except InputError as error:

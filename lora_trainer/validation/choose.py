@@ -70,9 +70,9 @@ def find_cell(run: Run, key: str, column: int, weight: float) -> Choice:
         NotFound: the run has no grid.
         InputError: the grid has no such cell (any more).
     """
-    from lora_trainer.validation.grid import read_document
+    from lora_trainer.validation.grid import known_grid
 
-    document = read_document(run)
+    document = known_grid(run)
     wanted = {"key": key, "column": column, "weight": weight}
     if not any(wanted.items() <= cell.items() for cell in document["cells"]):
         raise InputError("The grid of {name} has changed; choose the cell again.", field="cell", name=run.name)

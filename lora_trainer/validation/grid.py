@@ -222,7 +222,7 @@ def grid_folder(run: Run) -> Path:
     return run.grids / "plain"
 
 
-def read_document(run: Run) -> dict[str, Any]:
+def known_grid(run: Run) -> dict[str, Any]:
     """The document of a run's grid.
 
     Raises:

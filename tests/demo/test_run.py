@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lora_trainer.cli import main
 from lora_trainer.config import TrainConfig
 from lora_trainer.dataset.scan import scan
 from lora_trainer.demo import run as demo
@@ -52,8 +53,8 @@ def test_the_whole_job_leaves_its_files_and_a_report(
     short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
-    report = demo.run_demo(output)
-    assert json.loads((output / "report.json").read_text(encoding="utf-8")) == report
+    assert main(["demo", "--output", str(output)]) == 0
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [Path(path).name for path in report["loras"]] == ["zorp-000001.safetensors", "zorp.safetensors"]
     assert all(Path(path).is_file() for path in report["loras"])
     with Image.open(report["grid"]) as grid:
@@ -72,7 +73,7 @@ def test_the_whole_job_leaves_its_files_and_a_report(
     assert report["verdict"] in ("good", "under", "over", "useless", "unknown")
     assert report["recommendation"][0].startswith(f"Recommended: {Path(best['file']).stem} ")
     assert Path(report["numbers"]).is_file()
-    assert 0 < report["seconds"] < 600
+    assert report["seconds"] > 0
     printed = capsys.readouterr().out
     for text in (
         report["grid"],
@@ -87,7 +88,7 @@ def test_the_whole_job_leaves_its_files_and_a_report(
 def test_a_training_that_fails_fails_the_demo(short: dict[str, Any], tmp_path: Path) -> None:
     short["training.precision"] = "fp16"
     with pytest.raises(RunError, match=r"training failed: .*needs a graphics card"):
-        demo.run_demo(tmp_path / "output", quiet=True)
+        demo.run_demo(tmp_path / "output")
     assert not (tmp_path / "output" / "report.json").exists()
 
 

@@ -219,4 +219,4 @@ def test_without_a_run_the_sentence_does_not_end_in_a_name(webui: WebUI) -> None
 
 
 def test_waiting_is_over_when_the_page_is_there(webui: WebUI) -> None:
-    until(lambda: webui.probe("from lora_trainer.hosts.a1111_reload import reload; result = not reload.going_on"))
+    until(lambda: webui.probe("from lora_trainer.hosts.a1111_rebuild import reload; result = not reload.going_on"))

@@ -384,17 +384,17 @@ def test_the_document_tells_prompts_with_the_trigger_from_those_without(tmp_path
 
 def test_a_grid_is_read_again_and_one_that_is_not_there_is_one_sentence(run: Run) -> None:
     with pytest.raises(NotFound, match="No grid of test"):
-        grid.read_document(run)
+        grid.known_grid(run)
     document = draw_grid(options(run, weights=[1]), Painter(), grid.grid_folder(run))
-    assert grid.read_document(run) == document
+    assert grid.known_grid(run) == document
     path = grid.grid_folder(run) / "grid.json"
     path.write_text('{"version": 1}')
     with pytest.raises(NotFound):
-        grid.read_document(run)
+        grid.known_grid(run)
     for damage in ("{", "[]", '{"version": 2}', "\xff", json.dumps({**document, "weights": [7]})):
         path.write_text(damage)
         with pytest.raises(InputError, match=r"grid\.json is damaged"):
-            grid.read_document(run)
+            grid.known_grid(run)
 
 
 # ------------------------------------------------------------------ going on with what is there
