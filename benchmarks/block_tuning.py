@@ -18,16 +18,17 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import RunError
+from lora_trainer.core.files import write_text
 from lora_trainer.demo import drawings
 from lora_trainer.demo.run import CHECKPOINT, TRIGGER
-from lora_trainer.errors import RunError
-from lora_trainer.files import write_text
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.validation.block_tuner import Effort, Gain, Tuner, find_pictures
-from lora_trainer.validation.block_tuning import tune
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.validation.blocks.report import tune
+from lora_trainer.validation.blocks.tuner import Effort, Gain, Tuner
+from lora_trainer.validation.metrics.evaluation_set import find_pictures
 
 SIDE = 96
 LEARNED, OTHERS, FRESH = 12, 16, 24

@@ -24,13 +24,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import report
 from benchmarks.material import prepare
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.buckets import fit
 from lora_trainer.dataset.plan import Plan, Step
 from lora_trainer.dataset.scan import Item
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost, load_tokenizer
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.model.families import SD1, CheckpointInfo
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.text import TextEncoder
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.training import footprint, preflight

@@ -17,9 +17,9 @@ from benchmarks.clock import Clock, hand_in
 def main() -> None:
     settings = json.loads(sys.argv[1])
     clock = Clock()
-    from lora_trainer.config import TrainConfig
-    from lora_trainer.hosts.standalone import StandaloneHost
-    from lora_trainer.jobs import Jobs
+    from lora_trainer.config.train import TrainConfig
+    from lora_trainer.hosts.standalone.host import StandaloneHost
+    from lora_trainer.jobs.service import Jobs
 
     config = TrainConfig.from_dict(settings["config"])
     jobs = Jobs(StandaloneHost(Path(settings["root"])))
@@ -50,7 +50,7 @@ def _load(jobs: Any, config: Any) -> None:
 
 def _press(jobs: Any, clock: Clock, config: Any, press: dict[str, Any]) -> dict[str, Any]:
     """Press Train, and Stop after some steps."""
-    from lora_trainer.errors import RunError
+    from lora_trainer.core.errors import RunError
 
     def stop_in_time(count: int) -> None:
         if count == press["steps"]:

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from lora_trainer.core.errors import RunError
 from lora_trainer.demo.run import WEIGHTS, demo_config, make_pictures
-from lora_trainer.errors import RunError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.validation.numbers import HeldOutLoss, Losses, add_losses, held_out_losses
-from lora_trainer.validation.paired import paired
-from lora_trainer.validation.verdict import judge
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.validation.grid.verdict import judge
+from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, held_out_losses
+from lora_trainer.validation.metrics.paired import paired
 
 PICTURES = 6
 """Of the new thing, and as many known ones; half of them are kept aside."""

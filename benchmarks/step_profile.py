@@ -24,12 +24,13 @@ def trainer_on(
         precision: of the run.
         weights: type of the checkpoint's weights; as the host loads them when it is ``None``.
     """
-    from lora_trainer.config import TrainConfig
+    from lora_trainer.config.train import TrainConfig
     from lora_trainer.dataset.latents import LatentCache
     from lora_trainer.dataset.plan import Plan
     from lora_trainer.dataset.scan import scan
-    from lora_trainer.hosts.standalone import StandaloneHost
-    from lora_trainer.training.conditioning import Captions, FrozenConditioning
+    from lora_trainer.dataset.step_captions import Captions
+    from lora_trainer.diffusion.conditioning import FrozenConditioning
+    from lora_trainer.hosts.standalone.host import StandaloneHost
     from lora_trainer.training.trainer import Trainer
 
     os.environ.setdefault("LORA_TRAIN_CLIP", str(material.tokenizer))

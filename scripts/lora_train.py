@@ -9,30 +9,30 @@ import threading
 import gradio as gr
 from modules import shared
 
-import lora_trainer.api
-import lora_trainer.guard
-import lora_trainer.hosts.a1111_axes
-import lora_trainer.hosts.a1111_blocks
-import lora_trainer.hosts.a1111_reload
-import lora_trainer.jobs
+import lora_trainer.api.guard
+import lora_trainer.api.handlers
+import lora_trainer.jobs.service
 import lora_trainer.ui.tab
-from lora_trainer.hosts.a1111_callbacks import register
-from lora_trainer.hosts.a1111_lora import language
-from lora_trainer.hosts.a1111_rebuild import reload
-from lora_trainer.i18n import translator
+import lora_trainer.webui.prompt_tags
+import lora_trainer.webui.restarts
+import lora_trainer.webui.xyz_axes
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.a1111.rebuild import reload
+from lora_trainer.hosts.a1111.settings import language
+from lora_trainer.webui.callbacks import register
 
 
 def jobs():
     """The process's line of runs; it outlives "Reload UI", which loads this file again."""
-    from lora_trainer.hosts.a1111 import A1111Host
+    from lora_trainer.hosts.a1111.host import A1111Host
 
-    return lora_trainer.jobs.shared_jobs(A1111Host)
+    return lora_trainer.jobs.service.shared_jobs(A1111Host)
 
 
 def door():
     """How far the WebUI is open: our REST is never more open than its page and its own API."""
     given = shared.cmd_opts
-    return lora_trainer.guard.Door(
+    return lora_trainer.api.guard.Door(
         auth=given.api_auth or "",
         programs=bool(given.api or given.nowebui),
         origins=tuple(filter(None, (given.cors_allow_origins or "").split(","))),
@@ -56,15 +56,15 @@ def settings():
 
 def started(demo, app):
     """Serve REST, take over ``<lora:…>`` tags with block weights, and put the runs that waited into the line again."""
-    lora_trainer.api.mount(app, jobs(), door())
-    lora_trainer.hosts.a1111_blocks.install()
+    lora_trainer.api.routes.mount(app, jobs(), door())
+    lora_trainer.webui.prompt_tags.install()
     threading.Thread(target=jobs().restore, name="lora-train restore", daemon=True).start()
     reload.end()
 
 
 for event, callback in (
-    ("before_ui", lora_trainer.hosts.a1111_axes.install),
-    ("before_ui", lambda: lora_trainer.hosts.a1111_reload.watch(jobs)),
+    ("before_ui", lora_trainer.webui.xyz_axes.install),
+    ("before_ui", lambda: lora_trainer.webui.restarts.watch(jobs)),
     ("script_unloaded", reload.begin),
     ("ui_settings", settings),
     ("ui_tabs", lambda: [(lora_trainer.ui.tab.build(jobs()), "LoRA Train", "lora_train")]),

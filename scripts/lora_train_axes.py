@@ -2,7 +2,7 @@
 
 from modules import scripts
 
-import lora_trainer.hosts.a1111_axes as axes
+import lora_trainer.webui.xyz_axes as axes
 
 
 class LoraTrainAxes(scripts.Script):

@@ -3,9 +3,9 @@
 import gradio as gr
 from modules import scripts, ui_components
 
-from lora_trainer.hosts.a1111_lora import language
-from lora_trainer.i18n import translator
-from lora_trainer.ui.unsaved import unsaved
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.a1111.settings import language
+from lora_trainer.ui.widgets.unsaved import unsaved
 
 
 class LoraTrainGrid(scripts.Script):
@@ -26,9 +26,9 @@ class LoraTrainGrid(scripts.Script):
 
     def run(self, p, run, epochs, weights, together, numbers):
         """Called instead of the usual drawing."""
-        from lora_trainer.hosts.a1111 import A1111Host
-        from lora_trainer.hosts.a1111_validate import draw
-        from lora_trainer.jobs import shared_jobs
+        from lora_trainer.hosts.a1111.host import A1111Host
+        from lora_trainer.jobs.service import shared_jobs
+        from lora_trainer.webui.grid_script import draw
 
         return draw(p, shared_jobs(A1111Host), run, epochs, weights, together, numbers)
 
@@ -54,7 +54,7 @@ def _newest():
 
 
 def _names():
-    from lora_trainer.hosts.a1111_lora import data_folder
-    from lora_trainer.runs import Runs
+    from lora_trainer.hosts.a1111.settings import data_folder
+    from lora_trainer.runs.store import Runs
 
     return Runs(data_folder() / "runs").names()

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, settings
 from tests.helpers import CHECKPOINT, draw_pictures
 
 if TYPE_CHECKING:
-    from lora_trainer.hosts.base import LoadedModel
-    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.hosts.standalone.host import StandaloneHost
+    from lora_trainer.model.loaded import LoadedModel
 
 settings.register_profile(
     "repeatable",
@@ -48,7 +48,7 @@ def picture_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
     """The embedded host with the small checkpoint, which it loads once."""
-    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.hosts.standalone.host import StandaloneHost
 
     return StandaloneHost(tmp_path_factory.mktemp("host"), str(CHECKPOINT))
 
@@ -56,7 +56,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
 @pytest.fixture
 def model(standalone: StandaloneHost) -> Iterator[LoadedModel]:
     """A fresh view of the small checkpoint: adapters put on it are gone with it."""
-    from lora_trainer.config import TrainConfig
+    from lora_trainer.config.train import TrainConfig
 
     with standalone.session(TrainConfig(name="test")) as session:
         yield session.model

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 from PIL import Image, ImageDraw
 
-from lora_trainer.files import write_json, write_text
+from lora_trainer.core.files import write_json, write_text
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.runs import Run
+from lora_trainer.runs.run import Run
 from tests.network.made import lora
 
 WEIGHTS = (0.3, 0.6, 0.8, 1.0)

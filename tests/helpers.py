@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer import demo
-from lora_trainer.config import DataConfig, TrainConfig
+from lora_trainer.config.train import DataConfig, TrainConfig
 from lora_trainer.dataset.buckets import fit
 from lora_trainer.dataset.scan import Item
 from lora_trainer.demo import drawings

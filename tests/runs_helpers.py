@@ -8,10 +8,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
 from tests.helpers import CHECKPOINT, LIMIT, draw_pictures
 
 _loaded: list[Any] = []

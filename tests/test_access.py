@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.access import LoraFolder, require_readable
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.library import LoraFolder, require_readable
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.advice import Advice, advise, calculate, idle
-from lora_trainer.config import require_warmup
+from lora_trainer.config.train import require_warmup
+from lora_trainer.core.errors import InputError
 from lora_trainer.dataset.listing import Remark
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.errors import InputError
+from lora_trainer.training.advice import Advice, advise, calculate, idle
 from tests.helpers import config, data, item
 
 SOUND = {"data__trigger": "sks_", "training__epochs": 100}

@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer import api
-from lora_trainer.jobs import Jobs
+from lora_trainer.api import routes
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.lora_file import save_lora
 from tests.helpers import LIMIT
 from tests.network.made import some_lora
@@ -31,8 +31,8 @@ def jobs(tmp_path: Path) -> Jobs:
 @pytest.fixture
 def client(jobs: Jobs) -> Iterator[TestClient]:
     app = FastAPI()
-    api.mount(app, jobs)
-    with TestClient(app, base_url=f"http://test{api.PREFIX}") as made:
+    routes.mount(app, jobs)
+    with TestClient(app, base_url=f"http://test{routes.PREFIX}") as made:
         yield made
 
 
@@ -127,10 +127,10 @@ def test_health_and_schema(client: TestClient) -> None:
 
 def test_openapi_describes_the_routes(client: TestClient) -> None:
     paths = client.app.openapi()["paths"]  # type: ignore[attr-defined]
-    body = paths[f"{api.PREFIX}/runs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body = paths[f"{routes.PREFIX}/runs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "training" in body["properties"]
     for path in ("/schema", "/runs/{name}", "/runs/{name}/log", "/runs/{name}/stop", "/dataset/check", "/health"):
-        assert api.PREFIX + path in paths
+        assert routes.PREFIX + path in paths
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_no_body_and_no_name_makes_an_internal_error(
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "fuzz"
     app = FastAPI()
-    api.mount(app, make_jobs(root))
-    client = TestClient(app, base_url=f"http://test{api.PREFIX}", raise_server_exceptions=False)
+    routes.mount(app, make_jobs(root))
+    client = TestClient(app, base_url=f"http://test{routes.PREFIX}", raise_server_exceptions=False)
     import json
     from urllib.parse import quote
 

@@ -14,14 +14,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
-from lora_trainer import api
-from lora_trainer.block_jobs import blocks_folder, read_result
-from lora_trainer.cli import main
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.validation import block_analysis, block_tuning
-from lora_trainer.validation.block_tuner import Effort
+from lora_trainer.api import routes
+from lora_trainer.cli.main import main
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.jobs.blocks import blocks_folder, read_result
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.validation.blocks import ablation as block_analysis
+from lora_trainer.validation.blocks import report as block_tuning
+from lora_trainer.validation.blocks.tuner import Effort
 from tests.helpers import CHECKPOINT, LIMIT, draw_pictures, until
 from tests.runs_helpers import make_jobs, run_to_end
 
@@ -56,8 +57,8 @@ def run(jobs: Jobs) -> Iterator[Run]:
 @pytest.fixture
 def client(jobs: Jobs) -> Iterator[TestClient]:
     app = FastAPI()
-    api.mount(app, jobs)
-    with TestClient(app, base_url=f"http://test{api.PREFIX}") as made:
+    routes.mount(app, jobs)
+    with TestClient(app, base_url=f"http://test{routes.PREFIX}") as made:
         yield made
 
 
@@ -67,7 +68,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_tuning, "SINGLE_WEIGHTS", (1.0, 0.5))
     defaults = Effort(steps=1, batch=1, levels=1, draws=1)
     monkeypatch.setattr(block_tuning.Tuner.__init__, "__defaults__", ("auto", 1.0, defaults, lambda done: None))
-    monkeypatch.setattr("lora_trainer.validation.block_tuner.Effort", lambda **_: defaults)
+    monkeypatch.setattr("lora_trainer.validation.blocks.tuner.Effort", lambda **_: defaults)
 
 
 # ------------------------------------------------------------------ through REST
@@ -159,7 +160,7 @@ def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
     jobs: Jobs, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr("lora_trainer.jobs._Drawing.draw", lambda *_: go.wait(LIMIT))
+    monkeypatch.setattr("lora_trainer.jobs.grids._Drawing.draw", lambda *_: go.wait(LIMIT))
     jobs.grid("zorp", weights=[1.0], prompts=["zorp"])
     jobs.blocks.tune("zorp", {})
     assert jobs.blocks.progress(run)["state"] == "queued"

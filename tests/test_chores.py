@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.chores import REMEMBERED, Chores, Progress
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.line import Line
+from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.jobs.background import REMEMBERED, Chores, Progress
+from lora_trainer.jobs.queue import Line
 from tests.helpers import LIMIT
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.cli import main
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.training import run as run_module
+from lora_trainer.cli.main import main
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.training import loop as run_module
 from tests.helpers import CHECKPOINT, draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
 
@@ -260,7 +260,7 @@ def test_a_page_of_a_checkpoint_that_is_not_there_or_on_a_port_in_use_is_one_lin
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gradio", reason="the page needs gradio 3.41.2, which newer packages do not go with")
-    monkeypatch.setattr("lora_trainer.jobs._shared", [])
+    monkeypatch.setattr("lora_trainer.jobs.service._shared", [])
     code, _, err = run(capsys, "ui", "--root", tmp_path, "--checkpoint", tmp_path / "nope.safetensors")
     assert (code, "nope.safetensors" in err, err.count("\n")) == (2, True, 1)
     code, _, err = run(capsys, "ui", "--root", tmp_path, "--port", 99999)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.cli import main
-from lora_trainer.network.derived import RECORD
+from lora_trainer.cli.main import main
 from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
 from lora_trainer.network.modules import group
+from lora_trainer.network.ops.provenance import RECORD
 from tests.helpers import CHECKPOINT, temporary_files
 from tests.network.made import EVERY, KEYS, delta, lora, randn, some_lora, tensors
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.cli import build_parser, main
-from lora_trainer.validation.grid import DEFAULT_WEIGHTS
+from lora_trainer.cli.main import build_parser, main
+from lora_trainer.validation.grid.plan import DEFAULT_WEIGHTS
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

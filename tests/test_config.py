@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from lora_trainer.config import DataConfig, TrainConfig, bucket_bounds, json_schema, name_problem, options
-from lora_trainer.errors import ConfigErrors, InputError
-from lora_trainer.schema import Option, parse_toml
+from lora_trainer.config.schema import Option, parse_toml
+from lora_trainer.config.train import DataConfig, TrainConfig, bucket_bounds, json_schema, name_problem, options
+from lora_trainer.core.errors import ConfigErrors, InputError
 from tests.helpers import config
 
 jsonschema = pytest.importorskip("jsonschema")

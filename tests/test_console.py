@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.cli import main
-from lora_trainer.console import can_print, one_line, print_json, results_only
+from lora_trainer.cli.console import can_print, one_line, print_json, results_only
+from lora_trainer.cli.main import main
 from tests.helpers import CHECKPOINT, draw_pictures
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parent.parent
 NOISY = """
 import os, subprocess, sys
-from lora_trainer.console import one_line, prepare_streams, print_json, results_only
+from lora_trainer.cli.console import one_line, prepare_streams, print_json, results_only
 prepare_streams()
 print("before")
 with results_only():

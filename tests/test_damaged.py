@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.cli import main
+from lora_trainer.cli.main import main
 from tools.soak.damage import BROKEN, damages, places
 from tools.soak.documents import BAD, GOOD, World
 
@@ -127,7 +127,7 @@ def test_a_sentence_of_a_manifest_is_no_format_string(
     error = {"template": template, "field": "", "values": values}
     world.write("manifest", {**world.document("manifest"), "state": "failed", "error": error})
     world.look()
-    from lora_trainer.ui.views import status_card
+    from lora_trainer.ui.html.run import status_card
     from tests.ui.markup import Page
 
     card = Page(status_card(world.jobs.runs.get(BAD).manifest, 0, lambda text: text))

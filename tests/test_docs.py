@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.cli import build_parser
+from lora_trainer.cli.main import build_parser
 from tools.write_options import FOLDER, PAGES, page
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +48,9 @@ def test_every_command_that_a_readme_shows_is_one(name: str) -> None:
 def test_every_route_that_a_readme_names_is_served(name: str) -> None:
     from fastapi import FastAPI
 
-    from lora_trainer.api import PREFIX, mount
-    from lora_trainer.hosts.standalone import StandaloneHost
-    from lora_trainer.jobs import Jobs
+    from lora_trainer.api.routes import PREFIX, mount
+    from lora_trainer.hosts.standalone.host import StandaloneHost
+    from lora_trainer.jobs.service import Jobs
 
     app = FastAPI()
     mount(app, Jobs(StandaloneHost(ROOT)))

@@ -8,10 +8,10 @@ from typing import Any, ForwardRef
 
 import pytest
 
-from lora_trainer import manifest
-from lora_trainer.documents import checked
+from lora_trainer.core.documents import checked
+from lora_trainer.runs import manifest
 from lora_trainer.training import state
-from lora_trainer.validation import documents
+from lora_trainer.validation.grid import document as documents
 
 MODULES = (manifest, documents, state)
 TYPES = sorted(

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.control import only_telling
-from lora_trainer.ending import Ending, as_interrupt
-from lora_trainer.errors import explain, unexpected
-from lora_trainer.suspended import Suspended
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.ending import Ending, as_interrupt
+from lora_trainer.core.errors import explain, unexpected
+from lora_trainer.jobs.waiting import Suspended
+from lora_trainer.runs.control import only_telling
 from tests.helpers import CHECKPOINT, LIMIT, until
 from tests.runs_helpers import document, make_jobs
 
@@ -235,7 +235,7 @@ def test_a_library_that_calls_exit_fails_a_chore_with_a_sentence(tmp_path: Path)
 
 
 def test_a_library_that_calls_exit_does_not_end_the_looking_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_trainer.suspended.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("lora_trainer.jobs.waiting.LOOK_SECONDS", 0.01)
     asked: list[str] = []
 
     def resume(name: str) -> None:
@@ -260,7 +260,7 @@ def test_the_sentences_of_what_nobody_has_foreseen() -> None:
 def test_a_manifest_that_cannot_be_written_at_the_end_leaves_a_run_that_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_trainer import files
+    from lora_trainer.core import files
 
     jobs = make_jobs(tmp_path)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, training__steps=2000)))

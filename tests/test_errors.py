@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
+from lora_trainer.core.errors import CheckpointChanged, ConfigErrors, InputError, LoraTrainError, NotFound, RunError
 from lora_trainer.dataset.images import PictureError
-from lora_trainer.errors import CheckpointChanged, ConfigErrors, InputError, LoraTrainError, NotFound, RunError
 
 KINDS = [LoraTrainError, InputError, NotFound, RunError, CheckpointChanged, PictureError]
 

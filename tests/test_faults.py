@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer import files
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
-from lora_trainer.runs import Run
-from lora_trainer.training import run as run_module
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core import files
+from lora_trainer.core.errors import InputError
+from lora_trainer.runs.run import Run
+from lora_trainer.training import loop as run_module
 from tests.helpers import LIMIT
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, weights, when
 from tools.soak.kills import Kills
@@ -232,7 +232,7 @@ def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from lora_trainer.api import PREFIX, mount
+    from lora_trainer.api.routes import PREFIX, mount
 
     run_to_end(tmp_path, training__steps=2, validation__share=0.4)
     jobs = make_jobs(tmp_path)

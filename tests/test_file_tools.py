@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lora_trainer.chores import Chore
-from lora_trainer.errors import InputError
-from lora_trainer.file_tools import DOCUMENTS, PRECISIONS, FileTools, tool_options
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.background import Chore
+from lora_trainer.jobs.lora_files import FileTools
+from lora_trainer.jobs.requests import DOCUMENTS, PRECISIONS, tool_options
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
 from lora_trainer.network.modules import group
 from tests.helpers import CHECKPOINT, LIMIT

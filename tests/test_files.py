@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from lora_trainer import files
-from lora_trainer.errors import RunError
-from lora_trainer.files import (
+from lora_trainer.core import files
+from lora_trainer.core.errors import RunError
+from lora_trainer.core.files import (
     append_line,
     make_folder,
     remove,
@@ -24,7 +24,7 @@ from lora_trainer.files import (
     write_json,
     write_text,
 )
-from lora_trainer.process import this_owner
+from lora_trainer.core.process import this_owner
 from tests.helpers import temporary_files
 
 

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from lora_trainer import api
-from lora_trainer.guard import Door
+from lora_trainer.api import routes
+from lora_trainer.api.guard import Door
 from tests.runs_helpers import make_jobs
 
 ROUTES = sorted(
     (method, re.sub(r"{\w+}", "some", route.path))
     for app in [FastAPI()]
-    if api.mount(app, make_jobs(Path("/nonexistent"))) is None
+    if routes.mount(app, make_jobs(Path("/nonexistent"))) is None
     for route in app.routes
     if isinstance(route, APIRoute)
     for method in route.methods
@@ -42,7 +42,7 @@ FOREIGN = [
 
 def client_of(tmp_path: Path, door: Door | None = None, app: FastAPI | None = None) -> TestClient:
     app = app or FastAPI()
-    api.mount(app, make_jobs(tmp_path), door or Door())
+    routes.mount(app, make_jobs(tmp_path), door or Door())
     return TestClient(app, base_url="http://test")
 
 
@@ -86,7 +86,7 @@ def test_programs_and_the_own_page_are_answered(open_door: TestClient, headers: 
 
 
 def test_a_proxy_may_rename_the_server(open_door: TestClient) -> None:
-    path = f"{api.PREFIX}/health"
+    path = f"{routes.PREFIX}/health"
     renamed = {"Origin": "https://drawing.example", "Host": "127.0.0.1:7860"}
     assert open_door.get(path, headers=renamed).status_code == 403
     assert open_door.get(path, headers={**renamed, "X-Forwarded-Host": "drawing.example"}).status_code == 200
@@ -102,9 +102,9 @@ def test_pages_that_the_owner_let_in(tmp_path: Path) -> None:
         ("https://other.example", 403),
     ):
         headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
-        assert client.get(f"{api.PREFIX}/health", headers=headers).status_code == status
+        assert client.get(f"{routes.PREFIX}/health", headers=headers).status_code == status
     everybody = client_of(tmp_path, Door(origins=("*",)))
-    assert everybody.get(f"{api.PREFIX}/health", headers={"Origin": "https://x.example"}).status_code == 200
+    assert everybody.get(f"{routes.PREFIX}/health", headers={"Origin": "https://x.example"}).status_code == 200
 
 
 def test_without_api_only_the_own_page_is_answered(tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ def test_without_api_only_the_own_page_is_answered(tmp_path: Path) -> None:
             assert (answer.status_code, "--api" in answer.text) == (403, True), (method, path)
         assert closed.request(method, path, headers=HERE).status_code not in (401, 403), (method, path)
     old_browser = {"Referer": "http://test/?__theme=dark"}
-    assert closed.get(f"{api.PREFIX}/health", headers=old_browser).status_code == 200
+    assert closed.get(f"{routes.PREFIX}/health", headers=old_browser).status_code == 200
 
 
 def test_the_password_of_programs(tmp_path: Path) -> None:
     client = client_of(tmp_path, Door(auth="ann:secret, bob:x:y"))
-    health = f"{api.PREFIX}/health"
+    health = f"{routes.PREFIX}/health"
     for method, path in ROUTES:
         assert client.request(method, path).status_code == 401, (method, path)
     for wrong in (("ann", "x"), ("eve", "secret"), ("", ""), ("ann", ""), ("ann", "sécret")):
@@ -144,7 +144,7 @@ def with_login(request: pytest.FixtureRequest, tmp_path: Path) -> TestClient:
 def test_the_login_of_the_page_is_asked_for(with_login: TestClient) -> None:
     for method, path in ROUTES:
         assert with_login.request(method, path, headers=HERE).status_code == 401, (method, path)
-    health = f"{api.PREFIX}/health"
+    health = f"{routes.PREFIX}/health"
     assert with_login.get(health, auth=("ann", "wrong")).status_code == 401
     assert with_login.get(health, auth=("eve", "secret")).status_code == 401
     assert with_login.get(health, headers={"Cookie": "access-token=made-up"}).status_code == 401

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import i18n
-from lora_trainer.advice import Advice, Calculation
-from lora_trainer.config import options
+from lora_trainer.config.schema import field_error
+from lora_trainer.config.train import options
+from lora_trainer.core import i18n
+from lora_trainer.core.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain
+from lora_trainer.core.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
 from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain
-from lora_trainer.file_tools import DOCUMENTS, tool_options
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.mixing import mix_options
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.requests import DOCUMENTS, mix_options, tool_options
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.contents import KINDS as FILES
 from lora_trainer.model.contents import STARTS
-from lora_trainer.runs import STATES
-from lora_trainer.schema import field_error
-from lora_trainer.ui import standalone, views
+from lora_trainer.runs.run import STATES
+from lora_trainer.training.advice import Advice, Calculation
+from lora_trainer.ui import standalone
+from lora_trainer.ui.html import run as views
 from lora_trainer.ui.tab import Tab
 
 ENTRIES = {

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.control import Control
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.jobs import Jobs
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import Control
 from tests.helpers import LIMIT, until
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, when
 
@@ -207,7 +207,7 @@ def test_a_grid_whose_program_ended_says_so(tmp_path: Path) -> None:
 def other_program(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
     """Starts a program that has a run's lock until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from lora_trainer.process import Lock;"
+        "import sys, time; from pathlib import Path; from lora_trainer.core.process import Lock;"
         "lock = Lock(Path(sys.argv[1]));"
         "print(lock.take(), flush=True); time.sleep(600)"
     )
@@ -302,7 +302,7 @@ def test_where_the_file_system_has_no_locks_number_and_start_are_believed(
     def none(file: int, shared: bool) -> None:
         raise OSError(reason, "no locks")
 
-    monkeypatch.setattr("lora_trainer.process._lock", none)
+    monkeypatch.setattr("lora_trainer.core.process._lock", none)
     run = run_to_end(tmp_path, "zorp")
     assert run.state == "done"
     others = [os.getppid(), psutil.Process(os.getppid()).create_time()]

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs.service import Jobs
 from tests.helpers import LIMIT
 from tests.runs_helpers import make_jobs
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.control import Control
-from lora_trainer.line import Line, Task
-from lora_trainer.runs import Run
+from lora_trainer.jobs.queue import Line, Task
+from lora_trainer.runs.control import Control
+from lora_trainer.runs.run import Run
 from tests.helpers import LIMIT, until
 
 

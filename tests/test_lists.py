@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer import lists
-from lora_trainer.errors import InputError
+from lora_trainer.config import parsing as lists
+from lora_trainer.core.errors import InputError
 
 COMMAS = st.sampled_from([",", "，", "、", ", ", " ,, "])
 

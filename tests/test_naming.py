@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import naming
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import Host
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs import naming
+from lora_trainer.jobs.service import Jobs
 from tests.helpers import LIMIT
 from tests.runs_helpers import document, make_jobs
 

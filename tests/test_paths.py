@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.block_jobs import AnalysisDocument, TuningDocument
-from lora_trainer.cli import main
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import InputError
-from lora_trainer.file_tools import DOCUMENTS, read
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.mixing import MixDocument
-from lora_trainer.paths import clean_path, exists, expand, impossible
-from lora_trainer.schema import options_of, read_toml
+from lora_trainer.cli.main import main
+from lora_trainer.config.schema import options_of, read_toml
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.paths import clean_path, exists, expand, impossible
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, MixDocument, TuningDocument, read
 from tests.helpers import CHECKPOINT, config, draw_pictures
 from tests.runs_helpers import document, make_jobs
 

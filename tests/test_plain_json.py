@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lora_trainer
-from lora_trainer.plain_json import DEEPEST, json_text, parse_json, plain
+from lora_trainer.core.plain_json import DEEPEST, json_text, parse_json, plain
 
 CALL = re.compile(r"\bjson\.(loads?|dumps?)\(")
 NUMBERS = st.floats() | st.integers() | st.booleans() | st.none()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer import presets
-from lora_trainer.advice import advise
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import InputError
+from lora_trainer.config import presets
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import InputError
+from lora_trainer.training.advice import advise
 from tests.helpers import config
 
 SHIPPED = ["character", "style", "product"]

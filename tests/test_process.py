@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_trainer import process
-from lora_trainer.process import Lock, has_ended, is_alive, this_owner, this_process
+from lora_trainer.core import process
+from lora_trainer.core.process import Lock, has_ended, is_alive, this_owner, this_process
 
 
 def program(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A program of its own that prints a line and then waits for its input to end."""
-    begin = "import sys, os; from pathlib import Path; from lora_trainer.process import *\n"
+    begin = "import sys, os; from pathlib import Path; from lora_trainer.core.process import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", f"{begin}{code}\nsys.stdin.read()", *map(str, arguments)],
         stdin=subprocess.PIPE,

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import presets
-from lora_trainer.advice import advise, calculate
-from lora_trainer.config import TrainConfig
+from lora_trainer.config import presets
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.proposals import (
+from lora_trainer.training.advice import advise, calculate
+from lora_trainer.training.proposals import (
     ENOUGH_TO_HOLD_OUT,
     EPOCHS,
     FEWEST_VIEWS,

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lora_trainer.randomness import global_rng, key_seed, python_rng, torch_rng
+from lora_trainer.core.randomness import global_rng, key_seed, python_rng, torch_rng
 
 
 @pytest.mark.parametrize(

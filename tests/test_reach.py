@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.reach import asks_another_computer, is_device, reach_problem
+from lora_trainer.core.reach import asks_another_computer, is_device, reach_problem
 
 NETWORK = [
     r"\\host\share",

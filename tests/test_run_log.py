@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import run_log
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.run_log import RunLog
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.runs import log as run_log
+from lora_trainer.runs.log import RunLog
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.errors import InputError, NotFound, RunError
+from lora_trainer.core.errors import InputError, NotFound, RunError
 from lora_trainer.network.lora_file import file_name
-from lora_trainer.runs import STATES, Runs, is_by_step, output_folder
+from lora_trainer.runs.run import STATES, is_by_step, output_folder
+from lora_trainer.runs.store import Runs
 from tests.helpers import config
 
 

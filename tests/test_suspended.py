@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import CheckpointChanged, InputError
-from lora_trainer.hosts.standalone import StandaloneHost, StandaloneSession
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.training.outputs import Outputs
-from lora_trainer.training.work import Work
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import CheckpointChanged, InputError
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.hosts.standalone.session import StandaloneSession
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.training.artifacts import Outputs
+from lora_trainer.training.preparation import Work
 from tests.helpers import LIMIT, until
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, weights, when
 
@@ -47,8 +48,8 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 
     monkeypatch.setattr(StandaloneSession, "turn", guarded)
     monkeypatch.setattr(StandaloneHost, "check", checked)
-    monkeypatch.setattr("lora_trainer.suspended.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("lora_trainer.training.run.SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("lora_trainer.jobs.waiting.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("lora_trainer.training.loop.SLICE_SECONDS", 0.0)
     return state
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
-from lora_trainer.sweep import MOST, parse_sweep, variants
+from lora_trainer.config.sweep import MOST, parse_sweep, variants
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 from tests.helpers import LIMIT, config
 from tests.runs_helpers import document, make_jobs
 

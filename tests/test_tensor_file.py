@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_trainer.tensor_file import read_checked, write_checked
+from lora_trainer.core.tensor_file import read_checked, write_checked
 
 TENSORS = {
     "none": torch.zeros(0, 3),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import trash
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, NotFound
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.jobs import trash
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
 from tests.helpers import LIMIT, until
 from tests.runs_helpers import document, make_jobs, run_to_end
 

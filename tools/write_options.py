@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_trainer.config import options
-from lora_trainer.i18n import Translate, translator
-from lora_trainer.schema import Option, toml_value
+from lora_trainer.config.schema import Option, toml_value
+from lora_trainer.config.train import options
+from lora_trainer.core.i18n import Translate, translator
 
 FOLDER = Path(__file__).parent.parent / "docs"
 PAGES = {"en": "options.md", "zh": "options.zh-CN.md"}

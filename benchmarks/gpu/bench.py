@@ -15,11 +15,11 @@ import torch
 from benchmarks.gpu.setting import NOT_ON_A_CPU, Setting
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import scan
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.training.conditioning import Captions
-from lora_trainer.training.memory import free_memory
-from lora_trainer.training.precision import resolve_precision
+from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.model.memory import free_memory
+from lora_trainer.model.precision import resolve_precision
 from lora_trainer.training.trainer import Trainer
 
 GB = 1e9

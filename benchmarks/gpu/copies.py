@@ -12,7 +12,7 @@ from benchmarks.gpu.bench import Bench, in_gb, peak
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.speed import TYPES
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 
 _HEAD = 8
 """So many first values of a tensor say where it is worth comparing all of them."""

@@ -17,14 +17,14 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.runner import Check, run_check
 from benchmarks.gpu.setting import Setting
+from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.demo.run import demo_config, make_pictures
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.clip import name_in_files
+from lora_trainer.model.precision import resolve_precision
 from lora_trainer.network.adapters import adapters_for
 from lora_trainer.network.lora_file import read_lora
-from lora_trainer.training.precision import resolve_precision
 
 SAME_SHARE = 0.1
 """How far a held-out loss may be from the CPU's, as a share of what the CPU's run gained; see benchmarks/README.md."""

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from benchmarks.gpu.bench import Bench, in_gb, peak
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.setting import NOT_ON_A_CPU, Setting
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs.service import Jobs
 
 SAME_LOSS = 0.02
 """Relative difference of the mean loss; noise belongs to each picture's number, so only the kernels differ."""

@@ -15,7 +15,7 @@ from benchmarks.gpu.bench import Bench, spread
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.setting import Setting
 from lora_trainer.hosts.base import DrawRequest
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs.service import Jobs
 
 
 def check(setting: Setting, notes: Notes) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.material import Material
-    from lora_trainer.config import TrainConfig
+    from lora_trainer.config.train import TrainConfig
 
 NOT_ON_A_CPU = "not on a CPU"
 """Stands in a result where a figure has no meaning without a card, so that nothing passes silently."""
@@ -52,7 +52,7 @@ class Setting:
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """The common work (rank 16, the UNet only, captions not shuffled) with dotted keys replaced."""
-        from lora_trainer.config import TrainConfig
+        from lora_trainer.config.train import TrainConfig
 
         material = self.material()
         common = {

@@ -181,7 +181,7 @@ def first_step(bench: Bench) -> dict[str, Any]:
     import os
 
     from benchmarks import clock
-    from lora_trainer.jobs import Jobs
+    from lora_trainer.jobs.service import Jobs
 
     os.environ.setdefault(clock.STARTED, "0")
     jobs, watch = Jobs(bench.host), clock.Clock()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lora_trainer.config import DataConfig, bucket_bounds
+from lora_trainer.config.train import DataConfig, bucket_bounds
 
 Size = tuple[int, int]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.config import DataConfig
+from lora_trainer.config.train import DataConfig
 from lora_trainer.dataset.encodings import Decoded, decode_all
 
 CAPTION_EXTENSIONS = (".txt", ".caption")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 
 EXTENSIONS = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".webp", ".avif", ".gif"),

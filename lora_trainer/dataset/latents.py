@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.tensor_file import read_checked, write_checked
 from lora_trainer.dataset.images import PictureError, decode_picture, read_bytes
 from lora_trainer.dataset.scan import Dataset, Item
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.tensor_file import read_checked, write_checked
 
 log = logging.getLogger(__name__)
 

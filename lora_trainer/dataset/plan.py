@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.scan import Item
-from lora_trainer.randomness import python_rng
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -13,14 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from lora_trainer.config import DataConfig
+from lora_trainer.config.train import DataConfig
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.files import file_hash
+from lora_trainer.core.paths import clean_path, exists, expand
+from lora_trainer.core.reach import reach_problem
 from lora_trainer.dataset import buckets
 from lora_trainer.dataset.captions import CaptionFile, base_caption, caption_path, read_captions, tag_frequency
 from lora_trainer.dataset.images import PictureError, picture_size, read_picture
 from lora_trainer.dataset.listing import NAMED, Listing, Remark, list_folder, remark
-from lora_trainer.errors import InputError
-from lora_trainer.paths import clean_path, exists, expand
-from lora_trainer.reach import reach_problem
 
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)")
 _LIKE_KOHYA = re.compile(r"[\W_]*(x?)\s*(\d+)(?:[.,]\d+)?(?:\s*[x×](?![^\W_]))?([^\W\d_])?.*", re.IGNORECASE)
@@ -358,12 +358,3 @@ def duplicates(items: list[Item]) -> list[list[Path]]:
     keys = {item.path: item.key for item in items}
     repeated = [key for key, count in Counter(keys.values()).items() if count > 1]
     return [[path for path, k in keys.items() if k == key] for key in repeated]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.files import write_json, write_text
+from lora_trainer.core.i18n import filled
 from lora_trainer.demo import drawings
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import write_json, write_text
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import filled
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
 
 CHECKPOINT = Path(__file__).parent / "assets" / "small-sd1.safetensors"
 TRIGGER = "zorp"

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lora_trainer.config import SamplesConfig, TrainConfig
+from lora_trainer.config.train import SamplesConfig, TrainConfig
+from lora_trainer.model.loaded import LoadedModel
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import UNet2DConditionModel
     from PIL import Image
 
     from lora_trainer.model.families import CheckpointInfo
-    from lora_trainer.model.text import TextEncoder
-    from lora_trainer.network.block_presets import Presets
+    from lora_trainer.network.blocks.presets import Presets
 
 
 @dataclass(frozen=True)
@@ -67,31 +65,6 @@ class LoraUse:
         """What to type into a prompt."""
         blocks = f":lbw={self.lbw}" if self.lbw else ""
         return f"<lora:{self.path.stem}:{self.weight:g}{blocks}>"
-
-
-@dataclass
-class LoadedModel:
-    """The checkpoint as the trainer sees it; all parameters are the host's own objects.
-
-    Attributes:
-        info: what it is.
-        unet: view of the UNet.
-        text: view of the text encoder with its tokenizer.
-        alphas_cumprod: ᾱ_t of the training schedule, (T,), fp32, on the CPU.
-        encode: (1, 3, H, W) pixels in −1…1 → (1, C, H/8, W/8) scaled latents; call it in a turn.
-        vae_key: fingerprint of the VAE's weights.
-        device: where steps are computed.
-        clip_skip: the text encoder's layer that is used, 1 for the last.
-    """
-
-    info: CheckpointInfo
-    unet: UNet2DConditionModel
-    text: TextEncoder
-    alphas_cumprod: torch.Tensor
-    encode: Callable[[torch.Tensor], torch.Tensor]
-    vae_key: str
-    device: torch.device
-    clip_skip: int
 
 
 class Session(Protocol):

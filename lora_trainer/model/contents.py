@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 
 _LORA = re.compile(
     r"(lora|oft|lycoris)_.*|bundle_emb\..*"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.model.contents import is_lora, kind_of_names
 
 UNET_PREFIX = "model.diffusion_model."

@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, cre
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lora_trainer.errors import RunError
+from lora_trainer.core.errors import RunError
 from lora_trainer.model.clip import own_names, tower
 from lora_trainer.model.families import UNET_PREFIX
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,22 +16,16 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.randomness import torch_rng
 from lora_trainer.model.clip import name_in_files
+from lora_trainer.model.targets import _ATTENTION, _CONVOLUTION, _TEXT
 from lora_trainer.network.formats import require_plain_lora
-from lora_trainer.randomness import torch_rng
 
 ADAPTER = "lora_train"
 UNET_PREFIX = "lora_unet_"
 TEXT_PREFIX = "lora_te_"
 Tensors = Mapping[str, torch.Tensor]
-
-_ATTENTION = re.compile(
-    r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
-    r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))"
-)
-_CONVOLUTION = re.compile(r".*(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)")
-_TEXT = re.compile(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])")
 
 
 @dataclass(frozen=True)

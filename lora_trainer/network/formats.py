@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.model.contents import kind_of_names
 
 _EMBEDDING = "bundle_emb."

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import replace_atomically
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.files import replace_atomically
+from lora_trainer.core.paths import is_file
+from lora_trainer.core.plain_json import parse_json
 from lora_trainer.model.contents import unreadable
 from lora_trainer.network.formats import kohya_name, require_kohya_names, require_plain_lora
-from lora_trainer.paths import is_file
-from lora_trainer.plain_json import parse_json
 
 if TYPE_CHECKING:
     from lora_trainer.network.adapters import Adapters

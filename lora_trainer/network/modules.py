@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.network.lora_file import is_finite
 from lora_trainer.network.lowrank import Factors, norm
 

@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.text import TextEncoder
 
 BLOCK = 512

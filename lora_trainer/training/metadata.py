@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_trainer import __version__
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.plain_json import json_text
 from lora_trainer.dataset.buckets import bucket_counts
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import CheckpointInfo
-from lora_trainer.plain_json import json_text
-from lora_trainer.training.optimizers import optimizer_arguments
+from lora_trainer.training.optimizers import optimizer_arguments, warmup_steps
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,6 @@ def _optimisation(config: TrainConfig, plan: Plan, precision: str) -> dict[str, 
         "ss_prior_loss_weight": 1.0,
         "ss_zero_terminal_snr": False,
     }
-
-
-def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Warm-up in steps; below 1 the setting is a share of all steps. The schedule ``constant`` has none."""
-    warmup = 0.0 if config.training.scheduler == "constant" else config.training.warmup
-    return round(warmup * total) if warmup < 1 else int(warmup)
 
 
 def _data(config: TrainConfig, dataset: Dataset, validation_images: int) -> dict[str, Any]:

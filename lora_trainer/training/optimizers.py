@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -164,3 +164,9 @@ def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, warmup
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The rate of each group now; for self-adjusting optimizers times the scale that they found."""
     return {g["name"]: float(g["lr"]) * float(g.get("d", 1.0)) for g in optimizer.param_groups}
+
+
+def warmup_steps(config: TrainConfig, total: int) -> int:
+    """Warm-up in steps; below 1 the setting is a share of all steps. The schedule ``constant`` has none."""
+    warmup = 0.0 if config.training.scheduler == "constant" else config.training.warmup
+    return round(warmup * total) if warmup < 1 else int(warmup)

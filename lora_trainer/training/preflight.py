@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 
-from lora_trainer.config import TrainConfig, require_warmup
+from lora_trainer.config.train import TrainConfig, require_warmup
+from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
-from lora_trainer.errors import LoraTrainError
-from lora_trainer.hosts.base import Host, LoadedModel, Session
+from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.diffusion.conditioning import frozen_conditioning
+from lora_trainer.hosts.base import Host, Session
+from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.model.memory import free_memory
+from lora_trainer.model.precision import resolve_precision
 from lora_trainer.training import footprint
-from lora_trainer.training.conditioning import Captions, frozen_conditioning
-from lora_trainer.training.memory import free_memory
-from lora_trainer.training.precision import resolve_precision
 from lora_trainer.training.trainer import StepOutOfMemory, Trainer
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import InputError
-from lora_trainer.paths import expand
-from lora_trainer.runs import Run
-from lora_trainer.schema import toml_value
+from lora_trainer.config.schema import toml_value
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.paths import expand
+from lora_trainer.runs.run import Run
 from lora_trainer.training.state import read_settings
 
 MAY_CHANGE = (

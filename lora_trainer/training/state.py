@@ -17,10 +17,10 @@ from typing import Any, TypedDict, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lora_trainer.documents import Count, Damaged, checked
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.files import remove
-from lora_trainer.tensor_file import read_checked, write_checked
+from lora_trainer.core.documents import Count, Damaged, checked
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.files import remove
+from lora_trainer.core.tensor_file import read_checked, write_checked
 from lora_trainer.training.optimizers import TOGETHER, keep_together
 from lora_trainer.training.trainer import Trainer
 

@@ -8,19 +8,18 @@ from typing import Protocol
 
 import torch
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.randomness import global_rng, python_rng
 from lora_trainer.dataset.plan import Plan, Step, Use
 from lora_trainer.dataset.scan import Item
-from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.diffusion.denoiser import Conditioning, Denoiser
+from lora_trainer.diffusion.noise import keyed_noise
+from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.model.memory import free_memory, is_out_of_memory
+from lora_trainer.model.precision import grad_scaler
 from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, Shape, add_adapters
-from lora_trainer.randomness import global_rng, python_rng
-from lora_trainer.training.conditioning import Captions
-from lora_trainer.training.denoiser import Conditioning, Denoiser
-from lora_trainer.training.losses import keyed_noise
-from lora_trainer.training.memory import free_memory, is_out_of_memory
-from lora_trainer.training.metadata import warmup_steps
-from lora_trainer.training.optimizers import Group, build_optimizer, build_schedule, learning_rates
-from lora_trainer.training.precision import grad_scaler
+from lora_trainer.training.optimizers import Group, build_optimizer, build_schedule, learning_rates, warmup_steps
 
 
 class Latents(Protocol):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from lora_trainer import api
-from lora_trainer.ending import Ending, as_interrupt
-from lora_trainer.errors import InputError
+from lora_trainer.api import routes
+from lora_trainer.core.ending import Ending, as_interrupt
+from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import Host
-from lora_trainer.jobs import Jobs, shared_jobs
+from lora_trainer.jobs.service import Jobs, shared_jobs
 from lora_trainer.ui import tab
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -40,7 +40,7 @@ def serve(host: Host, port: int) -> None:
         )  # fmt: skip
     except OSError as error:  # gradio's sentence speaks of its own options
         raise InputError("The port {port} is in use; name another with --port.", field="port", port=port) from error
-    api.mount(app, jobs)
+    routes.mount(app, jobs)
     threading.Thread(target=jobs.restore, name="lora-train restore", daemon=True).start()
     print(f"LoRA Train: http://127.0.0.1:{port} (Ctrl-C ends it)")
     try:

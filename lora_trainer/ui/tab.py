@@ -9,33 +9,34 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from lora_trainer import presets
-from lora_trainer.advice import advise, calculate
-from lora_trainer.api import health_report
-from lora_trainer.config import DataConfig, TrainConfig
-from lora_trainer.control import AFTER_EPOCH
+from lora_trainer.config import presets
+from lora_trainer.config.train import DataConfig, TrainConfig
+from lora_trainer.core.errors import InputError, LoraTrainError
+from lora_trainer.core.i18n import Translate, translator
+from lora_trainer.core.plain_json import json_text
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.errors import InputError, LoraTrainError
-from lora_trainer.i18n import Translate, translator
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs.health import health_report
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import is_same_checkpoint
-from lora_trainer.plain_json import json_text
-from lora_trainer.proposals import propose, purpose_of, with_proposals
-from lora_trainer.runs import RESUMABLE, UNFINISHED, Run
-from lora_trainer.ui import views
-from lora_trainer.ui.blocks import BlocksPanel
-from lora_trainer.ui.follow import Follower
-from lora_trainer.ui.form import Form, dotted
-from lora_trainer.ui.keep import Keeper
-from lora_trainer.ui.preset_box import DOWNLOAD, PresetBox
-from lora_trainer.ui.proposals import ProposalsBox
-from lora_trainer.ui.refresh import Refresh, together
-from lora_trainer.ui.run_list import RunList
-from lora_trainer.ui.stacks import StacksPanel
-from lora_trainer.ui.sweeps import SweepBox
-from lora_trainer.ui.tools import ToolsPanel
-from lora_trainer.ui.unsaved import unsaved
-from lora_trainer.ui.validate import ValidatePanel
+from lora_trainer.runs.control import AFTER_EPOCH
+from lora_trainer.runs.run import RESUMABLE, UNFINISHED, Run
+from lora_trainer.training.advice import advise, calculate
+from lora_trainer.training.proposals import propose, purpose_of, with_proposals
+from lora_trainer.ui.html import common
+from lora_trainer.ui.html import run as views
+from lora_trainer.ui.panels.blocks import BlocksPanel
+from lora_trainer.ui.panels.follow import Follower
+from lora_trainer.ui.panels.lora_files import ToolsPanel
+from lora_trainer.ui.panels.proposals import ProposalsBox
+from lora_trainer.ui.panels.run_list import RunList
+from lora_trainer.ui.panels.stacks import StacksPanel
+from lora_trainer.ui.panels.sweeps import SweepBox
+from lora_trainer.ui.panels.validation import ValidatePanel
+from lora_trainer.ui.widgets.form import Form, dotted
+from lora_trainer.ui.widgets.keep import Keeper
+from lora_trainer.ui.widgets.preset_box import DOWNLOAD, PresetBox
+from lora_trainer.ui.widgets.refresh import Refresh, together
+from lora_trainer.ui.widgets.unsaved import unsaved
 
 Updates = dict[Any, Any]
 
@@ -240,7 +241,7 @@ class Tab:
             config = self._loose_config(values)
             dataset = self._jobs.dataset(config.data, decode=True)
         except LoraTrainError as error:
-            return {self.report: views.error_notice(error, self._t), self.advice: "", **self.proposals.hidden()}
+            return {self.report: common.error_notice(error, self._t), self.advice: "", **self.proposals.hidden()}
         self._scanned = (self._data_key(config.data), dataset)
         about = {**(values.get(self.about) or {}), "report": self._data_key(config.data)}
         report = views.dataset_report(dataset, self._t)
@@ -252,7 +253,7 @@ class Tab:
             advised = self._advised(values, config, self._dataset(config.data))
             return {**advised, **self._outdated(values.get(self.about), config)}
         except LoraTrainError as error:
-            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+            return {self.advice: common.error_notice(error, self._t), **self.proposals.hidden()}
 
     def _take(self, values: Updates) -> Updates:
         """Fill in what is proposed for the form as it is now."""
@@ -263,7 +264,7 @@ class Tab:
                 return self.proposals.hidden()
             proposals = propose(config, dataset, *self._subject(values, config))
         except LoraTrainError as error:
-            return {self.advice: views.error_notice(error, self._t), **self.proposals.hidden()}
+            return {self.advice: common.error_notice(error, self._t), **self.proposals.hidden()}
         filled = with_proposals(config, proposals)
         updates = {self._form.widgets[each.path]: gr.update(value=each.value) for each in proposals}
         return {**updates, **self._advised(values, filled, self._dataset(filled.data))}
@@ -283,29 +284,29 @@ class Tab:
             wanted = self.sweeps.parse(values.get(self.sweeps.text))
             runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
         except LoraTrainError as error:
-            return {self.feedback: views.error_notice(error, self._t)}
+            return {self.feedback: common.error_notice(error, self._t)}
         return {self.run: gr.update(choices=self._run_names(), value=runs[0].name), self.feedback: ""}
 
     def _measuring(self) -> str:
-        return views.notice(self._t("A few steps are tried …"))
+        return common.notice(self._t("A few steps are tried …"))
 
     def _measure(self, values: Updates) -> Updates:
         try:
             config = self._loose_config(values)
             measured = self._jobs.measure(config)
         except LoraTrainError as error:
-            return {self.feedback: views.error_notice(error, self._t)}
+            return {self.feedback: common.error_notice(error, self._t)}
         about = {**(values.get(self.about) or {}), "feedback": repr(config)}
         return {self.feedback: views.estimate(measured, self._t), self.about: about}
 
     def _asking(self, wish: str) -> Callable[[str], str]:
         def ask(name: str) -> str:
-            return views.answered(lambda: self._jobs.stop(name or "", wish), "", self._t)  # the status tells it
+            return common.answered(lambda: self._jobs.stop(name or "", wish), "", self._t)  # the status tells it
 
         return ask
 
     def _resume(self, name: str) -> str:
-        return views.answered(lambda: self._jobs.resume(name or ""), "", self._t)
+        return common.answered(lambda: self._jobs.resume(name or ""), "", self._t)
 
     def _moving(self, places: int | None) -> Callable[[str], str]:
         """What moves a waiting run by some places, or to the front."""
@@ -313,21 +314,21 @@ class Tab:
         def move(name: str) -> str:
             names = [task.run.name for task in self._jobs.training.waiting()]
             place = names.index(name) + 1 + places if places and name in names else 1
-            return views.answered(lambda: self._jobs.move(name or "", place), "", self._t)
+            return common.answered(lambda: self._jobs.move(name or "", place), "", self._t)
 
         return move
 
     def _bring(self, name: str) -> tuple[str, str]:
         """What to say, and what the host's own list of checkpoints should show."""
-        said = views.answered(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.", self._t)
+        said = common.answered(lambda: self._jobs.load_checkpoint(name or ""), "The checkpoint is loaded.", self._t)
         return said, self._jobs.host.chosen_checkpoint()
 
     def _load_preset(self, name: str) -> list[Any]:
         try:
             values = presets.load(name, self._jobs.host.folders.presets)
         except LoraTrainError as error:
-            return [*self._form.updates({}), views.error_notice(error, self._t)]
-        return [*self._form.updates(values), views.notice(self._t("The preset {name} is filled in.", name=name))]
+            return [*self._form.updates({}), common.error_notice(error, self._t)]
+        return [*self._form.updates(values), common.notice(self._t("The preset {name} is filled in.", name=name))]
 
     def _save_preset(self, values: Updates) -> Updates:
         name = str(values.get(self.preset_box.name) or "").strip()
@@ -335,11 +336,11 @@ class Tab:
             config = self._loose_config(values)
             path = presets.save(name, config, self._jobs.host.folders.presets)
         except LoraTrainError as error:
-            return {self.feedback: views.error_notice(error, self._t)}
+            return {self.feedback: common.error_notice(error, self._t)}
         message = self._t("Saved as {path}.", path=path)
         return {
             self.preset: gr.update(choices=self._preset_names(), value=name),
-            self.feedback: views.notice(message, "good"),
+            self.feedback: common.notice(message, "good"),
         }
 
     def _export_preset(self, values: Updates) -> Updates:
@@ -348,7 +349,7 @@ class Tab:
         try:
             text = presets.to_toml(self._loose_config(values))
         except LoraTrainError as error:
-            return {self.preset_box.exported: "", self.feedback: views.error_notice(error, self._t)}
+            return {self.preset_box.exported: "", self.feedback: common.error_notice(error, self._t)}
         return {self.preset_box.exported: json_text({"name": f"{name}.toml", "text": text}), self.feedback: ""}
 
     def _import_preset(self, file: Any) -> list[Any]:
@@ -358,22 +359,22 @@ class Tab:
             name = presets.add(Path(file.name), own)
             values = presets.load(name, own)
         except LoraTrainError as error:
-            return [*self._form.updates({}), gr.update(), views.error_notice(error, self._t)]
+            return [*self._form.updates({}), gr.update(), common.error_notice(error, self._t)]
         said = self._t("The preset {name} is filled in.", name=name)
-        return [*self._form.updates(values), gr.update(choices=self._preset_names(), value=name), views.notice(said)]
+        return [*self._form.updates(values), gr.update(choices=self._preset_names(), value=name), common.notice(said)]
 
     def _defaults(self) -> list[Any]:
         """What belongs to one data set stays."""
         values = {k: v for k, v in dotted(TrainConfig().to_dict()).items() if k not in presets.PERSONAL}
-        return [*self._form.updates(values), views.notice(self._t("The usual settings are filled in."))]
+        return [*self._form.updates(values), common.notice(self._t("The usual settings are filled in."))]
 
     def _reuse(self, name: str) -> list[Any]:
         try:
             document = self._jobs.settled(name or "").config().to_dict()
         except LoraTrainError as error:
-            return [*self._form.updates({}), views.error_notice(error, self._t)]
+            return [*self._form.updates({}), common.error_notice(error, self._t)]
         message = self._t("The settings of {name} are filled in; give a new name.", name=name)
-        return [*self._form.updates(dotted(document)), views.notice(message)]
+        return [*self._form.updates(dotted(document)), common.notice(message)]
 
     # -------------------------------------------------------------- what is shown
     def _poll(self, name: str | None, seen: dict[str, Any]) -> list[Any]:
@@ -443,13 +444,13 @@ class Tab:
         try:
             return views.curves(run.history.curve(), run.manifest, self._t) if run else ""
         except InputError as error:  # the log cannot be read
-            return views.error_notice(error, self._t)
+            return common.error_notice(error, self._t)
 
     def _base_model(self, health: dict[str, Any]) -> str:
         try:
             self._jobs.host.check(TrainConfig(name="health"))
         except LoraTrainError as error:  # as health tells it, but in the page's language
-            return views.error_notice(error, self._t)
+            return common.error_notice(error, self._t)
         return views.base_model(health, self._t)
 
     @staticmethod
@@ -460,7 +461,7 @@ class Tab:
         return gr.update(choices=names, value=run.name if run else None)
 
     def _no_run(self) -> str:
-        return views.notice(self._t("No run yet. Fill in the steps on the left and press Train."))
+        return common.notice(self._t("No run yet. Fill in the steps on the left and press Train."))
 
     def _files(self, run: Run | None) -> str:
         if run is None:

@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.core.files import save_picture, temporary_folder, write_json, write_text
+from lora_trainer.core.plain_json import plain
 from lora_trainer.dataset.images import is_whole
-from lora_trainer.files import save_picture, temporary_folder, write_json, write_text
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
-from lora_trainer.network.stacks import MixRule, Stack, mixes
-from lora_trainer.plain_json import plain
-from lora_trainer.training.memory import free_memory, is_out_of_memory
-from lora_trainer.validation.cells import no_memory
+from lora_trainer.model.memory import free_memory, is_out_of_memory
+from lora_trainer.network.blocks.stack import MixRule, Stack, mixes
+from lora_trainer.validation.grid.cells import no_memory
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from lora_trainer.model.families import CheckpointInfo
-    from lora_trainer.network.block_presets import Presets
+    from lora_trainer.network.blocks.presets import Presets
 
 DOCUMENT, TABLE = "mixes.json", "mixes.csv"
 
@@ -176,10 +176,10 @@ def _one_file(plan: MixPlan, stack: Stack, picture: Path, presets: Presets | Non
 
     Each mix has a path of its own: the standalone host keeps the last file by its path.
     """
-    from lora_trainer.network.derived import write_derived
-    from lora_trainer.network.merge import merge
-    from lora_trainer.network.stacks import require_constant
-    from lora_trainer.network.tools import Ingredient
+    from lora_trainer.network.blocks.stack import require_constant
+    from lora_trainer.network.ops.files import Ingredient
+    from lora_trainer.network.ops.merge import merge
+    from lora_trainer.network.ops.provenance import write_derived
 
     for tag in stack.tags:
         require_constant(tag)

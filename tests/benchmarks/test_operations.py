@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.operations import MIXES, Counted, count_step, table
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from tests.training.bench import Bench
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from lora_trainer.config import DataConfig, bucket_bounds
+from lora_trainer.config.train import DataConfig, bucket_bounds
 from lora_trainer.dataset.buckets import Fit, bucket_counts, bucket_sizes, fit
 from tests.helpers import data
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lora_trainer.core.errors import RunError
+from lora_trainer.core.tensor_file import write_checked
 from lora_trainer.dataset.images import read_picture
 from lora_trainer.dataset.latents import LatentCache, crop_to_bucket, to_pixels
 from lora_trainer.dataset.scan import Item, scan
-from lora_trainer.errors import RunError
-from lora_trainer.tensor_file import write_checked
 from tests.helpers import data, temporary_files
 
 SMALL = {"resolution": 64, "bucket_step": 32}

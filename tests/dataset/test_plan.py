@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Item
 from tests.helpers import config, item

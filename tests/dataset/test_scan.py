@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora_trainer.core.errors import InputError
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import check_dataset, duplicates, scan
-from lora_trainer.errors import InputError
 from tests.helpers import CASES, data, draw_pictures
 
 

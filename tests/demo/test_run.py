@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_trainer.cli import main
-from lora_trainer.config import TrainConfig
+from lora_trainer.cli.main import main
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.dataset.scan import scan
 from lora_trainer.demo import run as demo
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from tests.helpers import data
 from tests.runs_helpers import make_jobs
 

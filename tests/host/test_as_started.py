@@ -186,7 +186,7 @@ def test_a_trigger_that_prompts_take_for_something_else_is_told(webui: WebUI) ->
     found = webui.probe("""
 from modules import shared
 from modules.styles import PromptStyle
-from lora_trainer.hosts.a1111 import A1111Host
+from lora_trainer.hosts.a1111.host import A1111Host
 host = A1111Host()
 shared.prompt_styles.styles["Sketchy"] = PromptStyle("Sketchy", "pencil", "")
 triggers = ("zorp_xx", "gloop", "Gloop_xx, tall", "gloopy", "brand new", "sketchy", "__hats__", "__caps__",
@@ -219,4 +219,4 @@ def test_without_a_run_the_sentence_does_not_end_in_a_name(webui: WebUI) -> None
 
 
 def test_waiting_is_over_when_the_page_is_there(webui: WebUI) -> None:
-    until(lambda: webui.probe("from lora_trainer.hosts.a1111_rebuild import reload; result = not reload.going_on"))
+    until(lambda: webui.probe("from lora_trainer.hosts.a1111.rebuild import reload; result = not reload.going_on"))

@@ -133,7 +133,7 @@ def test_files_are_names_and_never_aliases(webui: WebUI, run: dict[str, Any], ot
     assert len(set(result.cells)) == 8
     loaded = webui.probe("""
 import networks
-from lora_trainer.hosts.a1111_lora import reachable
+from lora_trainer.hosts.a1111.settings import reachable
 from pathlib import Path
 networks.load_networks(["axes", "zother", "axes-000001"])
 result = [Path(net.network_on_disk.filename).stem for net in networks.loaded_networks]

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_trainer.network.bake import bake
-from lora_trainer.network.block_weights import factors, resolve
-from lora_trainer.network.blocks import SD
-from lora_trainer.network.derived import write_derived
+from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.network.blocks.weights import factors, resolve
 from lora_trainer.network.modules import group
+from lora_trainer.network.ops.bake import bake
+from lora_trainer.network.ops.provenance import write_derived
 from tests.host import kinds
 from tests.host.webui import WebUI
 

@@ -13,7 +13,7 @@ from tests.host.test_webui import document, tensors
 from tests.host.webui import WebUI
 
 FINGERPRINT = """
-from lora_trainer.hosts.a1111 import fingerprint
+from lora_trainer.hosts.a1111.host import fingerprint
 from modules import shared
 result = fingerprint(shared.sd_model)
 """

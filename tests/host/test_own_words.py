@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.runs import Runs
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.runs.store import Runs
 from tests.host.webui import WebUI
 from tests.runs_helpers import document
 from tests.ui.browser import NO_BROWSER, choose_text, chromium, open_page

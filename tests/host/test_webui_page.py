@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.runs import Runs
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.runs.store import Runs
 from tests.grids_made import make_files, make_grid
 from tests.host.test_webui import document as short_run
 from tests.host.webui import WebUI

@@ -29,9 +29,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, Register
     modules.script_callbacks = callbacks  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modules", modules)
     monkeypatch.setitem(sys.modules, "modules.script_callbacks", callbacks)
-    monkeypatch.delitem(sys.modules, "lora_trainer.hosts.a1111_callbacks", raising=False)
-    yield callbacks, found, importlib.import_module("lora_trainer.hosts.a1111_callbacks").register
-    sys.modules.pop("lora_trainer.hosts.a1111_callbacks", None)
+    monkeypatch.delitem(sys.modules, "lora_trainer.webui.callbacks", raising=False)
+    yield callbacks, found, importlib.import_module("lora_trainer.webui.callbacks").register
+    sys.modules.pop("lora_trainer.webui.callbacks", None)
 
 
 def test_a_callback_is_registered_with_its_file(host: Any) -> None:

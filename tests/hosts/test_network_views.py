@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_trainer.hosts.network_views import network_view, original
-from lora_trainer.network.bake import baked_parts
-from lora_trainer.network.block_weights import resolve
-from lora_trainer.network.blocks import SD
+from lora_trainer.hosts.a1111.network_views import network_view, original
+from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.network.blocks.weights import resolve
+from lora_trainer.network.ops.bake import baked_parts
 from tests.network.made import Parts, lokr, lora, randn
 
 INSIDE, OUTSIDE = "diffusion_model_input_blocks_5_1_proj_in", "diffusion_model_middle_block_1_proj_in"

@@ -17,11 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.hosts import standalone as module
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.base import DrawRequest, LoraUse
-from lora_trainer.hosts.standalone import SAMPLERS, StandaloneHost, StandaloneSession, checkpoint_config, load_tokenizer
+from lora_trainer.hosts.standalone import checkpoint, tokenizer
+from lora_trainer.hosts.standalone import host as module
+from lora_trainer.hosts.standalone.checkpoint import checkpoint_config
+from lora_trainer.hosts.standalone.drawing import SAMPLERS
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.hosts.standalone.session import StandaloneSession
+from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
 from tests.helpers import CHECKPOINT, config
@@ -135,7 +140,7 @@ def test_a_vae_that_is_not_whole_or_of_another_shape_is_one_sentence(tmp_path: P
     other["model"]["params"]["first_stage_config"]["params"]["ddconfig"]["ch"] = 64
     for state, yaml in ((part, described), (tensors, other)):
         with pytest.raises(RunError, match=r"do not fit its \.yaml") as caught:
-            module._load_vae(state, yaml, torch.device("cpu"))
+            checkpoint._load_vae(state, yaml, torch.device("cpu"))
         assert len(str(caught.value)) < 300
 
 
@@ -175,16 +180,16 @@ def test_the_tokenizers_folder_is_found_beside_the_yaml_by_its_path_or_by_the_en
     clip = tmp_path / "clip"
     shutil.copytree(CHECKPOINT.parent / "clip", clip)
     checkpoint = tmp_path / "model.safetensors"
-    assert module.clip_folder(checkpoint, named("clip")) == clip
-    assert module.clip_folder(tmp_path / "elsewhere" / "model.safetensors", named(str(clip))) == clip
+    assert tokenizer.clip_folder(checkpoint, named("clip")) == clip
+    assert tokenizer.clip_folder(tmp_path / "elsewhere" / "model.safetensors", named(str(clip))) == clip
     monkeypatch.delenv("LORA_TRAIN_CLIP", raising=False)
     empty: list[dict[str, Any]] = [{}, {"cond_stage_config": None}, {"cond_stage_config": {"params": None}}]
     unnamed = [{"model": {"params": params}} for params in empty]
     for missing in (named("openai/clip-vit-large-patch14"), named(""), *unnamed):
-        assert module.clip_folder(checkpoint, missing) is None
+        assert tokenizer.clip_folder(checkpoint, missing) is None
         with monkeypatch.context() as env:
             env.setenv("LORA_TRAIN_CLIP", str(clip))
-            assert module.clip_folder(checkpoint, missing) == clip
+            assert tokenizer.clip_folder(checkpoint, missing) == clip
 
 
 def test_the_tokenizers_words_come_from_a_folder_or_a_sentence_says_what_is_wrong(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lora_trainer.hosts.base import LoadedModel
 from lora_trainer.model.clip import byte_letters, features, layer_output, name_in_files, own_names, write_tokenizer
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.text import TextEncoder
 
 Parameters = dict[str, torch.Tensor]

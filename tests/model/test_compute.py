@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.copies import Copies
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import add_adapters, remove_adapters
 from tests.training.bench import Bench
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.model.families import SD1, V1_CONFIG, family_of, native_resolution, prediction_type
 from tests.helpers import CHECKPOINT
 

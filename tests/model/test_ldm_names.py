@@ -11,7 +11,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import load_file
 
-from lora_trainer.hosts.standalone import checkpoint_config
+from lora_trainer.hosts.standalone.checkpoint import checkpoint_config
 from lora_trainer.model.ldm_names import unet_to_ldm, vae_to_ldm
 from tests.helpers import CHECKPOINT
 

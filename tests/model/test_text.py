@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.clip import tower
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.text import TextEncoder
 
 WORDS = st.sampled_from([",", ",", "red", "circle", "a", "ring", "zorp", "(", ")", "[", ":1.2", ".", "汉", "!!"])
@@ -19,7 +19,7 @@ CAPTIONS = st.lists(WORDS, max_size=260).map(" ".join)
 
 @pytest.fixture(scope="module")
 def tokenizer(standalone: StandaloneHost) -> Any:
-    from lora_trainer.config import TrainConfig
+    from lora_trainer.config.train import TrainConfig
 
     with standalone.session(TrainConfig(name="test")) as session:
         return session.model.text.tokenizer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig
 
-from lora_trainer.errors import RunError
-from lora_trainer.hosts.standalone import Checkpoint
+from lora_trainer.core.errors import RunError
+from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from lora_trainer.model.families import UNET_PREFIX, V1_CONFIG
 from lora_trainer.model.view import text_view, unet_view
 from tests.helpers import CHECKPOINT

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Adapters
 
 Tensors = Mapping[str, torch.Tensor]

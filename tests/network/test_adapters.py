@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import (
     ADAPTER,
     TEXT_PREFIX,

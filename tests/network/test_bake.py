@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.network.bake import bake, baked_parts, baked_scale
-from lora_trainer.network.block_weights import factors, resolve
-from lora_trainer.network.blocks import SD
-from lora_trainer.network.derived import (
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.files import free_name
+from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.network.blocks.weights import factors, resolve
+from lora_trainer.network.lora_file import read_lora, read_metadata
+from lora_trainer.network.modules import group, kind_of, scale_of
+from lora_trainer.network.ops.bake import bake, baked_parts, baked_scale
+from lora_trainer.network.ops.provenance import (
     RECORD,
     check_output,
     derived_metadata,
-    free_name,
     network_entries,
     widest_precision,
     write_derived,
 )
-from lora_trainer.network.lora_file import read_lora, read_metadata
-from lora_trainer.network.modules import group, kind_of, scale_of
 from tests.network.made import EVERY, KEYS, array, delta, lora, randn, some_lora, tensors
 
 HALVED = {

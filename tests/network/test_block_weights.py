@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.errors import InputError
-from lora_trainer.network.block_presets import load_presets, parse_elements, parse_lists, shipped_presets
-from lora_trainer.network.block_weights import BlockWeights, factors, number_text, parse_rules, resolve, single_block
-from lora_trainer.network.blocks import ALL_BLOCKS, SD, SDXL, Architecture, block_of, ldm_name
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.block_map import ALL_BLOCKS, SD, SDXL, Architecture, block_of, ldm_name
+from lora_trainer.network.blocks.presets import load_presets, parse_elements, parse_lists, shipped_presets
+from lora_trainer.network.blocks.weights import BlockWeights, factors, number_text, parse_rules, resolve, single_block
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [SD, SDXL], ids=lambda a: a.name)
 NAMES = ["NONE", "ALL", "INS", "IND", "INALL", "MIDD", "OUTD", "OUTS", "OUTALL", "ALL0.5"]

@@ -6,9 +6,9 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.model.ldm_names import unet_to_ldm
-from lora_trainer.network.blocks import (
+from lora_trainer.network.blocks.block_map import (
     ALL_BLOCKS,
     SD,
     SDXL,
@@ -19,7 +19,7 @@ from lora_trainer.network.blocks import (
     spellings,
     text_encoder_of,
 )
-from lora_trainer.network.checkpoint_weights import kohya_name, open_checkpoint
+from lora_trainer.network.ops.checkpoint_weights import kohya_name, open_checkpoint
 from tests.helpers import CHECKPOINT
 
 REFERENCE = {

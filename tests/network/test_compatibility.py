@@ -14,8 +14,8 @@ from peft import inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Shape, add_adapters
 from lora_trainer.network.lora_file import save_lora
 from tests.helpers import CHECKPOINT, config

@@ -16,17 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lora_trainer.cli import main
-from lora_trainer.errors import InputError, LoraTrainError
+from lora_trainer.cli.main import main
+from lora_trainer.core.errors import InputError, LoraTrainError
+from lora_trainer.core.plain_json import json_text
 from lora_trainer.network.adapters import file_shapes
-from lora_trainer.network.info import info
 from lora_trainer.network.lora_file import is_finite, read_lora, require_sd1
-from lora_trainer.network.resize import Rule
-from lora_trainer.network.tools import Baking, Ingredient, bake_file, merge_files, resize_file
-from lora_trainer.plain_json import json_text
-from lora_trainer.training.work import begun_with
-from lora_trainer.ui.tool_views import info_report
-from lora_trainer.validation.block_norms import LoraFile, heat_csv, heat_map
+from lora_trainer.network.ops.files import Baking, Ingredient, bake_file, merge_files, resize_file
+from lora_trainer.network.ops.info import info
+from lora_trainer.network.ops.resize import Rule
+from lora_trainer.runs.saved_files import LoraFile
+from lora_trainer.training.preparation import begun_with
+from lora_trainer.ui.html.lora_files import info_report
+from lora_trainer.validation.blocks.norms import heat_csv, heat_map
 from tests.helpers import CHECKPOINT
 from tests.network.made import EVERY, KEYS, randn, some_lora, tensors
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.errors import InputError
-from lora_trainer.network.checkpoint_weights import open_checkpoint
-from lora_trainer.network.extract import Extracted, extract, metadata
-from lora_trainer.network.info import block_infos, info
+from lora_trainer.core.errors import InputError
 from lora_trainer.network.lora_file import read_metadata, save_lora
-from lora_trainer.network.tools import extract_file
+from lora_trainer.network.ops.checkpoint_weights import open_checkpoint
+from lora_trainer.network.ops.extract import Extracted, extract, metadata
+from lora_trainer.network.ops.files import extract_file
+from lora_trainer.network.ops.info import block_infos, info
 from tests.helpers import CHECKPOINT
 from tests.network.made import EVERY, KEYS, array, delta, lora, some_lora, tensors
 

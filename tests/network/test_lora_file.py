@@ -9,18 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.network.adapters import Adapters, add_adapters
-from lora_trainer.network.lora_file import (
-    describe,
-    file_name,
-    read_lora,
-    read_metadata,
-    require_sd1,
-    save_lora,
-    verify,
-)
+from lora_trainer.network.lora_file import describe, file_name, read_lora, read_metadata, require_sd1, save_lora, verify
 from tests.helpers import CHECKPOINT, config
 from tests.network.plain import randomise
 

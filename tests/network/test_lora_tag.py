@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.errors import InputError
-from lora_trainer.network.lora_tag import LoraTag, find_tags, parse_tag
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.lora_tag import LoraTag, find_tags, parse_tag
 
 WORDS = st.text(st.characters(blacklist_characters=":=>", blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
 VALUES = st.text(string.ascii_letters + string.digits + ",./-+ _", min_size=1).map(str.strip)

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.errors import InputError
-from lora_trainer.network.merge import Source, merge, sum_notices
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.stack import sum_notices
 from lora_trainer.network.modules import group
-from lora_trainer.network.resize import Rule, resize
+from lora_trainer.network.ops.merge import Source, merge
+from lora_trainer.network.ops.resize import Rule, resize
 from tests.network.made import EVERY, KEYS, delta, lora, some_lora, tensors
 
 Modules = dict[str, dict[str, torch.Tensor]]

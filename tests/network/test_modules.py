@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.network import lowrank
-from lora_trainer.network.bake import bake
-from lora_trainer.network.info import block_infos
-from lora_trainer.network.merge import Source, merge
 from lora_trainer.network.modules import delta_norm, dim_of, full_delta, group, kind_of, lora_factors, rank_of
-from lora_trainer.network.resize import Rule, resize
+from lora_trainer.network.ops.bake import bake
+from lora_trainer.network.ops.info import block_infos
+from lora_trainer.network.ops.merge import Source, merge
+from lora_trainer.network.ops.resize import Rule, resize
 from tests.network.made import EVERY, KEYS, array, delta, lora, randn
 
 SOME = pytest.mark.parametrize("parts", EVERY.values(), ids=EVERY)
@@ -131,5 +131,5 @@ def test_damaged_modules_are_input_errors(parts: dict[str, torch.Tensor], ratio:
 
 def test_light_modules_bring_no_torch() -> None:
     """Prompts are read in the WebUI's start and on every picture."""
-    code = "import sys, lora_trainer.network.lora_tag, lora_trainer.cli_files; sys.exit('torch' in sys.modules)"
+    code = "import sys, lora_trainer.network.blocks.lora_tag, lora_trainer.cli.lora_files; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

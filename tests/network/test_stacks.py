@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lora_trainer.cli import main
-from lora_trainer.errors import InputError
-from lora_trainer.network.lora_tag import LoraTag
-from lora_trainer.network.stacks import MAX_LORAS, METHODS, MixRule, Stack, mixes, parse_stack, require_constant
+from lora_trainer.cli.main import main
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.lora_tag import LoraTag
+from lora_trainer.network.blocks.stack import MAX_LORAS, METHODS, MixRule, Stack, mixes, parse_stack, require_constant
 from tests.network.made import some_lora
 
 BLOCKS = "1,0,0,0,0.5,1,1,1,1,1,1,1"

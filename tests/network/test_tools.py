@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_trainer.errors import InputError
-from lora_trainer.network.derived import RECORD
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.lora_tag import parse_tag
+from lora_trainer.network.card import copy_card
 from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
-from lora_trainer.network.lora_tag import parse_tag
 from lora_trainer.network.modules import group
-from lora_trainer.network.resize import Rule
-from lora_trainer.network.tools import Baking, Ingredient, bake_file, baked_name, copy_card, merge_files, resize_file
+from lora_trainer.network.ops.files import Baking, Ingredient, bake_file, baked_name, merge_files, resize_file
+from lora_trainer.network.ops.provenance import RECORD
+from lora_trainer.network.ops.resize import Rule
 from tests.network.made import KEYS, delta, some_lora, tensors
 
 CARD = {"activation text": "zorp", "preferred weight": 0.8, "notes": "汉服"}

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.plan import Plan, Step, Use
 from lora_trainer.dataset.scan import scan
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.training.conditioning import Captions, frozen_conditioning
-from lora_trainer.training.denoiser import Conditioning
+from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.diffusion.conditioning import frozen_conditioning
+from lora_trainer.diffusion.denoiser import Conditioning
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document
 

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.captions import split_tags
 from lora_trainer.dataset.plan import Plan, Step
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.training.conditioning import Captions, FrozenConditioning, frozen_conditioning
-from lora_trainer.training.denoiser import Denoiser
+from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.diffusion.conditioning import FrozenConditioning, frozen_conditioning
+from lora_trainer.diffusion.denoiser import Denoiser
+from lora_trainer.model.loaded import LoadedModel
 from tests.helpers import config, item
 
 ITEMS = [item(f"{n}.png", caption=f"sks_, a{n}, b{n}, c{n}, d{n}") for n in range(4)]

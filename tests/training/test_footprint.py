@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import scan
-from lora_trainer.hosts.base import LoadedModel
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.training import footprint, preflight
 from lora_trainer.training.footprint import Footprint, Tracker, track
 from tests.runs_helpers import document

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lora_trainer.hosts.base import LoadedModel
-from lora_trainer.training.losses import NoiseSchedule, keyed_noise, picture_losses
+from lora_trainer.diffusion.noise import NoiseSchedule, keyed_noise, picture_losses
+from lora_trainer.model.loaded import LoadedModel
 
 PREDICTIONS = ["epsilon", "v_prediction"]
 

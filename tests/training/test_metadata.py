@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import SD1, CheckpointInfo

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from benchmarks.operations import Counted
-from lora_trainer.config import OPTIMIZERS, SCHEDULERS
-from lora_trainer.errors import InputError
+from lora_trainer.config.train import OPTIMIZERS, SCHEDULERS
+from lora_trainer.core.errors import InputError
 from lora_trainer.training import optimizers
-from lora_trainer.training.metadata import warmup_steps
 from lora_trainer.training.optimizers import (
     KINDS,
     TOGETHER,
@@ -23,6 +22,7 @@ from lora_trainer.training.optimizers import (
     keep_together,
     learning_rates,
     require_installed,
+    warmup_steps,
 )
 from tests.helpers import config
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_trainer.errors import InputError
-from lora_trainer.training.precision import grad_scaler, resolve_precision, without_autocast
+from lora_trainer.core.errors import InputError
+from lora_trainer.model.precision import grad_scaler, resolve_precision, without_autocast
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NO_CARD = "fp16 needs a graphics card"

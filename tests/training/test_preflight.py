@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 from lora_trainer.training import footprint, preflight, trainer
 from tests.runs_helpers import document, make_jobs
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.cli import main
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.training import run as run_module
+from lora_trainer.cli.main import main
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.training import loop as run_module
 from lora_trainer.training.resuming import MAY_CHANGE, changes
 from lora_trainer.training.state import read_settings
 from tests.helpers import CHECKPOINT, LIMIT, config

@@ -17,14 +17,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora_trainer.config import SCHEDULERS, TrainConfig
-from lora_trainer.files import replace_atomically
-from lora_trainer.hosts.standalone import Checkpoint, StandaloneHost, StandaloneSession
+from lora_trainer.config.train import SCHEDULERS, TrainConfig
+from lora_trainer.core.files import replace_atomically
+from lora_trainer.diffusion.denoiser import Denoiser
+from lora_trainer.hosts.standalone.checkpoint import Checkpoint
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.network.lora_file import describe
-from lora_trainer.runs import Run
-from lora_trainer.training import run as run_module
-from lora_trainer.training import work as work_module
-from lora_trainer.training.denoiser import Denoiser
+from lora_trainer.runs.run import Run
+from lora_trainer.training import loop as run_module
+from lora_trainer.training import preparation as work_module
 from lora_trainer.training.optimizers import KINDS
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document, make_jobs, run_to_end, weights

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as safetensors_bytes
 
-from lora_trainer.errors import InputError, RunError
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.model.precision import grad_scaler
 from lora_trainer.training.optimizers import KINDS, Group, build_optimizer, build_schedule
-from lora_trainer.training.precision import grad_scaler
 from lora_trainer.training.state import load_newest, save_state, states
 from tests.helpers import config, temporary_files
 from tools.soak.damage import damages

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_trainer.dataset.plan import Step, Use
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from tests.training.bench import Bench
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.core.i18n import translator
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.ui.panels.blocks import BlocksPanel
 
 _ROOT = Path(__file__).parent.parent.parent
 

@@ -16,17 +16,17 @@ from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.block_jobs import blocks_folder
-from lora_trainer.config import TrainConfig
-from lora_trainer.dataset.scan import file_hash
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.network.bake import scaled_alpha
-from lora_trainer.runs import Run
-from lora_trainer.ui.block_views import analysis_report, blocks_status, heat_table, tuning_report
-from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.files import file_hash
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.blocks import blocks_folder
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.network.ops.bake import scaled_alpha
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.html.blocks import analysis_report, blocks_status, heat_table, tuning_report
+from lora_trainer.ui.panels.blocks import BlocksPanel
 from tests.helpers import CHECKPOINT
 from tests.network.made import KEYS, some_lora
 from tests.runs_helpers import document as run_document

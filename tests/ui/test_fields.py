@@ -7,15 +7,15 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import ConfigErrors, InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.schema import field_error
-from lora_trainer.ui import views
-from lora_trainer.ui.fields import Shown, field_sentences, form_fields
+from lora_trainer.config.schema import field_error
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import ConfigErrors, InputError
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.ui.html import common
 from lora_trainer.ui.tab import Tab
+from lora_trainer.ui.widgets.fields import Shown, field_sentences, form_fields
 from tests.helpers import CHECKPOINT
 from tests.ui.markup import Page
 
@@ -95,7 +95,7 @@ def test_fields_are_called_as_on_the_page(error: InputError, english: str, chine
 def test_panels_name_their_own_widgets() -> None:
     fields = {"weight": Shown("LoRA weight", "here")}
     error = ConfigErrors([field_error("weight", "expected {wanted}, not {value}.", wanted="a number", value="<b>")])
-    found = views.error_notice(error, translator("en"), fields)
+    found = common.error_notice(error, translator("en"), fields)
     assert '<span data-field="here">LoRA weight: expected a number, not &lt;b&gt;.</span>' in found
 
 
@@ -106,7 +106,9 @@ def test_the_config_still_names_the_path() -> None:
 
 @pytest.mark.parametrize("panel", ["grid", "blocks", "tools", "stacks"])
 def test_fields_of_the_panels_are_on_the_page(tab: Tab, panel: str) -> None:
-    from lora_trainer.ui import blocks, stacks, tools, validate
+    from lora_trainer.ui.panels import blocks, stacks
+    from lora_trainer.ui.panels import lora_files as tools
+    from lora_trainer.ui.panels import validation as validate
 
     there = {block.elem_id for block in tab.blocks.blocks.values()}
     fields = {

@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer.access import LoraFolder
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.ui.follow import FolderWatch
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.library import LoraFolder
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.panels.follow import FolderWatch
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document

@@ -14,13 +14,13 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 import lora_trainer
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import ConfigErrors, InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.ui.form import Form
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import ConfigErrors, InputError
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.tab import Tab
+from lora_trainer.ui.widgets.form import Form
 from tests.test_config import documents
 
 OPTIONS = {item.path: item for item in options()}

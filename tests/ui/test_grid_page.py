@@ -16,12 +16,12 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
 from lora_trainer.ui import standalone
-from lora_trainer.validation.choose import votes
+from lora_trainer.validation.grid.choice import votes
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT, until
 from tests.runs_helpers import document

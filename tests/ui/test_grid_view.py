@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.i18n import translator
-from lora_trainer.runs import Run, Runs
-from lora_trainer.ui import grid_view
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.i18n import translator
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.store import Runs
+from lora_trainer.ui.html import grid as grid_view
 from tests.grids_made import BEST, make_files, make_grid
 from tests.runs_helpers import document
 from tests.ui.markup import HOSTILE, Page

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_trainer.files import save_picture
-from lora_trainer.ui import infotext
+from lora_trainer.core.files import save_picture
+from lora_trainer.ui.html import infotext
 
 PICTURE = {"steps": 20, "sampler": "DPM++ 2M", "cfg": 6.5, "width": 768, "height": 512}
 MADE = (

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer.ui.keep import Keeper, fits
+from lora_trainer.ui.widgets.keep import Keeper, fits
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.ui.markup import joined, markup, single_quoted
+from lora_trainer.ui.html.markup import joined, markup, single_quoted
 from tests.ui.markup import HOSTILE, Page
 
 UI = Path(__file__).parents[2] / "lora_trainer" / "ui"

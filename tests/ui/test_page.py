@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lora_trainer.jobs import Jobs
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui import standalone
 from tests.helpers import draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora_trainer.ui.plots import Curve, chart, nice_range, smooth, thin
+from lora_trainer.ui.html.plots import Curve, chart, nice_range, smooth, thin
 from tests.ui.markup import HOSTILE, Page
 
 _numbers = st.floats(-1e100, 1e100)

@@ -12,12 +12,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.ui.refresh import Refresh, together
 from lora_trainer.ui.tab import Tab
+from lora_trainer.ui.widgets.refresh import Refresh, together
 from tests.helpers import CHECKPOINT
 from tests.network.made import some_lora
 from tests.runs_helpers import document
@@ -76,8 +76,8 @@ def test_no_heavy_package_is_imported_for_what_a_page_shows_at_first(tmp_path: P
     script = f"""
 import sys
 from pathlib import Path
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.ui.tab import Tab
 tab = Tab(Jobs(StandaloneHost(Path({str(tmp_path)!r}), {str(CHECKPOINT)!r})))

@@ -6,14 +6,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer import trash
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.line import Task
-from lora_trainer.runs import Run
-from lora_trainer.ui.run_list import SHOWN, RunList, runs_table
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs import trash
+from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.panels.run_list import SHOWN, RunList, runs_table
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
 from tests.ui.markup import HOSTILE, Page

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.advice import Calculation
-from lora_trainer.block_jobs import _Work
-from lora_trainer.config import TrainConfig
-from lora_trainer.control import AFTER_EPOCH, Control
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.line import Task
-from lora_trainer.runs import Run
-from lora_trainer.training.outputs import Outputs
-from lora_trainer.ui import block_views, views
-from lora_trainer.ui.blocks import _changes_something
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.blocks import _Work
+from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import AFTER_EPOCH, Control
+from lora_trainer.runs.run import Run
+from lora_trainer.training.advice import Calculation
+from lora_trainer.training.artifacts import Outputs
+from lora_trainer.ui.html import blocks as block_views
+from lora_trainer.ui.html import run as views
+from lora_trainer.ui.panels.blocks import _changes_something
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT, LIMIT
 from tests.runs_helpers import document, make_jobs

@@ -6,14 +6,14 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from lora_trainer.config import options
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.ui.form import label_of
-from lora_trainer.ui.sweeps import SweepBox, paths_by_label
+from lora_trainer.config.train import options
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.ui.panels.sweeps import SweepBox, paths_by_label
 from lora_trainer.ui.tab import Tab
+from lora_trainer.ui.widgets.form import label_of
 from tests.helpers import CHECKPOINT, config
 from tests.runs_helpers import document
 from tests.ui.markup import HOSTILE, Page

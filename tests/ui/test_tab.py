@@ -13,12 +13,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
-from lora_trainer.line import Task
-from lora_trainer.runs import Run
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT, draw_pictures
 from tests.runs_helpers import document

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from lora_trainer.chores import Chore
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.network.derived import Notice
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.i18n import translator
+from lora_trainer.core.messages import Notice
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.background import Chore
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.network.blocks.lora_tag import LoraTag
+from lora_trainer.network.blocks.stack import Stack, parse_stack
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.network.lora_tag import LoraTag
-from lora_trainer.network.stacks import Stack, parse_stack
-from lora_trainer.ui import tool_views
-from lora_trainer.ui.stacks import StacksPanel
-from lora_trainer.ui.tools import ToolsPanel, add_lines
+from lora_trainer.ui.html import lora_files as tool_views
+from lora_trainer.ui.panels.common import add_lines
+from lora_trainer.ui.panels.lora_files import ToolsPanel
+from lora_trainer.ui.panels.stacks import StacksPanel
 from tests.helpers import CHECKPOINT, LIMIT, until
 from tests.network.made import EVERY, KEYS, some_lora, tensors
 from tests.ui.markup import HOSTILE, Page

@@ -11,12 +11,12 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
+from lora_trainer.core.i18n import translator
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.ui.stacks import StacksPanel
-from lora_trainer.ui.tools import ToolsPanel
+from lora_trainer.ui.panels.lora_files import ToolsPanel
+from lora_trainer.ui.panels.stacks import StacksPanel
 from tests.helpers import config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs

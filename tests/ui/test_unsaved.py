@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.tab import Tab
-from lora_trainer.ui.unsaved import unsaved
+from lora_trainer.ui.widgets.unsaved import unsaved
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
 

@@ -13,14 +13,14 @@ from gradio.routes import App
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.i18n import translator
-from lora_trainer.jobs import Jobs
-from lora_trainer.runs import Run
-from lora_trainer.ui.form import Form
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.panels.validation import ValidatePanel
 from lora_trainer.ui.tab import Tab
-from lora_trainer.ui.validate import ValidatePanel
+from lora_trainer.ui.widgets.form import Form
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
@@ -107,7 +107,7 @@ def test_emptied_fields_are_the_usual(panel: ValidatePanel, monkeypatch: pytest.
 
 
 def test_the_wishes_are_what_the_jobs_know(panel: ValidatePanel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_trainer.validation.grid import GridOptions
+    from lora_trainer.validation.grid.plan import GridOptions
 
     assert GridOptions(**asked(panel, monkeypatch)).numbers
 

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_trainer.advice import Advice, Calculation
+from lora_trainer.core.errors import ConfigErrors, InputError
+from lora_trainer.core.i18n import translator
 from lora_trainer.dataset.scan import Dataset, scan
-from lora_trainer.errors import ConfigErrors, InputError
-from lora_trainer.i18n import translator
-from lora_trainer.runs import STATES
+from lora_trainer.runs.run import STATES
+from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.training.preflight import Estimate
-from lora_trainer.ui import views
+from lora_trainer.ui.html import common
+from lora_trainer.ui.html import run as views
 from tests.helpers import data, draw_pictures, item
 from tests.ui.markup import HOSTILE, Page
 
@@ -43,13 +44,13 @@ def facts(card: str) -> list[str]:
 # ------------------------------------------------------------------ sentences
 @hostile
 def test_a_notice_is_its_text(text: str) -> None:
-    notice = Page(views.notice(text, "error")).one("div", "lt-error")
+    notice = Page(common.notice(text, "error")).one("div", "lt-error")
     assert notice.text == text
     assert notice.attributes["role"] == "status"
 
 
 def test_nothing_to_say_is_nothing_to_see() -> None:
-    assert views.notice("") == views.advice_list([], None, T) == views.grid_status({}, T) == ""
+    assert common.notice("") == views.advice_list([], None, T) == views.grid_status({}, T) == ""
     assert views.grid_status({"state": "done", "done": 4, "of": 4}, T) == ""
     assert views.files_table(manifest(), "zorp", T) == ""
     assert views.curves([], manifest(), T) == ""
@@ -58,8 +59,8 @@ def test_nothing_to_say_is_nothing_to_see() -> None:
 @hostile
 def test_an_errors_values_are_text(text: str) -> None:
     one = InputError("data.folder: {folder} does not exist.", field="data.folder", folder=text)
-    assert Page(views.error_notice(one, T)).text == f"Picture folder: {text} does not exist."
-    assert Page(views.error_notice(ConfigErrors([one, one]), T)).text.count(text) == 2
+    assert Page(common.error_notice(one, T)).text == f"Picture folder: {text} does not exist."
+    assert Page(common.error_notice(ConfigErrors([one, one]), T)).text.count(text) == 2
 
 
 @hostile
@@ -234,12 +235,12 @@ def test_a_slow_run_counts_seconds_a_step_instead_of_steps_a_second() -> None:
     ],
 )
 def test_durations_are_read_as_on_a_clock(seconds: float, text: str) -> None:
-    assert views.duration(seconds) == text
+    assert common.duration(seconds) == text
 
 
 @given(st.floats(0, 1e9))
 def test_a_duration_is_right_to_the_second(seconds: float) -> None:
-    text = views.duration(seconds)
+    text = common.duration(seconds)
     assert re.fullmatch(r"(\d+:[0-5]\d|[1-5]?\d):[0-5]\d", text)
     parts = [int(part) for part in text.split(":")]
     assert abs(sum(part * 60**power for power, part in enumerate(reversed(parts))) - seconds) <= 0.5

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.dataset.scan import file_hash
-from lora_trainer.errors import InputError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
+from lora_trainer.core.files import file_hash
 from lora_trainer.hosts.base import DrawRequest, LoraUse
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1, CheckpointInfo, Family
-from lora_trainer.network.block_weights import resolve
-from lora_trainer.network.blocks import SD, block_of
+from lora_trainer.network.blocks.block_map import SD, block_of
+from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.network.modules import group
-from lora_trainer.validation.block_analysis import AnalysisPlan, analyze, changed_share, plan_analysis
+from lora_trainer.validation.blocks.ablation import AnalysisPlan, analyze, changed_share, plan_analysis
 from tests.network.made import KEYS, lora, some_lora, tensors
 
 LIKE = DrawRequest("", width=24, height=16, steps=3)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.cli import main
-from lora_trainer.errors import InputError
+from lora_trainer.cli.main import main
+from lora_trainer.core.errors import InputError
 from lora_trainer.network.modules import group
-from lora_trainer.runs import Run, Runs
-from lora_trainer.validation.block_norms import LoraFile, find_file, heat_csv, heat_map, run_files
-from lora_trainer.validation.grid import GridOptions, plan_grid
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.saved_files import LoraFile, find_file, run_files
+from lora_trainer.runs.store import Runs
+from lora_trainer.validation.blocks.norms import heat_csv, heat_map
+from lora_trainer.validation.grid.plan import GridOptions, plan_grid
 from tests.helpers import CHECKPOINT
 from tests.network.made import KEYS, delta, lora, randn, some_lora, tensors
 

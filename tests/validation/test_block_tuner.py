@@ -17,28 +17,21 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import scan
-from lora_trainer.errors import InputError, RunError
-from lora_trainer.hosts.base import LoadedModel, Session
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.diffusion.noise import keyed_noise
+from lora_trainer.hosts.base import Session
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Shape, add_adapters
-from lora_trainer.network.blocks import block_of
+from lora_trainer.network.blocks.block_map import block_of
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.randomness import python_rng
-from lora_trainer.training.losses import keyed_noise
-from lora_trainer.validation.block_tuner import (
-    FOLDER,
-    HELD_OUT,
-    MAX_PICTURES,
-    TRAINING,
-    Effort,
-    Gain,
-    ProximalAdam,
-    Tuner,
-    find_pictures,
-)
+from lora_trainer.validation.blocks.proximal_adam import ProximalAdam
+from lora_trainer.validation.blocks.tuner import Effort, Gain, Tuner
+from lora_trainer.validation.metrics.evaluation_set import FOLDER, HELD_OUT, MAX_PICTURES, TRAINING, find_pictures
 from tests.helpers import draw_pictures
 from tests.network.plain import delta, key_of, randomise
 
@@ -425,7 +418,7 @@ def test_a_folder_of_others_and_at_most_so_many(
 def test_of_too_many_pictures_some_are_chosen_by_the_seed(
     standalone: StandaloneHost, session: Session, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_trainer.validation.block_tuner.MAX_PICTURES", 2)
+    monkeypatch.setattr("lora_trainer.validation.metrics.evaluation_set.MAX_PICTURES", 2)
     chosen = [
         [i.path for i in find_pictures(standalone, session, config.with_values({"validation.share": 0}), seed=s).items]
         for s in (0, 0, 1, 2, 3)

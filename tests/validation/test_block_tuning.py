@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import Host
-from lora_trainer.network.block_presets import Presets, load_presets, shipped_presets
-from lora_trainer.network.block_weights import resolve
-from lora_trainer.network.blocks import SD, SDXL, block_of
-from lora_trainer.network.tools import Baking, bake_file
-from lora_trainer.runs import Run
-from lora_trainer.validation.block_tuner import Effort, Gain, Tuner, find_pictures
-from lora_trainer.validation.block_tuning import preset_weights, recommended, tune, verdict
+from lora_trainer.network.blocks.block_map import SD, SDXL, block_of
+from lora_trainer.network.blocks.presets import Presets, load_presets, shipped_presets
+from lora_trainer.network.blocks.weights import resolve
+from lora_trainer.network.ops.files import Baking, bake_file
+from lora_trainer.runs.run import Run
+from lora_trainer.validation.blocks.report import preset_weights, recommended, tune, verdict
+from lora_trainer.validation.blocks.tuner import Effort, Gain, Tuner
+from lora_trainer.validation.metrics.evaluation_set import find_pictures
 from tests.runs_helpers import make_jobs, run_to_end
 
 EFFORT = Effort(steps=1, batch=1, levels=1, draws=1, rate=0.3, pull=0.0)

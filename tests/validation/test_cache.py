@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.errors import RunError
-from lora_trainer.validation import cache
-from lora_trainer.validation.cache import NumberCache, cache_key
+from lora_trainer.core.errors import RunError
+from lora_trainer.validation.metrics import cache
+from lora_trainer.validation.metrics.cache import NumberCache, cache_key
 from tests.helpers import temporary_files
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, NotFound, RunError
-from lora_trainer.network.derived import RECORD
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, NotFound, RunError
 from lora_trainer.network.lora_file import read_metadata
-from lora_trainer.runs import Run, Runs
-from lora_trainer.validation import choose
-from lora_trainer.validation.choose import Choice, find_cell
+from lora_trainer.network.ops.provenance import RECORD
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.store import Runs
+from lora_trainer.validation.grid import choice as choose
+from lora_trainer.validation.grid.choice import Choice, find_cell
 from tests.grids_made import make_files, make_grid
 from tests.runs_helpers import document
 

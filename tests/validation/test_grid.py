@@ -16,14 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.errors import InputError, NotFound, RunError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, NotFound, RunError
 from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.model.families import SD1, CheckpointInfo
-from lora_trainer.runs import Run, Runs
-from lora_trainer.validation import grid
-from lora_trainer.validation.cells import Cell, Drawn, count_batches
-from lora_trainer.validation.grid import DEFAULT_WEIGHTS, Column, GridOptions, GridPlan, draw_grid, plan_grid
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.store import Runs
+from lora_trainer.validation.grid import document, draw
+from lora_trainer.validation.grid import plan as grid
+from lora_trainer.validation.grid.cells import Cell, Drawn, count_batches
+from lora_trainer.validation.grid.draw import draw_grid
+from lora_trainer.validation.grid.plan import DEFAULT_WEIGHTS, Column, GridOptions, GridPlan, plan_grid
 from tests.helpers import config, temporary_files
 
 SIZE = (40, 24)
@@ -355,7 +358,7 @@ def test_the_time_left_comes_from_the_cells_drawn_now(monkeypatch: pytest.Monkey
     clock = iter([100.0, 102.0, 106.0])
     monkeypatch.setattr(grid.time, "monotonic", lambda: next(clock))
     told_: list[tuple[int, int, float | None]] = []
-    note = grid.pace(lambda *values: told_.append(values))
+    note = draw.pace(lambda *values: told_.append(values))
     for done in (10, 11, 13):
         note(done, 20)
     assert told_ == [(10, 20, None), (11, 20, 18.0), (13, 20, 14.0)]
@@ -384,17 +387,17 @@ def test_the_document_tells_prompts_with_the_trigger_from_those_without(tmp_path
 
 def test_a_grid_is_read_again_and_one_that_is_not_there_is_one_sentence(run: Run) -> None:
     with pytest.raises(NotFound, match="No grid of test"):
-        grid.known_grid(run)
-    document = draw_grid(options(run, weights=[1]), Painter(), grid.grid_folder(run))
-    assert grid.known_grid(run) == document
-    path = grid.grid_folder(run) / "grid.json"
+        document.known_grid(run)
+    document = draw_grid(options(run, weights=[1]), Painter(), document.grid_folder(run))
+    assert document.known_grid(run) == document
+    path = document.grid_folder(run) / "grid.json"
     path.write_text('{"version": 1}')
     with pytest.raises(NotFound):
-        grid.known_grid(run)
+        document.known_grid(run)
     for damage in ("{", "[]", '{"version": 2}', "\xff", json.dumps({**document, "weights": [7]})):
         path.write_text(damage)
         with pytest.raises(InputError, match=r"grid\.json is damaged"):
-            grid.known_grid(run)
+            document.known_grid(run)
 
 
 # ------------------------------------------------------------------ going on with what is there

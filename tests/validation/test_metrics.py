@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from lora_trainer.core.errors import InputError
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import scan
 from lora_trainer.demo import drawings
-from lora_trainer.errors import InputError
-from lora_trainer.validation import metrics
-from lora_trainer.validation.metrics import (
+from lora_trainer.validation.metrics import pictures as metrics
+from lora_trainer.validation.metrics.pictures import (
     SIDE,
     TrainingPictures,
     add_picture_numbers,

@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from lora_trainer.chores import Chores
-from lora_trainer.errors import InputError
+from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import DrawRequest, LoraUse
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.line import Line
-from lora_trainer.mixing import Mixing
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.background import Chores
+from lora_trainer.jobs.mixes import Mixing
+from lora_trainer.jobs.queue import Line
 from lora_trainer.network.adapters import add_adapters
+from lora_trainer.network.blocks.stack import MixRule, parse_stack
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.network.stacks import MixRule, parse_stack
 from lora_trainer.validation.mixes import DOCUMENT, TABLE, MixPlan, draw_mixes
 from tests.helpers import LIMIT, config, temporary_files
 from tests.network.made import EVERY, KEYS, tensors

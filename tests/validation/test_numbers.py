@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import scan
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.base import Host, LoadedModel, Session
-from lora_trainer.runs import Run
-from lora_trainer.training.denoiser import Denoiser
-from lora_trainer.training.losses import keyed_noise
-from lora_trainer.validation import numbers
-from lora_trainer.validation.numbers import HeldOutLoss, Losses, add_losses, best, held_out_losses
-from lora_trainer.validation.paired import Difference
+from lora_trainer.diffusion.denoiser import Denoiser
+from lora_trainer.diffusion.noise import keyed_noise
+from lora_trainer.hosts.base import Host, Session
+from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.runs.run import Run
+from lora_trainer.validation.metrics import held_out_loss as numbers
+from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, best, held_out_losses
+from lora_trainer.validation.metrics.paired import Difference
 from tests.helpers import draw_pictures
 from tests.network.plain import merged
 from tests.runs_helpers import document, make_jobs, run_to_end
@@ -469,7 +470,7 @@ def test_a_long_measuring_writes_its_cache_on_the_way(
     host: Host, session: Session, run: Run, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "losses.json"
-    monkeypatch.setattr("lora_trainer.validation.cache._WRITE_EVERY", 0.0)
+    monkeypatch.setattr("lora_trainer.validation.metrics.cache._WRITE_EVERY", 0.0)
     counts: list[int] = []
 
     def count(done: int, of: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lora_trainer.validation.paired import Difference, paired, student_tail
+from lora_trainer.validation.metrics.paired import Difference, paired, student_tail
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_trainer.validation import sheet
-from lora_trainer.validation.sheet import Layout, load_font, sheets, shorten
+from lora_trainer.validation.grid import sheet
+from lora_trainer.validation.grid.sheet import Layout, load_font, sheets, shorten
 
 
 def layout(

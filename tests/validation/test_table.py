@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.errors import RunError
-from lora_trainer.validation.table import write_csv
+from lora_trainer.core.errors import RunError
+from lora_trainer.validation.grid.csv_table import write_csv
 from tests.helpers import temporary_files
 
 

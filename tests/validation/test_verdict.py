@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.validation.verdict import COPYING, FEW, judge
+from lora_trainer.validation.grid.verdict import COPYING, FEW, judge
 
 WEIGHTS = (0.3, 0.6, 1.0)
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

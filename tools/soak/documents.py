@@ -19,14 +19,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from lora_trainer.api import PREFIX, mount
-from lora_trainer.block_jobs import blocks_folder
-from lora_trainer.cli import main
-from lora_trainer.config import TrainConfig
-from lora_trainer.files import write_json
+from lora_trainer.api.routes import PREFIX, mount
+from lora_trainer.cli.main import main
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.files import write_json
+from lora_trainer.jobs.blocks import blocks_folder
 from lora_trainer.network.lora_file import save_lora
-from lora_trainer.runs import Run
-from lora_trainer.ui.blocks import BlocksPanel
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.panels.blocks import BlocksPanel
 from lora_trainer.ui.tab import Tab
 from tools.soak.damage import BROKEN, damages
 from tools.soak.small import document, draw_pictures, make_jobs

@@ -18,7 +18,7 @@ STEPS = 80
 WEIGHTS = """
 import hashlib
 from modules import shared
-from lora_trainer.hosts.a1111 import clean_weights
+from lora_trainer.hosts.a1111.host import clean_weights
 clean_weights(shared.sd_model)
 digest = hashlib.sha256()
 for name, p in sorted(shared.sd_model.named_parameters()):

@@ -16,10 +16,10 @@ from urllib.parse import quote
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lora_trainer.api import PREFIX, mount
-from lora_trainer.config import TrainConfig, options
-from lora_trainer.errors import InputError
-from lora_trainer.schema import parse_toml
+from lora_trainer.api.routes import PREFIX, mount
+from lora_trainer.config.schema import parse_toml
+from lora_trainer.config.train import TrainConfig, options
+from lora_trainer.core.errors import InputError
 from tools.soak.small import document, draw_pictures, make_jobs
 
 NASTY: list[Any] = [

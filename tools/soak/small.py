@@ -9,12 +9,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from lora_trainer.config import TrainConfig
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError
 from lora_trainer.demo import drawings
 from lora_trainer.demo.run import CHECKPOINT
-from lora_trainer.errors import InputError
-from lora_trainer.hosts.standalone import StandaloneHost
-from lora_trainer.jobs import Jobs
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.service import Jobs
 
 
 def draw_pictures(folder: Path, count: int = 6, size: int = 64) -> Path:

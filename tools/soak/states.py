@@ -9,11 +9,11 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_trainer.config import TrainConfig
-from lora_trainer.control import Control
-from lora_trainer.errors import LoraTrainError
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import LoraTrainError
+from lora_trainer.runs.control import Control
+from lora_trainer.training.preparation import Preparation
 from lora_trainer.training.state import load_newest, save_state
-from lora_trainer.training.work import Preparation
 from tools.soak.small import document, draw_pictures, make_jobs
 
 

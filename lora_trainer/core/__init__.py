@@ -1,0 +1,1 @@
+"""What every part uses, and what knows none of them."""

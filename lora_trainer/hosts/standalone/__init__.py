@@ -1,0 +1,1 @@
+"""The embedded host: one process, one checkpoint file, no WebUI."""

@@ -1,0 +1,101 @@
+"""A line of tasks that are done one after another on a thread of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_trainer.runs.control import Control
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Task:
+    """One piece of work; ``run`` is what it is for, a run or a chore, by which it is found."""
+
+    run: Any
+    work: Callable[[Control], object]
+    control: Control = field(default_factory=Control)
+
+
+class Line:
+    """Tasks that are done one after another on a thread of their own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waiting: list[Task] = []
+        self._current: Task | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, task: Task) -> None:
+        """Put a task at the end."""
+        with self._changed:
+            self._waiting.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._go, name=self._name, daemon=True)
+                self._thread.start()
+
+    def find(self, run: object) -> Task | None:
+        """The task of a run, waiting or worked on."""
+        with self._changed:
+            tasks = [self._current, *self._waiting] if self._current else self._waiting
+            return next((task for task in tasks if task.run is run), None)
+
+    def remove(self, task: Task) -> bool:
+        """Take a waiting task out; ``False`` when it is worked on already."""
+        with self._changed:
+            if task in self._waiting:
+                self._waiting.remove(task)
+                return True
+            return False
+
+    def move(self, task: Task, place: int) -> bool:
+        """Give a waiting task another place, 0 for the next; ``False`` when it does not wait."""
+        with self._changed:
+            if task not in self._waiting:
+                return False
+            self._waiting.remove(task)
+            self._waiting.insert(max(0, place), task)
+            return True
+
+    def current(self) -> Task | None:
+        """The task that is worked on."""
+        return self._current
+
+    def waiting(self) -> list[Task]:
+        """The tasks in line."""
+        with self._changed:
+            return list(self._waiting)
+
+    def wait(self, run: object, timeout: float | None = None) -> bool:
+        """Wait until no task of ``run`` is left; ``False`` when the time ran out before."""
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while any(task.run is run for task in (self._current, *self._waiting) if task):
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(1.0 if left is None else min(left, 1.0))
+        return True
+
+    def _go(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                self._current = self._waiting.pop(0)
+            try:
+                self._current.work(self._current.control)
+            except BaseException:  # a library's SystemExit, too, would end the thread and the line with it
+                log.exception("%s: unexpected error", self._name)
+            finally:
+                with self._changed:
+                    self._current = None
+                    self._changed.notify_all()

@@ -1,0 +1,247 @@
+"""What may be asked for, and what each option means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lora_trainer.config.schema import Option, option, options_of, read_document, schema_of
+from lora_trainer.core.errors import ConfigErrors, InputError
+from lora_trainer.network.blocks.stack import METHODS
+
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+
+
+RESIZE_METHODS = ("rank", "sv_fro", "sv_cumulative", "sv_ratio")
+
+
+MAX_RANK = 4096
+
+
+def _file_option() -> str:
+    return option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
+
+
+def _precision_option() -> str:
+    return option(
+        PRECISIONS[0],
+        "Precision",
+        "Of the new file's weights; auto: as in the old one.",
+        choices=PRECISIONS,
+        advanced=True,
+    )
+
+
+def _output_option() -> str:
+    return option("", "Name of the new file", "Empty: a free one. Nothing is ever overwritten.", path=True)
+
+
+@dataclass
+class BakeDocument:
+    """Weights and block weights written into a new file."""
+
+    file: str = _file_option()
+    weight: float = option(1.0, "Weight", "Of everything.", min=-10, max=10)
+    te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
+    unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
+    lbw: str = option(
+        "",
+        "Block weights",
+        "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none.",
+    )
+    lbwe: str = option(
+        "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
+    )
+    x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
+    seed: int = option(0, "Seed of R and U", "Of these two in the list.", min=0, max=2**32 - 1, advanced=True)
+    checkpoint: str = option(
+        "",
+        "Checkpoint",
+        "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.",
+        advanced=True,
+        path=True,
+    )
+    output: str = _output_option()
+
+
+@dataclass
+class MergeDocument:
+    """Several LoRAs in one new file."""
+
+    files: list[str] = option(
+        [], "LoRAs and weights", "One a line: name: weight, or name: weight: block weights. Tags are read too."
+    )
+    rank: int = option(
+        0,
+        "Rank of the result",
+        "0: exact, the LoRAs stand side by side and their ranks add up. Otherwise reduced by SVD; the error is told.",
+        min=0,
+        max=MAX_RANK,
+    )
+    conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
+    precision: str = _precision_option()
+    output: str = _output_option()
+
+
+@dataclass
+class ResizeDocument:
+    """A LoRA at a smaller rank."""
+
+    file: str = _file_option()
+    method: str = option(
+        "rank",
+        "Method",
+        "rank: one for all. sv_fro: keep this share of the norm. sv_cumulative: of the sum of singular values. "
+        "sv_ratio: values down to the largest divided by this number.",
+        choices=RESIZE_METHODS,
+    )
+    rank: int = option(0, "Rank", "With a method of the kind sv_…: the largest; 0: no limit.", min=0, max=MAX_RANK)
+    keep: float = option(
+        0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6
+    )
+    conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
+    precision: str = _precision_option()
+    output: str = _output_option()
+
+
+@dataclass
+class ExtractDocument:
+    """A LoRA of what distinguishes two SD1 checkpoints."""
+
+    base: str = option("", "Base checkpoint", "The one that was tuned.", path=True)
+    tuned: str = option("", "Tuned checkpoint", "What became of it.", path=True)
+    rank: int = option(32, "Rank", "Of the LoRA.", min=1, max=MAX_RANK)
+    conv_rank: int = option(0, "Rank of convolutions", "0: without convolutions.", min=0, max=MAX_RANK, advanced=True)
+    clamp_quantile: float = option(
+        1.0, "Clamp quantile", "Cut off larger values; 0.99 in sd-scripts, 1: none.", min=0, max=1, advanced=True
+    )
+    text_threshold: float = option(
+        0.0,
+        "Text threshold",
+        "The text encoder counts as unchanged below this difference; 0.01 in sd-scripts.",
+        min=0,
+        max=1,
+        advanced=True,
+    )
+    precision: str = option("fp16", "Precision", "Of the new file's weights.", choices=PRECISIONS[1:], advanced=True)
+    output: str = _output_option()
+
+
+DOCUMENTS: dict[str, type] = {
+    "bake": BakeDocument,
+    "merge": MergeDocument,
+    "resize": ResizeDocument,
+    "extract": ExtractDocument,
+}
+
+
+def tool_options(kind: str) -> list[Option]:
+    """The fields of a tool's document in order."""
+    return list(options_of(DOCUMENTS[kind], ""))
+
+
+Document = TypeVar("Document")
+
+
+def read(kind: type[Document], body: Mapping[str, Any]) -> Document:
+    """A document from plain values; ``None`` counts as left out.
+
+    Raises:
+        ConfigErrors: unknown fields, wrong types or values out of bounds, all of them at once.
+    """
+    errors: list[InputError] = []
+    found = read_document(kind, {key: value for key, value in body.items() if value is not None}, "", errors)
+    if errors:
+        raise ConfigErrors(errors)
+    return found
+
+
+MAX_SEED = 2**32 - 1
+
+
+_FITS = 3
+"""Weights are learned on each half of the pictures, and on all (validation/block_tuning.py)."""
+
+
+@dataclass
+class AnalysisDocument:
+    """Which blocks move the picture."""
+
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
+    weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
+    prompts: list[str] = option([], "Prompts", "One a line; empty: the sample prompts.")
+    together: int = option(4, "Pictures at once", "Fewer need less memory.", min=1, max=64)
+
+
+@dataclass
+class TuningDocument:
+    """Block weights found for the person."""
+
+    file: str = option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
+    weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
+    pictures: str = option(
+        "",
+        "Other pictures",
+        "Folder of pictures with captions that the LoRA was not trained on; empty: those that the run kept aside.",
+        path=True,
+    )
+    steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
+    pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
+    seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED)
+
+
+def analysis_schema() -> dict[str, Any]:
+    """The JSON schema of what :meth:`BlockJobs.analyze` takes."""
+    schema = schema_of(AnalysisDocument)
+    seeds = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "default": []}
+    return {**schema, "properties": {**schema["properties"], "seeds": seeds}}
+
+
+def read_seeds(value: Any) -> list[int]:
+    """Seeds from plain values; raises :class:`InputError` for anything but whole numbers."""
+    values = [] if value is None else value
+    whole = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if not whole or not all(0 <= v <= MAX_SEED for v in values):
+        raise InputError("seeds: give whole numbers from 0 to {most}.", field="seeds", most=MAX_SEED)
+    return values
+
+
+MAX_MIXES = 500
+
+
+@dataclass
+class MixDocument:
+    """Random mixes of several LoRAs."""
+
+    stack: str = option(
+        "",
+        "LoRAs and weights",
+        "One a line: name: weight, or name: weight: block weights. Tags are read too. The order is kept.",
+    )
+    count: int = option(8, "Mixes", "How many.", min=1, max=MAX_MIXES)
+    method: str = option(
+        "uniform",
+        "Method",
+        "uniform: each weight by itself around its own. dirichlet: the sum stays, the shares change.",
+        choices=METHODS,
+    )
+    spread: float = option(0.5, "Spread", "How far the weights go; above 0 and below 1.", min=0, max=1)
+    most: float = option(1.2, "Largest sum", "Of the weights; the guides advise 1.2.", min=0, max=100)
+    seed: int = option(1, "Seed of the mixes", "The same seed gives the same weights.", min=0, max=2**32 - 1)
+    prompt: str = option("", "Prompt", "Without the tags.")
+    negative: str = option("", "Negative prompt", "As in txt2img.")
+    picture_seed: int = option(
+        1, "Seed of the pictures", "The same for all, so that they differ in the weights alone.", min=0, max=2**32 - 1
+    )
+    width: int = option(0, "Width", "0: the size of the checkpoint.", min=0, max=2048, unit="px", advanced=True)
+    height: int = option(0, "Height", "0: the size of the checkpoint.", min=0, max=2048, unit="px", advanced=True)
+    steps: int = option(20, "Sampling steps", "As in txt2img.", min=1, max=150, advanced=True)
+    cfg: float = option(7.0, "CFG scale", "As in txt2img.", min=1, max=30, advanced=True)
+    sampler: str = option("Euler a", "Sampler", "As in txt2img.", advanced=True)
+    checkpoint: str = option("", "Checkpoint", "Standalone only: the checkpoint file.", advanced=True, path=True)
+
+
+def mix_options() -> list[Option]:
+    """The fields of the document in order."""
+    return list(options_of(MixDocument, ""))

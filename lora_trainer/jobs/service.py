@@ -1,0 +1,465 @@
+"""What tab, REST and command line ask for: runs go into one line, grids into another.
+
+Both lines take turns at the host's model, so a grid can be drawn from the finished files of a run that goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.config.sweep import variants
+from lora_trainer.config.train import DataConfig, TrainConfig, require_warmup
+from lora_trainer.core.errors import InputError, LoraTrainError, concerning, explain
+from lora_trainer.core.files import remove_unfinished, write_text
+from lora_trainer.core.paths import clean_path, expand
+from lora_trainer.core.process import is_alive, this_process
+from lora_trainer.hosts.base import Host
+from lora_trainer.jobs.background import Chores
+from lora_trainer.jobs.blocks import BlockJobs
+from lora_trainer.jobs.grids import _Drawing, _grid_stopped
+from lora_trainer.jobs.library import require_readable
+from lora_trainer.jobs.lora_files import FileTools
+from lora_trainer.jobs.mixes import Mixing
+from lora_trainer.jobs.naming import require_free
+from lora_trainer.jobs.queue import Line, Task
+from lora_trainer.jobs.training import carry_out
+from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, Suspended
+from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
+from lora_trainer.runs.control import Control, only_telling
+from lora_trainer.runs.manifest import DAMAGED
+from lora_trainer.runs.run import RESUMABLE, UNFINISHED, Run, output_folder
+from lora_trainer.runs.store import Runs
+
+if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import Dataset
+    from lora_trainer.training.preflight import Estimate
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """Takes runs and grids for a host.
+
+    Args:
+        host: where the model is.
+        on_change: called when a run's manifest changed, from the working thread.
+        confined: keep output folders within the host's LoRA folder, as everything served over a network must.
+    """
+
+    def __init__(
+        self, host: Host, on_change: Callable[[Run], object] = lambda run: None, *, confined: bool = False
+    ) -> None:
+        self.host = host
+        self.runs = Runs(host.folders.runs)
+        self.training = Line("lora-train runs")
+        self.drawing = Line("lora-train grids")
+        self.files = FileTools(host, Chores(Line("lora-train files")))
+        self.mixing = Mixing(host, Chores(self.drawing))
+        self.blocks = BlockJobs(host, self.settled, self.drawing, self._tell)
+        self._suspended = Suspended(self.resume)
+        self._order = threading.RLock()
+        """Held while it is decided who goes on with a run."""
+        self._restored = False
+        self._on_change = on_change
+        self._confined = confined
+
+    # -------------------------------------------------------------- asked by tab, REST and command line
+    def check(self, config: TrainConfig) -> Dataset:
+        """Find what is wrong with a run before anything is changed; returns its data set.
+
+        Raises:
+            InputError: one clear sentence.
+        """
+        self._check_output(config)
+        return self._usable(config)
+
+    def _usable(self, config: TrainConfig) -> Dataset:
+        from lora_trainer.training.advice import calculate
+
+        self.host.check(config)
+        dataset = self.dataset(config.data)
+        self._require_readable("network.continue_from", config.network.continue_from)
+        _check_parts(config)
+        require_warmup(config, calculate(config, dataset).steps)
+        return dataset
+
+    def dataset(self, data: DataConfig, *, decode: bool = False) -> Dataset:
+        """The pictures and captions of a folder; with ``decode`` every picture is read to its end.
+
+        Raises:
+            InputError: no such folder, nothing in it, or one that may not be read.
+        """
+        from lora_trainer.dataset.scan import check_dataset, scan
+
+        self._require_readable("data.folder", data.folder)
+        return check_dataset(data) if decode else scan(data)
+
+    def _require_readable(self, field: str, name: str) -> None:
+        require_readable(self.host, field, name)
+
+    def measure(self, config: TrainConfig) -> Estimate:
+        """Measure the memory and time that a run would take; raises :class:`InputError`."""
+        from lora_trainer.training.preflight import measure
+
+        return measure(config, self._usable(config), self.host)
+
+    def submit(self, config: TrainConfig) -> Run:
+        """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
+        self.check(config)
+        checkpoint = self.host.check(config)
+        now = {"process": this_process(), "place": time.time()}
+        run = self.runs.create(config, host=self.host.name, checkpoint=checkpoint.to_dict(), **now)
+        self._require_ours(run)
+        self._train(run)
+        return run
+
+    def sweep(self, config: TrainConfig, values: Mapping[str, Sequence[Any]]) -> list[Run]:
+        """Put a run for every combination of the values into the line, or none when one of them is wrong.
+
+        Raises:
+            InputError: a setting, a value or one of the runs' names cannot be used.
+        """
+        configs = variants(config, values)
+        for each in configs:
+            self.check(each)
+        return [self.submit(each) for each in configs]
+
+    def resume(self, name: str, config: TrainConfig | None = None) -> Run:
+        """Put a stopped, paused or failed run into the line again; it goes on from its last state.
+
+        Args:
+            name: of the run.
+            config: settings for the rest of it; without them those in its ``config.toml``. What may change is written
+                there, see :data:`lora_trainer.training.resuming.MAY_CHANGE`.
+
+        Raises:
+            InputError: no such run, it is not stopped, another program has it, another checkpoint is loaded, or
+                settings differ that may not.
+            RunError: the manifest cannot be written.
+        """
+        with self._order:
+            run = self.settled(name)
+            self._require_resumable(run)
+            had = run.is_taken
+            self._require_ours(run)
+            try:
+                self._resume(run, config)
+            except BaseException:
+                if not had:
+                    run.give_up()
+                raise
+        return run
+
+    def _resume(self, run: Run, config: TrainConfig | None) -> None:
+        """Put a run into the line that no other program can work on any more."""
+        from lora_trainer.training.resuming import require_resumable, take_over
+
+        if self.training.find(run) is None:
+            run.reread()  # it may be another program that has done it meanwhile
+            self._settle(run)
+        self._require_resumable(run)
+        settings = run.config()
+        require_resumable(run, settings)
+        changed = take_over(run, config) if config else []
+        if config and changed:
+            settings = config
+        require_its_checkpoint(run, self.host.check(settings))
+        if changed:
+            write_text(run.folder / "config.toml", settings.to_toml())
+        values = {"process": this_process(), "place": time.time()}
+        run.change(state="queued", message="", error={}, waits="", **values)
+        self._suspended.remove(run)
+        self._train(run)
+
+    def _require_resumable(self, run: Run) -> None:
+        if run.state == "done":
+            raise InputError(
+                "The run {name} is done; to train on, start a new run that continues from its last file "
+                "(network.continue_from).",
+                name=run.name,
+            )
+        if run.state not in RESUMABLE and self._is_worked_on(run):
+            raise InputError(
+                "The run {name} is {state}; only a stopped one can be resumed.", name=run.name, state=run.state
+            )
+
+    @staticmethod
+    def _require_ours(run: Run) -> None:
+        if not run.take():
+            raise _elsewhere(run)
+
+    def load_checkpoint(self, name: str) -> Run:
+        """Let the host load the checkpoint that a run was trained on; one that waits for it goes on then.
+
+        Raises:
+            InputError: no such run, or the host has no such checkpoint any more.
+        """
+        run = self.settled(name)
+        known = run.manifest.get("checkpoint", {})
+        self.host.load_checkpoint(str(known.get("name", "")), str(known.get("sha256", "")))
+        return run
+
+    def stop(self, name: str, wish: str = "stop") -> Run:
+        """Ask a run to ``"stop"``, stop after the ``"epoch"``, ``"pause"`` or ``"discard"``; a waiting one leaves."""
+        run = self.runs.get(name)
+        task = self.training.find(run)
+        if task is None:
+            return self._stop_waiting(name, wish)
+        if self.training.remove(task):
+            self._give_up(run, wish)
+        else:
+            task.control.ask(wish)
+        return run
+
+    def _stop_waiting(self, name: str, wish: str) -> Run:
+        """Stop a run that is not in line: it waits for its checkpoint, or its program ended while it waited."""
+        with self._order:
+            run = self.settled(name)
+            if not self._suspended.remove(run):
+                if run.state not in UNFINISHED and not run.manifest.get("waits"):
+                    raise InputError("The run {name} is not running; it is {state}.", name=name, state=run.state)
+                self._require_ours(run)
+            self._give_up(run, wish)
+        return run
+
+    def grid(self, name: str, **wishes: Any) -> Run:
+        """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
+
+        Args:
+            name: of the run, which may go on.
+            wishes: fields of :class:`~lora_trainer.validation.grid.plan.GridOptions`.
+
+        Raises:
+            InputError: no such run, no files, wrong weights, or one is drawn already.
+        """
+        from lora_trainer.validation.grid.plan import GridOptions, plan_grid
+
+        run = self.settled(name)
+        config = run.config()
+        options = GridOptions(**{**wishes, "clip": clean_path(wishes.get("clip", ""))})
+        plan = plan_grid(run, options, config)
+        self._require_readable("clip", options.clip)
+        if self.drawing.find(run):
+            raise InputError("A grid of {name} is being drawn already.", name=name)
+        self.host.check(config)
+
+        def work(control: Control) -> None:
+            _Drawing(run, self.host, control, self._tell).draw(plan, options)
+
+        begun = {"state": "queued", "done": 0, "of": len(plan.places()), "message": "", "process": this_process()}
+        run.update(grid=begun, now=True)
+        self.drawing.add(Task(run, work))
+        return run
+
+    def grid_document(self, name: str) -> dict[str, Any]:
+        """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
+        from lora_trainer.validation.grid.document import known_grid
+
+        return known_grid(self.settled(name))
+
+    def stop_grid(self, name: str) -> Run:
+        """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
+        run = self.runs.get(name)
+        task = self.drawing.find(run)
+        if task is None:
+            raise InputError("No grid of {name} is being drawn.", name=name)
+        if self.drawing.remove(task):
+            run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(_grid_stopped())}, now=True)
+        task.control.ask("stop")
+        return run
+
+    def move(self, name: str, position: int) -> Run:
+        """Give a waiting run another place in line, 1 for the next; raises :class:`InputError` when it has none."""
+        run = self.runs.get(name)
+        task = self.training.find(run)
+        if task is None or not self.training.move(task, position - 1):
+            raise InputError("The run {name} does not wait in line.", name=name)
+        waiting = [task.run for task in self.training.waiting()]
+        for each, place in zip(waiting, sorted(map(_place, waiting)), strict=True):
+            each.update(place=place, now=True)  # so that the order outlives the program
+        return run
+
+    def restore(self) -> None:
+        """Go on where the program before this one ended, however it ended; for a server, once, at its start.
+
+        Runs that waited, in line or for their checkpoint, come into the line again in their order; one that was being
+        trained is told to have stopped; what was not finished writing is deleted. Whoever looks at the runs before
+        changes nothing of that.
+        """
+        for run in sorted(self.runs.list(), key=_place):
+            try:
+                with self._order:
+                    self._restore(run)
+            except LoraTrainError as error:
+                log.warning("%s", error)
+        self._restored = True
+        folders = self.host.folders
+        for folder in (folders.runs, folders.loras, folders.cache, folders.presets):
+            remove_unfinished(folder, below=True)
+
+    def _restore(self, run: Run) -> None:
+        if self._is_worked_on(run) or not run.take():
+            return
+        keep = False
+        try:
+            run.reread()
+            if run.state == "queued" or run.manifest.get("waits"):
+                run.change(state="paused", waits=WAITS_FOR_CHECKPOINT, process=this_process())
+                self._suspended.add(run)
+                keep = True
+            elif run.state == "running":
+                run.change(**_PROGRAM_ENDED)
+        finally:
+            if not keep:
+                run.give_up()
+
+    def _is_worked_on(self, run: Run) -> bool:
+        return self.training.find(run) is not None or self._suspended.has(run) or run.is_elsewhere
+
+    def settled(self, name: str) -> Run:
+        """The run, after making sure that one whose program ended says so; nothing is written."""
+        run = self.runs.get(name)
+        self._settle(run)
+        return run
+
+    def _settle(self, run: Run) -> None:
+        """Tell of what its program cannot tell any more; a run that waits is left to :meth:`restore`."""
+        waits_for_nobody = run.state == "queued" and self._restored
+        if (run.state == "running" or waits_for_nobody) and not self._is_worked_on(run):
+            run.show(**_PROGRAM_ENDED)
+        grid = run.manifest.get("grid") or {}
+        if grid.get("state") in UNFINISHED and self.drawing.find(run) is None and not _is_others(grid):
+            run.show(grid={**grid, "state": "stopped", **explain(_grid_stopped())})
+
+    def shown(self, name: str) -> Run:
+        """The run as :meth:`settled`, or one of the state ``damaged`` in place of one that cannot be read.
+
+        Raises:
+            NotFound: there is none.
+        """
+        run = self.runs.shown(name)
+        return run if run.state == DAMAGED else self.settled(name)
+
+    def list(self, offset: int = 0, limit: int | None = None) -> list[Run]:
+        """All runs, newest first, as :meth:`shown`; ``limit`` of them behind the first ``offset``."""
+        return [self.shown(run.name) for run in self.runs.list(offset, limit)]
+
+    def wait(self, run: Run, timeout: float | None = None) -> bool:
+        """Wait until nothing is done or to be done for ``run``."""
+        return self.training.wait(run, timeout) and self.drawing.wait(run, timeout)
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Ask the current run to pause and wait for it; called when the program ends."""
+        task = self.training.current()
+        if task is not None:
+            task.control.ask("pause")
+            self.training.wait(task.run, timeout)
+
+    # -------------------------------------------------------------- within
+    def _train(self, run: Run) -> None:
+        self.training.add(Task(run, lambda control: self._carry_out(run, control)))
+
+    def _carry_out(self, run: Run, control: Control) -> None:
+        if not run.take():  # it was resumed while an earlier part of it was ending, and another program was faster
+            log.warning("%s", _elsewhere(run))
+            return
+        carry_out(run, self.host, control, self._tell)
+        with self._order:
+            if not run.manifest.get("waits"):
+                run.give_up()
+            elif control.wish:  # asked for while the run was being put aside
+                self._give_up(run, control.wish)
+            else:
+                self._suspended.add(run)
+
+    def _give_up(self, run: Run, wish: str) -> None:
+        try:
+            run.update(state="paused" if wish == "pause" else "stopped", waits="", now=True)
+        finally:
+            run.give_up()
+
+    def _tell(self, run: Run) -> None:
+        with only_telling():
+            self._on_change(run)
+
+    def _check_output(self, config: TrainConfig) -> None:
+        loras = self.host.folders.loras
+        folder = output_folder(config, loras)
+        if self._confined and loras.resolve() not in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(
+                "save.folder: {folder} is outside of {loras}; leave it empty or name a folder in there.",
+                field="save.folder",
+                folder=folder,
+                loras=loras,
+            )
+        require_free(config, self.host, self.runs.root)
+
+
+_PROGRAM_ENDED = {
+    "state": "stopped",
+    "phase": "",
+    "waiting": False,
+    **explain(InputError("The program ended while this run was going on; resume it.")),
+}
+
+
+def _place(run: Run) -> float:
+    """Where a run stands in line: when it came, or the place that it was given."""
+    place = run.manifest.get("place") or run.manifest.get("created", 0)
+    return float(place) if isinstance(place, (int, float)) else 0.0
+
+
+def _is_others(grid: Mapping[str, Any]) -> bool:
+    """Whether another program draws a grid, as far as its manifest can tell."""
+    process = grid.get("process")
+    return process != this_process() and is_alive(process)
+
+
+def _elsewhere(run: Run) -> InputError:
+    return InputError("The run {name} is worked on by another program; stop it there.", name=run.name)
+
+
+def require_its_checkpoint(run: Run, loaded: CheckpointInfo) -> None:
+    """Whether a run can go on with a checkpoint.
+
+    Raises:
+        InputError: it was trained on another one, or nobody can tell.
+    """
+    wanted = run.manifest.get("checkpoint", {})
+    same = is_same_checkpoint(wanted, loaded.to_dict())
+    if same is None:
+        raise unknown_checkpoint(run.name, wanted)
+    if not same:
+        raise InputError(
+            "The run {name} was trained on {checkpoint}; load that checkpoint to resume it.",
+            name=run.name,
+            checkpoint=wanted.get("name", ""),
+        )
+
+
+def _check_parts(config: TrainConfig) -> None:
+    """That the optimizer is installed and the file to continue from can be read."""
+    from lora_trainer.training.optimizers import require_installed
+
+    require_installed(config.training.optimizer)
+    if config.network.continue_from:
+        from lora_trainer.network.lora_file import require_sd1
+
+        with concerning("network.continue_from"):
+            require_sd1(expand(config.network.continue_from))
+
+
+_shared: list[Jobs] = []
+
+
+def shared_jobs(make_host: Callable[[], Host]) -> Jobs:
+    """The one line of work of a server process; paused when the process ends."""
+    if not _shared:
+        _shared.append(Jobs(make_host(), confined=True))
+        atexit.register(_shared[0].shutdown)
+    return _shared[0]

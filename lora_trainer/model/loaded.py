@@ -1,0 +1,39 @@
+"""The loaded checkpoint as training and validation see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from lora_trainer.model.families import CheckpointInfo
+    from lora_trainer.model.text import TextEncoder
+
+
+@dataclass
+class LoadedModel:
+    """The checkpoint as the trainer sees it; all parameters are the host's own objects.
+
+    Attributes:
+        info: what it is.
+        unet: view of the UNet.
+        text: view of the text encoder with its tokenizer.
+        alphas_cumprod: ᾱ_t of the training schedule, (T,), fp32, on the CPU.
+        encode: (1, 3, H, W) pixels in −1…1 → (1, C, H/8, W/8) scaled latents; call it in a turn.
+        vae_key: fingerprint of the VAE's weights.
+        device: where steps are computed.
+        clip_skip: the text encoder's layer that is used, 1 for the last.
+    """
+
+    info: CheckpointInfo
+    unet: UNet2DConditionModel
+    text: TextEncoder
+    alphas_cumprod: torch.Tensor
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    vae_key: str
+    device: torch.device
+    clip_skip: int

@@ -1,0 +1,1 @@
+"""Blocks: their names, weights, presets, and the tags that carry them."""

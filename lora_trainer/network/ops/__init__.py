@@ -1,0 +1,1 @@
+"""What is made of LoRA files: baked, merged, resized, extracted."""

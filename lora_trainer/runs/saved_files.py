@@ -1,0 +1,212 @@
+"""The LoRA files of a run, and how epochs are named in axes and grids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.core.errors import InputError
+from lora_trainer.network.blocks.lora_tag import TAG
+from lora_trainer.runs.run import Run, is_by_step
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file of a run, or any other.
+
+    Attributes:
+        path: the file.
+        label: what its row or column is called.
+        epoch: of the run; 0 for a file that is of none.
+        step: the same.
+        by_step: it was saved for its step, and not as its epoch's.
+    """
+
+    path: Path
+    label: str
+    epoch: int = 0
+    step: int = 0
+    by_step: bool = False
+
+
+def run_files(run: Run) -> list[LoraFile]:
+    """The files in a run's manifest, in the order in which they were written; some may be gone."""
+    return [_file(run.name, entry) for entry in run.manifest["files"]]
+
+
+def _file(run: str, entry: dict[str, Any]) -> LoraFile:
+    by_step = is_by_step(run, entry)
+    label = f"step {entry['step']}" if by_step else f"epoch {entry['epoch']}"
+    return LoraFile(Path(entry["path"]), label, entry["epoch"], entry["step"], by_step)
+
+
+def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
+    """A file of a run by its name without extension or by its epoch; the last one when neither is given.
+
+    Raises:
+        InputError: the run has no such file, or it is gone.
+    """
+    files = run_files(run)
+    if not files:
+        raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
+    wanted = files[-1:]
+    if name:
+        wanted = [file for file in files if file.path.stem == name]
+    elif epoch is not None:
+        wanted = [file for file in files if file.epoch == epoch and not file.by_step]
+    if not wanted:
+        raise InputError(
+            "The run {name} has no file {file}; it has {known}.",
+            field="file",
+            name=run.name,
+            file=name[:100] or f"epoch {epoch}",
+            known=", ".join(file.path.stem for file in files),
+        )
+    if not wanted[-1].path.is_file():
+        raise InputError("{path} does not exist; check the path.", field="file", path=wanted[-1].path)
+    return wanted[-1]
+
+
+def run_of(file: Path, runs: Iterable[Run]) -> Run | None:
+    """The run that has a file in its manifest, however the path is written; ``None`` when none has."""
+    wanted = file.resolve()
+    return next((run for run in runs if any(each.path.resolve() == wanted for each in run_files(run))), None)
+
+
+NO_LORA = "None"
+"""The value of a file axis for the picture without the LoRA."""
+
+
+_EVERY = re.compile(r"every\s+(\d+)")
+
+
+_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run's finished files in their order.
+
+    Attributes:
+        run: its name.
+        files: ``3`` or ``step 40`` → the file.
+        epochs: of the same labels, the epoch; ``None`` for files saved by steps.
+    """
+
+    run: str
+    files: dict[str, Path]
+    epochs: dict[str, int | None]
+
+    @classmethod
+    def of(cls, run: str, entries: Iterable[dict[str, Any]]) -> RunFiles:
+        """From the manifest's ``files``; of several of one epoch the last counts."""
+        files: dict[str, Path] = {}
+        epochs: dict[str, int | None] = {}
+        for entry in entries:
+            by_step = is_by_step(run, entry)
+            label = f"step {entry['step']}" if by_step else str(entry["epoch"])
+            files[label], epochs[label] = Path(entry["path"]), None if by_step else int(entry["epoch"])
+        return cls(run, files, epochs)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names by which prompts call them."""
+        return frozenset(path.stem for path in self.files.values())
+
+    def choices(self) -> list[str]:
+        """What the axis offers: each file, and the ways to name several."""
+        several = ["all", "every 2", "last"] if len(self.files) > 2 else ["all"]
+        return [f"{self.run}: {label}" for label in (*several, *self.files)]
+
+
+class EpochValue(str):
+    """A value of the axis *LoRA run epoch* as it is shown, with the file that it stands for."""
+
+    file: Path | None
+    family: frozenset[str]
+
+    def __new__(cls, text: str, file: Path | None = None, family: frozenset[str] = frozenset()) -> EpochValue:
+        """The value; ``file`` is ``None`` for the picture without the LoRA."""
+        value = super().__new__(cls, text)
+        value.file, value.family = file, family
+        return value
+
+
+def epoch_values(texts: Iterable[str], runs: Sequence[RunFiles], prompt: str = "") -> list[EpochValue]:
+    """The files that the values mean.
+
+    Args:
+        texts: ``run: 3``, ``run: all``, ``run: every 2``, ``run: 1-5``, ``run: last``, ``run: step 40``; without a run
+            that of the value before, else the one whose file is in the prompt, else the newest. ``None`` is the
+            picture without the LoRA.
+        runs: the newest first.
+        prompt: of the grid.
+
+    Raises:
+        InputError: no such run or epoch, or a file that is named is gone. Of ``all``, ``every`` and ranges, files that
+            are gone are left out while others are there.
+    """
+    run = next((r for r in runs if any(tag[2].split(":")[0] in r.names for tag in TAG.finditer(prompt))), None)
+    run = run or next((r for r in runs if r.files), None)
+    found: dict[str, EpochValue] = {}
+    for text in (" ".join(text.split()) for text in texts):
+        if text.lower() == NO_LORA.lower():
+            found[NO_LORA] = EpochValue(NO_LORA, None, run.names if run else frozenset())
+            continue
+        name, colon, wanted = text.rpartition(":")
+        if colon:
+            run = next((r for r in runs if r.run == name.strip()), None)
+            if run is None:
+                raise InputError("There is no run named {name}.", field="name", name=name.strip()[:100])
+        if run is None:
+            raise InputError("There is no run with LoRA files yet; train one, or use the axis for files.")
+        for label in _labels(run, wanted.strip()):
+            value = EpochValue(f"{run.run}: {label}", run.files[label], run.names)
+            found.setdefault(value, value)
+    return list(found.values())
+
+
+def _labels(run: RunFiles, wanted: str) -> list[str]:
+    """The files of a run that a value means."""
+    several = _several(run, wanted)
+    if several is None:
+        if wanted not in run.files:
+            raise InputError(
+                "The run {run} has no epoch {wanted}; it has {known}.",
+                run=run.run,
+                wanted=wanted[:50] or "of no number",
+                known=", ".join(run.files) or "no files yet",
+            )
+        several = [wanted]
+    there = [label for label in several if run.files[label].is_file()]
+    if not there:
+        raise InputError(
+            "The run {run} has no file any more for {wanted}: {path} is gone.",
+            run=run.run,
+            wanted=wanted[:50],
+            path=run.files[several[0]].name if several else "every one",
+        )
+    return there
+
+
+def _several(run: RunFiles, wanted: str) -> list[str] | None:
+    """The files that ``all``, ``last``, ``every N`` and ``A-B`` mean; ``None`` for anything else."""
+    labels = list(run.files)
+    epochs = {label: epoch for label, epoch in run.epochs.items() if epoch is not None}
+    if wanted == "all":
+        return labels
+    if wanted == "last":
+        return labels[-1:]
+    if match := _EVERY.fullmatch(wanted):
+        every = max(1, int(match[1]))
+        return [label for label, epoch in epochs.items() if epoch % every == 0 or label == labels[-1]]
+    if match := _RANGE.fullmatch(wanted):
+        first, last = sorted((int(match[1]), int(match[2])))
+        chosen = [label for label, epoch in epochs.items() if first <= epoch <= last]
+        if not chosen:
+            return None
+        return chosen
+    return None

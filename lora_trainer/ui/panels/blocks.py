@@ -1,0 +1,299 @@
+"""The page's panel for block weights: what the blocks of a file do, and which weights suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.config import parsing as lists
+from lora_trainer.core.errors import InputError, LoraTrainError
+from lora_trainer.core.i18n import Translate, message_sentence
+from lora_trainer.jobs.blocks import ANALYSIS, TUNING, BlockJobs, blocks_folder, known_result, read_result
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.manifest import DAMAGED
+from lora_trainer.runs.run import UNFINISHED, Run
+from lora_trainer.ui.html import blocks as block_views
+from lora_trainer.ui.html import common
+from lora_trainer.ui.widgets.fields import Shown
+from lora_trainer.ui.widgets.refresh import Refresh, together
+
+_BAKE_SECONDS = 60.0
+"""How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
+
+
+_FIELDS = {
+    "file": Shown("File of the run", "lora_train_blocks_file"),
+    "weight": Shown("LoRA weight", "lora_train_blocks_weight"),
+    "prompts": Shown("Prompts", "lora_train_blocks_prompts"),
+    "seeds": Shown("Seeds", "lora_train_blocks_seeds"),
+    "pictures": Shown("Other pictures", "lora_train_blocks_pictures"),
+}
+
+
+class BlocksPanel:
+    """Widgets and what happens when they are used; made inside the ``with`` of whatever holds them.
+
+    Args:
+        jobs: of the host.
+        translate: into the page's language.
+    """
+
+    def __init__(self, jobs: Jobs, translate: Translate) -> None:
+        self._jobs = jobs
+        self._blocks: BlockJobs = jobs.blocks
+        self._t = translate
+        self._build()
+
+    @property
+    def polled(self) -> Refresh:
+        """What the page's poll shows anew."""
+        return Refresh(self._poll, [self.run, self.file, self.request, self.seen], self._shown())
+
+    def connect(self) -> None:
+        """Wire the widgets."""
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        polled = self.polled
+        for chosen in (self.run, self.file, self.request):
+            chosen.input(polled.show, polled.inputs, polled.outputs, **hidden)
+        for chosen in (self.run, self.file):
+            chosen.input(lambda: "", None, [self.feedback], **hidden)  # it was about another file
+        subject = [self.run, self.file, self.weight]
+        for event in (self.file.change, self.weight.change, self.prompts.blur, self.seeds.blur):
+            event(self._cost, [*subject, self.prompts, self.seeds], [self.cost], **hidden)
+        self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **hidden)
+        self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **hidden)
+        self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
+        self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
+
+    def follow(self, run: Any, others: Sequence[Refresh]) -> None:
+        """Take over the choice of a run from another list, whoever made it; ``others`` change with it."""
+        changed = together([Refresh(lambda name: [self._followed(name)], [run], [self.run]), *others])
+        followed = run.change(changed.show, changed.inputs, changed.outputs, queue=False, show_progress="hidden")
+        polled = self.polled
+        followed.then(polled.show, polled.inputs, polled.outputs, queue=False, show_progress="hidden")
+
+    def _followed(self, name: str | None) -> Any:
+        names = self._jobs.runs.names()
+        return gr.update(choices=names, value=name) if name in names else gr.update()
+
+    # -------------------------------------------------------------- layout
+    def _build(self) -> None:
+        t = self._t
+        with gr.Row():
+            self.run = gr.Dropdown(choices=[], label=t("Run of the file"), elem_id="lora_train_blocks_run")
+            self.file = gr.Dropdown(
+                choices=[], label=t("File of the run"), elem_id="lora_train_blocks_file", allow_custom_value=True
+            )
+            self.weight = gr.Number(value=1.0, label=t("LoRA weight"), elem_id="lora_train_blocks_weight")
+        self.heat = gr.HTML(elem_id="lora_train_blocks_heat")
+        with gr.Row():
+            self.prompts = gr.Textbox(
+                lines=2,
+                label=t("Prompts"),
+                info=t("One a line, some without the trigger word; empty: the sample prompts."),
+                elem_id="lora_train_blocks_prompts",
+            )
+            self.seeds = gr.Textbox(
+                value="1, 2",
+                max_lines=1,
+                label=t("Seeds"),
+                info=t("With commas between; more give surer numbers."),
+                elem_id="lora_train_blocks_seeds",
+            )
+            self.pictures = gr.Textbox(
+                max_lines=1,
+                label=t("Other pictures"),
+                info=t("Folder with captions, to learn weights from; empty: those that the run kept aside."),
+                elem_id="lora_train_blocks_pictures",
+            )
+        with gr.Row():
+            self.analyze = gr.Button(t("Find out what each block does"), elem_id="lora_train_blocks_analyze")
+            self.tune = gr.Button(t("Find the best block weights"), elem_id="lora_train_blocks_tune")
+            self.stop = gr.Button(t("Stop"), visible=False, elem_id="lora_train_blocks_stop")
+        self.cost = gr.HTML(elem_id="lora_train_blocks_cost")
+        self.feedback = gr.HTML(elem_id="lora_train_blocks_feedback")
+        self.status = gr.HTML(elem_id="lora_train_blocks_status")
+        self.tuning = gr.HTML(elem_id="lora_train_blocks_tuning")
+        self.bake = gr.Button(t("Bake these weights into a new file"), visible=False, elem_id="lora_train_blocks_bake")
+        self.request = gr.Dropdown(
+            choices=[], label=t("Prompt and seed"), visible=False, elem_id="lora_train_blocks_request"
+        )
+        self.analysis = gr.HTML(elem_id="lora_train_blocks_analysis")
+        self.seen = gr.State({})
+
+    def _shown(self) -> list[Any]:
+        return [
+            self.run, self.file, self.heat, self.status, self.tuning, self.bake, self.request, self.analysis,
+            self.analyze, self.tune, self.stop, self.seen,
+        ]  # fmt: skip
+
+    # -------------------------------------------------------------- what is shown
+    def _poll(self, name: str | None, file: str | None, request: str | None, seen: dict[str, Any]) -> list[Any]:
+        """Everything that may have changed since ``seen``; what has not is left alone."""
+        parts = self._parts(name or "", file or "", request or "")
+        shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
+        return [*shown, {key: mark for key, (mark, _) in parts.items()}]
+
+    def _parts(self, name: str, asked: str, request: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
+        """Key → what tells its state, and what shows it; in the order of the outputs."""
+        t, names = self._t, self._jobs.runs.names()
+        run = self._run(name, names)
+        paths = [Path(entry["path"]) for entry in run.manifest["files"]] if run else []
+        stems = [path.stem for path in paths]
+        file = asked if asked in stems else (stems[-1] if stems else "")
+        path = paths[stems.index(file)] if file else None
+        progress = self._blocks.progress(run) if run else {}
+        busy = progress.get("state") in UNFINISHED
+        analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
+
+        def result(kind: str) -> dict[str, Any] | None:
+            return known_result(run, path, kind) if run and path else None
+
+        def shown(kind: str, show: Callable[[dict[str, Any]], str]) -> str:
+            try:
+                document = read_result(run, path, kind) if run and path else None
+                return show(document) if document else ""
+            except InputError as error:  # a damaged one
+                return common.error_notice(error, t)
+
+        def analysed(document: dict[str, Any]) -> str:
+            choices = _requests(document)
+            return block_views.analysis_report(document, choices.index(request) if request in choices else 0, t)
+
+        return {
+            "run": ((names, run and run.name), lambda: self._choice(names, run.name if run else None, name)),
+            "file": ((stems, file), lambda: self._choice(stems, file or None, asked)),
+            "heat": (
+                (run and run.name, [self._modified(each) for each in paths], file),
+                lambda: self._heat(run, file) if run else common.notice(t("No run yet.")),
+            ),
+            "status": (progress, lambda: block_views.blocks_status(progress, t)),
+            "tuning": (tuning, lambda: shown(TUNING, lambda document: block_views.tuning_report(document, t))),
+            "bake": ((tuning, busy), lambda: gr.update(visible=_changes_something(result(TUNING)))),
+            "request": (analysis, lambda: self._request_choice(result(ANALYSIS))),
+            "analysis": ((analysis, request), lambda: shown(ANALYSIS, analysed)),
+            "analyze": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
+            "tune": ((busy, bool(file)), lambda: gr.update(interactive=bool(file) and not busy)),
+            "stop": (busy, lambda: gr.update(visible=busy)),
+        }
+
+    def _run(self, name: str, names: list[str]) -> Run | None:
+        for candidate in (name, *names):
+            try:
+                if candidate:
+                    return self._jobs.shown(candidate)
+            except InputError:
+                continue
+        return None
+
+    @staticmethod
+    def _choice(choices: list[str], value: str | None, asked: str) -> Any:
+        """A list to choose from. What the person chose is left alone: this answer may come after they chose again."""
+        return gr.update(choices=choices) if value == asked else gr.update(choices=choices, value=value)
+
+    def _heat(self, run: Run, file: str) -> str:
+        from lora_trainer.runs.saved_files import run_files
+        from lora_trainer.validation.blocks.norms import heat_map
+
+        if run.state == DAMAGED:
+            return common.notice(message_sentence(run.manifest, self._t), "error")
+        return block_views.heat_table(heat_map(run.name, run_files(run)), file, self._t)
+
+    @staticmethod
+    def _request_choice(document: dict[str, Any] | None) -> Any:
+        choices = _requests(document) if document else []
+        return gr.update(choices=choices, value=choices[0] if choices else None, visible=len(choices) > 1)
+
+    def _stamp(self, run: Run | None, path: Path | None, kind: str) -> tuple[str, str, float]:
+        """What tells whether there is another document to show."""
+        if run is None or path is None:
+            return ("", "", 0.0)
+        return (run.name, path.stem, self._modified(blocks_folder(run) / path.stem / f"{kind}.json"))
+
+    @staticmethod
+    def _modified(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    # -------------------------------------------------------------- buttons
+    def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+        def start() -> None:
+            self._blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
+
+        return common.answered(start, "", self._t, _FIELDS)
+
+    def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+        """What the buttons would take; what is wrong with the fields is said when one is pressed."""
+        try:
+            found = self._blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
+        except LoraTrainError:
+            return ""
+        return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
+
+    def _wanted(self, file: str | None, weight: float | None, prompts: str, seeds: str) -> dict[str, Any]:
+        return {
+            **self._subject(file, weight),
+            "prompts": [line.strip() for line in prompts.splitlines() if line.strip()],
+            "seeds": lists.seeds(seeds),
+        }
+
+    def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
+        body = {**self._subject(file, weight), "pictures": pictures.strip()}
+        return common.answered(lambda: self._blocks.tune(run or "", body), "", self._t, _FIELDS)
+
+    def _stop(self, run: str | None) -> str:
+        return common.answered(lambda: self._blocks.stop(run or ""), "", self._t)
+
+    def _bake(self, run: str | None, file: str | None) -> str:
+        """Write the learned weights into a new file beside the old one, and make it known to the host."""
+        try:
+            entry = self._jobs.settled(run or "")
+            path = self._path(entry, file or "")
+            document = read_result(entry, path, TUNING)
+            if document is None:
+                raise InputError("There are no learned weights of {file} yet.", file=path.stem)
+            chores = self._jobs.files.chores
+            chore = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not chores.wait(chore, _BAKE_SECONDS):
+                return common.notice(self._t("{name} is in line.", name=chore.title))
+            if chore.error:
+                raise chore.error
+        except LoraTrainError as error:
+            return common.error_notice(error, self._t)
+        return common.notice(self._t("Written: {path}", path=chore.result.path), "good")
+
+    def _named(self, path: Path) -> dict[str, str]:
+        loras = self._jobs.host.folders.loras
+        within = loras in path.parents
+        return {"file": path.relative_to(loras).with_suffix("").as_posix() if within else str(path)}
+
+    @staticmethod
+    def _path(run: Run, file: str) -> Path:
+        from lora_trainer.runs.saved_files import find_file
+
+        return find_file(run, file).path
+
+    @staticmethod
+    def _subject(file: str | None, weight: float | None) -> dict[str, Any]:
+        return {"file": file or "", "weight": weight}
+
+
+def _requests(document: dict[str, Any]) -> list[str]:
+    """What tells the pictures of one prompt and seed from those of others."""
+    return [f"{each['prompt']} · {each['seed']}" for each in document["requests"]]
+
+
+def _changes_something(document: dict[str, Any] | None) -> bool:
+    """Whether the learned weights help, and baking them would make another file."""
+    if document is None or document["recommended"] != "tuned":
+        return False
+    return any(weight != 1 for weight in (document["weight"], *document["weights"].values()))
+
+
+def _baked(document: dict[str, Any]) -> dict[str, Any]:
+    return {"weight": document["weight"], "lbw": document["lbw"]}

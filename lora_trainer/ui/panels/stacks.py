@@ -1,0 +1,208 @@
+"""The panel of stacks: several LoRAs in one prompt, their sum, and random mixes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_trainer.core.errors import LoraTrainError
+from lora_trainer.core.i18n import Translate
+from lora_trainer.jobs.requests import mix_options
+from lora_trainer.jobs.service import Jobs
+from lora_trainer.ui.html import common
+from lora_trainer.ui.html import lora_files as tool_views
+from lora_trainer.ui.panels.common import Values, add_lines, known_values
+from lora_trainer.ui.widgets.fields import Fields, Shown
+from lora_trainer.ui.widgets.form import option_widget, parse
+from lora_trainer.ui.widgets.refresh import Refresh
+
+_ID = "lora_train_stacks"
+_POLL = f"#{_ID}_poll"
+_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+_ROWS = (["count", "method", "spread"], ["most", "seed", "picture_seed"], ["prompt", "negative"])
+_MORE = ["width", "height", "steps", "cfg", "sampler"]
+
+
+class StacksPanel:
+    """The widgets, and what happens when they are used; made where gradio is now.
+
+    Args:
+        jobs: whose host draws.
+        translate: into the page's language.
+    """
+
+    def __init__(self, jobs: Jobs, translate: Translate) -> None:
+        self._mixing = jobs.mixing
+        self._host = jobs.host
+        self._t = translate
+        self._options = {item.path: item for item in mix_options()}
+        self.widgets: dict[str, Any] = {}
+        with gr.Column(elem_id=_ID):
+            self._build_stack()
+            self._build_mixes()
+            self._build_work()
+        self._connect()
+
+    # -------------------------------------------------------------- layout
+    def _build_stack(self) -> None:
+        t = self._t
+        with gr.Row(elem_classes="lt-file-row"):
+            self.adder = gr.Dropdown(
+                choices=self._mixing.loras.names(),
+                label=t("Add LoRA files"),
+                info=t("Chosen ones go into the list below."),
+                multiselect=True,
+                elem_id=f"{_ID}_add",
+                scale=8,
+            )
+            self.refresh = gr.Button("↻", elem_classes="lt-refresh", scale=0, min_width=40)
+        self._add_row(["stack"])
+        self.report = gr.HTML(elem_id=f"{_ID}_report")
+
+    def _build_mixes(self) -> None:
+        t = self._t
+        with gr.Accordion(t("Random mixes"), open=True):
+            for row in _ROWS:
+                self._add_row(row)
+            with gr.Accordion(t("For experts"), open=False):
+                self._add_row(_MORE)
+            if not self._host.reads_tags:
+                self._add_row(["checkpoint"])
+            with gr.Row():
+                self.show = gr.Button(t("Show the mixes as prompts"), elem_id=f"{_ID}_show")
+                self.draw = gr.Button(t("Draw the mixes"), variant="primary", elem_id=f"{_ID}_draw")
+
+    def _build_work(self) -> None:
+        t = self._t
+        self.feedback = gr.HTML(elem_id=f"{_ID}_feedback")
+        self.work = gr.HTML(elem_id=f"{_ID}_work")
+        self.stop = gr.Button(t("Stop drawing"), visible=False, elem_id=f"{_ID}_stop")
+        self.gallery = gr.Gallery(
+            label=t("Mixes"), columns=4, object_fit="contain", height="auto", visible=False, elem_id=f"{_ID}_gallery"
+        )
+        self.mixes = gr.HTML(elem_id=f"{_ID}_mixes")
+        self.prompts = gr.Textbox(
+            label=t("All prompts, one a line"),
+            info=t("For the script “Prompts from file or textbox”."),
+            lines=3,
+            max_lines=10,
+            visible=False,
+            interactive=False,
+            show_copy_button=True,
+            elem_id=f"{_ID}_prompts",
+        )
+        self.poll = gr.Button("poll", elem_id=f"{_ID}_poll", elem_classes="lt-hidden")
+        self.seen = gr.State("")
+
+    def _add_row(self, paths: Sequence[str]) -> None:
+        with gr.Row():
+            for path in paths:
+                self.widgets[path] = self._widget(path)
+
+    def _widget(self, path: str) -> Any:
+        item, name = self._options[path], f"{_ID}_{path}"
+        if path == "sampler":
+            item = replace(item, choices=tuple(self._host.samplers()))
+        if path in ("stack", "prompt", "negative"):
+            lines = 4 if path == "stack" else 2
+            return gr.Textbox(
+                lines=lines, max_lines=12, label=self._t(item.title), info=self._t(item.help), elem_id=name
+            )
+        made = option_widget(item, self._t, name)
+        if path == "checkpoint":
+            checkpoints = [str(each) for each in self._host.checkpoints()]
+            info = self._t("Fills in the field beside it.")
+            known_values(made, checkpoints, self._t("Known checkpoints"), info, f"{name}_known")
+        return made
+
+    # -------------------------------------------------------------- events
+    def _connect(self) -> None:
+        stack = self.widgets["stack"]
+        inputs = set(self.widgets.values())
+        self.refresh.click(self._offer, None, [self.adder], **_HIDDEN)
+        added = self.adder.change(add_lines, [self.adder, stack], [stack, self.adder], **_HIDDEN)
+        added.then(self._report, [stack], [self.report], **_HIDDEN)
+        stack.blur(self._report, [stack], [self.report], **_HIDDEN)
+        listed = [self.feedback, self.mixes, self.prompts, self.gallery]
+        self.show.click(self._show, inputs, listed, **_HIDDEN)
+        shown = [self.work, self.stop, self.gallery, self.mixes, self.prompts, self.seen]
+        begun = self.draw.click(self._draw, inputs, [self.feedback], **_HIDDEN)
+        begun.then(self._poll, [self.seen], shown, **_HIDDEN)
+        self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
+        self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
+        self.opened = Refresh(lambda: [*self._poll(""), self._offer()], [], [*shown, self.adder])
+        """What the page shows when the tab is seen for the first time."""
+
+    def _offer(self) -> Any:
+        return gr.update(choices=self._mixing.loras.names())
+
+    def _report(self, text: str) -> str:
+        if not (text or "").strip():
+            return ""
+        try:
+            stack, _ = self._mixing.stack(text)
+        except LoraTrainError as error:
+            return common.error_notice(error, self._t, self._fields())
+        return tool_views.stack_report(stack, self._t)
+
+    def _fields(self) -> Fields:
+        """What an error about a batch is about."""
+        return {path: Shown(item.title, f"{_ID}_{path}") for path, item in self._options.items()}
+
+    def _document(self, values: Values) -> dict[str, Any]:
+        return {
+            path: parse(self._options[path], values[widget])
+            for path, widget in self.widgets.items()
+            if widget in values
+        }
+
+    def _show(self, values: Values) -> list[Any]:
+        """The mixes as prompts, in place of what was drawn before."""
+        try:
+            plan, _ = self._mixing.plan(self._document(values))
+        except LoraTrainError as error:
+            return [common.error_notice(error, self._t, self._fields()), *[gr.update()] * 3]
+        return ["", *self._listed(plan.document()), gr.update(value=None, visible=False)]
+
+    def _draw(self, values: Values) -> str:
+        try:
+            self._mixing.draw(self._document(values))
+        except LoraTrainError as error:
+            return common.error_notice(error, self._t, self._fields())
+        return ""
+
+    def _stop(self) -> str:
+        working = [chore for chore in self._mixing.chores.list() if chore.is_working]
+        try:
+            if working:
+                self._mixing.chores.stop(working[-1].id)
+        except LoraTrainError as error:
+            return common.error_notice(error, self._t)
+        return ""
+
+    # -------------------------------------------------------------- what is shown
+    def _poll(self, seen: str) -> list[Any]:
+        """The newest batch, and how far those are that go on; pictures only when there are more than before."""
+        chores = self._mixing.chores.list()
+        working = [chore for chore in chores if chore.is_working]
+        cards = tool_views.chore_cards(working or chores[:1], _POLL, self._t)
+        batch = next((chore for chore in chores if chore.result), None)
+        mark = f"{batch.id} {len(batch.result.document['mixes'])}" if batch else ""
+        if batch is None or mark == seen:
+            return [cards, gr.update(visible=bool(working)), *[gr.update()] * 3, mark]
+        document = batch.result.document
+        pictures = [
+            (mix["picture"], f"{mix['number']} · {mix['tags']}")
+            for mix in document["mixes"]
+            if Path(mix["picture"]).is_file()
+        ]
+        gallery = gr.update(value=pictures, visible=bool(pictures))
+        return [cards, gr.update(visible=bool(working)), gallery, *self._listed(document), mark]
+
+    def _listed(self, document: Any) -> list[Any]:
+        lines = "\n".join(" ".join(mix["prompt"].split()) for mix in document["mixes"])
+        return [tool_views.mixes_table(document, self._t), gr.update(value=lines, visible=bool(lines))]

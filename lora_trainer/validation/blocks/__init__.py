@@ -1,0 +1,1 @@
+"""Which blocks do what, and with which weights the LoRA is better."""

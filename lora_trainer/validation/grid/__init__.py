@@ -1,0 +1,1 @@
+"""The grid over epochs and weights: planned, drawn, measured, judged."""

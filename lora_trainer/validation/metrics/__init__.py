@@ -1,0 +1,1 @@
+"""Numbers of pictures and LoRA files."""
