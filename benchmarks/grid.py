@@ -22,7 +22,7 @@ import numpy
 import psutil
 from PIL import Image
 
-from tests.host.webui import WebUI
+from tests.webui.real.webui import WebUI
 from tools.soak.small import document, draw_pictures
 
 EPOCHS = 5

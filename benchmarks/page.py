@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 from playwright.sync_api import CDPSession, Page, sync_playwright
 
-from tests.host.webui import PROJECT, PYTHON, ROOT, STARTED, WebUI, copy_extension
 from tests.ui.browser import ARGUMENTS, chromium
+from tests.webui.real.webui import PROJECT, PYTHON, ROOT, STARTED, WebUI, copy_extension
 
 RESULTS = Path(__file__).parent / "results"
 Figures = dict[str, float]

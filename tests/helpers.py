@@ -16,7 +16,8 @@ from lora_trainer.demo import drawings
 
 CHECKPOINT = Path(demo.__file__).parent / "assets" / "small-sd1.safetensors"
 """The only checkpoint; its weights may be replaced, so no test may pin values that depend on them."""
-CASES = Path(__file__).parent / "cases"
+ROOT = Path(__file__).parent.parent
+CASES = ROOT / "tests" / "cases"
 """Small inputs that failed once, each in a folder with a README; never written to."""
 
 

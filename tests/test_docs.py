@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from lora_trainer.cli.main import build_parser
+from tests.helpers import ROOT
 from tools.write_options import FOLDER, PAGES, page
 
-ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.zh-CN.md")
 
 

@@ -6,11 +6,10 @@ import re
 import runpy
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 
 class Launch(types.ModuleType):

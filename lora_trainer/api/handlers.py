@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Query, Response
 
-from lora_trainer.api.http import Document, StrictJson, _flag, _list_of, _text, _whole
+from lora_trainer.api.http import Document, StrictJson, flag_in, list_in, text_in, whole_in
 from lora_trainer.config.schema import require_known
 from lora_trainer.config.train import TrainConfig, json_schema
 from lora_trainer.core.errors import InputError
@@ -74,9 +74,9 @@ class Api:
 
     def stop(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Stop a run: ``{"save": false}`` discards what was learned since the last file, ``{"after_epoch": true}``."""
-        if not _flag(body, "save", True):
+        if not flag_in(body, "save", True):
             return _state(self._jobs.stop(name, "discard"))
-        return _state(self._jobs.stop(name, AFTER_EPOCH if _flag(body, "after_epoch", False) else "stop"))
+        return _state(self._jobs.stop(name, AFTER_EPOCH if flag_in(body, "after_epoch", False) else "stop"))
 
     def pause(self, name: str) -> dict[str, Any]:
         """Pause a run: its memory is freed, nothing is lost."""
@@ -93,13 +93,13 @@ class Api:
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
         wishes = {
-            "weights": _list_of(body, "weights", (int, float)),
-            "prompts": _list_of(body, "prompts", (str,)),
-            "epochs": _text(body, "epochs", "all"),
-            "seeds": _list_of(body, "seeds", (int,)),
-            "together": _whole(body, "together", 4),
-            "numbers": _flag(body, "numbers", True),
-            "clip": _text(body, "clip", ""),
+            "weights": list_in(body, "weights", (int, float)),
+            "prompts": list_in(body, "prompts", (str,)),
+            "epochs": text_in(body, "epochs", "all"),
+            "seeds": list_in(body, "seeds", (int,)),
+            "together": whole_in(body, "together", 4),
+            "numbers": flag_in(body, "numbers", True),
+            "clip": text_in(body, "clip", ""),
         }
         return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
 
@@ -133,7 +133,7 @@ class Api:
 
     def move(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Give a waiting run another place in line: ``{"position": 2}``, 1 for the next."""
-        return _state(self._jobs.move(name, _whole(body, "position", 1)))
+        return _state(self._jobs.move(name, whole_in(body, "position", 1)))
 
     def check_dataset(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Report every picture's bucket and crop, and what is wrong with those that cannot be used."""

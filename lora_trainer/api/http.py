@@ -64,12 +64,12 @@ class Route(APIRoute):
 Document = Depends(read_json)
 
 
-def _fields(**properties: Any) -> dict[str, Any]:
+def fields_of(**properties: Any) -> dict[str, Any]:
     """The schema of a body that no document class reads; those have titles."""
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _nothing_else(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+def require_nothing(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     """Whatever a program asks for is done or refused: a misspelt key would be neither."""
 
     def check(body: dict[str, Any] = Document) -> None:
@@ -78,28 +78,32 @@ def _nothing_else(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     return check
 
 
-def _flag(body: dict[str, Any], key: str, default: bool) -> bool:
+def flag_in(body: dict[str, Any], key: str, default: bool) -> bool:
+    """A truth value of a request's body; raises :class:`InputError`."""
     value = body.get(key, default)
     if not isinstance(value, bool):
         raise InputError("{key}: expected true or false.", field=key, key=key)
     return value
 
 
-def _text(body: dict[str, Any], key: str, default: str) -> str:
+def text_in(body: dict[str, Any], key: str, default: str) -> str:
+    """A text of a request's body; raises :class:`InputError`."""
     value = body.get(key, default)
     if not isinstance(value, str):
         raise InputError("{key}: expected a text.", field=key, key=key)
     return value
 
 
-def _whole(body: dict[str, Any], key: str, default: int) -> int:
+def whole_in(body: dict[str, Any], key: str, default: int) -> int:
+    """A whole number of a request's body; raises :class:`InputError`."""
     value = body.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError("{key}: expected a whole number.", field=key, key=key)
     return value
 
 
-def _list_of(body: dict[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+def list_in(body: dict[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+    """A list of values of these types of a request's body; raises :class:`InputError`."""
     value = body.get(key, [])
     if not isinstance(value, list) or any(not isinstance(v, kinds) or isinstance(v, bool) for v in value):
         wanted = "texts" if str in kinds else "numbers"

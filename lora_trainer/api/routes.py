@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 
 from lora_trainer.api.guard import Door, guard
 from lora_trainer.api.handlers import Api
-from lora_trainer.api.http import Route, StrictJson, _fields, _nothing_else
+from lora_trainer.api.http import Route, StrictJson, fields_of, require_nothing
 from lora_trainer.config.schema import schema_of
 from lora_trainer.config.train import json_schema
 from lora_trainer.jobs.requests import DOCUMENTS, TuningDocument, analysis_schema
@@ -34,22 +34,22 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         ("GET", "/schema", api.schema, None),
         ("POST", "/runs", api.start, run_schema),
         ("POST", "/preflight", api.preflight, run_schema),
-        ("POST", "/sweep", api.sweep, _fields(run=run_schema, values=_VALUES)),
+        ("POST", "/sweep", api.sweep, fields_of(run=run_schema, values=_VALUES)),
         ("GET", "/runs", api.runs, None),
         ("GET", "/runs/{name}", api.run, None),
         ("GET", "/runs/{name}/log", api.log, None),
         ("POST", "/runs/{name}/stop", api.stop, _STOP),
-        ("POST", "/runs/{name}/pause", api.pause, _fields()),
-        ("POST", "/runs/{name}/resume", api.resume, _fields()),
-        ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, _fields()),
+        ("POST", "/runs/{name}/pause", api.pause, fields_of()),
+        ("POST", "/runs/{name}/resume", api.resume, fields_of()),
+        ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, fields_of()),
         ("POST", "/runs/{name}/grid", api.grid, _GRID),
         ("GET", "/runs/{name}/grid", api.grid_document, None),
-        ("POST", "/runs/{name}/grid/stop", api.stop_grid, _fields()),
+        ("POST", "/runs/{name}/grid/stop", api.stop_grid, fields_of()),
         ("GET", "/runs/{name}/blocks", api.blocks, None),
         ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, analysis_schema()),
         ("POST", "/runs/{name}/blocks/tune", api.tune_blocks, schema_of(TuningDocument)),
-        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, _fields()),
-        ("POST", "/runs/{name}/front", api.front, _fields()),
+        ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, fields_of()),
+        ("POST", "/runs/{name}/front", api.front, fields_of()),
         ("POST", "/runs/{name}/move", api.move, _MOVE),
         ("POST", "/dataset/check", api.check_dataset, run_schema["properties"]["data"]),
         ("GET", "/loras", api.loras, None),
@@ -58,11 +58,11 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         ("POST", "/loras/merge", api.merge, schema_of(DOCUMENTS["merge"])),
         ("POST", "/loras/resize", api.resize, schema_of(DOCUMENTS["resize"])),
         ("GET", "/loras/work/{work}", api.file_work, None),
-        ("POST", "/loras/work/{work}/stop", api.stop_file_work, _fields()),
+        ("POST", "/loras/work/{work}/stop", api.stop_file_work, fields_of()),
     ]
     for method, path, handler, schema in routes:
         extra = {"requestBody": {"content": {"application/json": {"schema": schema}}}} if schema else None
-        checks = [Depends(_nothing_else(schema))] if schema and "title" not in schema else []
+        checks = [Depends(require_nothing(schema))] if schema and "title" not in schema else []
         app.router.add_api_route(  # a router of our own would make each of them twice
             PREFIX + path,
             handler,
@@ -78,16 +78,16 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
 _VALUES = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}}
 
 
-_STOP = _fields(
+_STOP = fields_of(
     save={"type": "boolean", "default": True},
     after_epoch={"type": "boolean", "default": False},
 )
 
 
-_MOVE = _fields(position={"type": "integer", "minimum": 1, "default": 1})
+_MOVE = fields_of(position={"type": "integer", "minimum": 1, "default": 1})
 
 
-_GRID = _fields(
+_GRID = fields_of(
     weights={"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
     prompts={"type": "array", "items": {"type": "string"}},
     epochs={"type": "string", "default": "all"},

@@ -11,7 +11,7 @@ from lora_trainer.config.train import TrainConfig, name_problem, options
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_text
 
-SHIPPED = Path(__file__).parent
+SHIPPED = Path(__file__).parent.parent / "presets"
 _LARGEST = 1 << 20
 PERSONAL = (
     "name",

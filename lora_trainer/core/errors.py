@@ -96,7 +96,7 @@ def _library(traceback: TracebackType | None) -> str:
     name = "?"
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if module and module not in sys.stdlib_module_names and module != Path(__file__).parent.name:
+        if module and module not in sys.stdlib_module_names and module != Path(__file__).parent.parent.name:
             name = module
         traceback = traceback.tb_next
     return name

@@ -19,7 +19,7 @@ from typing import Any
 from lora_trainer.core.errors import ConfigErrors, LoraTrainError
 
 log = logging.getLogger(__name__)
-CATALOGUES = {"zh": Path(__file__).parent / "localization" / "zh_CN.json"}
+CATALOGUES = {"zh": Path(__file__).parent.parent / "localization" / "zh_CN.json"}
 Translate = Callable[..., str]
 OWN_WORDS = frozenset({"wanted", "state", "half", "kind", "detail"})
 """Names of values that hold words of the program, which are translated too; names and paths never stand in these."""

@@ -13,7 +13,7 @@ from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, co
 from lora_trainer.hosts.base import Host, draw_request
 from lora_trainer.jobs.library import require_readable
 from lora_trainer.jobs.queue import Line, Task
-from lora_trainer.jobs.requests import _FITS, AnalysisDocument, TuningDocument, read, read_seeds
+from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read, read_seeds
 from lora_trainer.runs.control import Control
 from lora_trainer.runs.run import UNFINISHED, Run
 
@@ -155,7 +155,7 @@ class BlockJobs:
         run = self._settled(name)
         _, plan = self._analysis(run, run.config(), body)
         effort = Effort()
-        counts = {ANALYSIS: len(plan.cells()), TUNING: _FITS * effort.steps * effort.batch}
+        counts = {ANALYSIS: len(plan.cells()), TUNING: FITS * effort.steps * effort.batch}
         return {kind: Cost(count, self._estimated(run, kind, count)) for kind, count in counts.items()}
 
     def _analysis(

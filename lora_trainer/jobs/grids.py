@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def _grid_stopped() -> InputError:
+def grid_stopped() -> InputError:
+    """What a grid says that somebody stopped."""
     return InputError("The grid was stopped; its finished pictures are kept.")
 
 
-class _Drawing:
+class GridDrawing:
     """A grid's way through the line; how far it is, and what goes wrong, stands in the run's manifest."""
 
     def __init__(self, run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
@@ -66,7 +67,7 @@ class _Drawing:
     def _phase(self, phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
         self._note("running", phase=phase, done=done, of=of, seconds_left=seconds_left)
         if self._control.wish:
-            raise _grid_stopped()
+            raise grid_stopped()
 
     def _note(self, state: str, **values: Any) -> None:
         self._run.update(grid={**self._run.manifest.get("grid", {}), "state": state, **values}, now=True)

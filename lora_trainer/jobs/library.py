@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.core.errors import concerning
+from lora_trainer.config.schema import field_error
+from lora_trainer.config.train import name_problem
+from lora_trainer.core.errors import NotFound, concerning
+from lora_trainer.core.paths import clean_path, expand
+from lora_trainer.core.reach import reach_problem
 from lora_trainer.hosts.base import Host
 
 if TYPE_CHECKING:
     from lora_trainer.network.blocks.block_map import Architecture
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
-from typing import Any
-
-from lora_trainer.config.schema import field_error
-from lora_trainer.config.train import name_problem
-from lora_trainer.core.errors import NotFound
-from lora_trainer.core.paths import clean_path, expand
-from lora_trainer.core.reach import reach_problem
-from lora_trainer.hosts.base import Host
-
 SUFFIX = ".safetensors"
 
 
 def require_local(field: str, name: str) -> None:
-    """Nothing outside of this computer is asked for a file, see :mod:`lora_trainer.core.reach`; no file call is made here.
+    """Nothing outside of this computer is asked for a file, and no file call is made here (core/reach).
 
     Raises:
         InputError: a network path, an address or a device.
@@ -228,12 +222,13 @@ def check_blocks(host: Host, place: str, file: Path, lbw: str, **values: Any) ->
     from lora_trainer.network.blocks.weights import resolve
 
     if lbw or values.get("lbwe"):
-        architecture = _architecture(file)
+        architecture = architecture_at(file)
         with concerning(place):
             resolve(lbw, architecture, host.block_presets(), **values)
 
 
-def _architecture(file: Path) -> Architecture:
+def architecture_at(file: Path) -> Architecture:
+    """What a LoRA file is for; raises :class:`InputError`."""
     from lora_trainer.network.blocks.block_map import architecture_of
     from lora_trainer.network.lora_file import read_metadata, read_names
 

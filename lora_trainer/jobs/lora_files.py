@@ -12,7 +12,7 @@ from lora_trainer.core.errors import concerning
 from lora_trainer.core.paths import clean_path, expand
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs.background import Chore, Chores, Progress
-from lora_trainer.jobs.library import SUFFIX, LoraFolder, _architecture, check_blocks, require_readable
+from lora_trainer.jobs.library import SUFFIX, LoraFolder, architecture_at, check_blocks, require_readable
 from lora_trainer.jobs.requests import PRECISIONS, BakeDocument, ExtractDocument, MergeDocument, ResizeDocument, read
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class FileTools:
         from lora_trainer.network.lora_file import read_lora
         from lora_trainer.network.ops.info import block_infos
 
-        _architecture(path)
+        architecture_at(path)
         block_infos(read_lora(path))
 
     @staticmethod
@@ -153,7 +153,7 @@ class FileTools:
         Raises:
             InputError: there is no such file, or the person's presets cannot be read.
         """
-        architecture = _architecture(self.loras.find(name, outside=True))
+        architecture = architecture_at(self.loras.find(name, outside=True))
         return self.host.block_presets().names(architecture)
 
     # -------------------------------------------------------------- within

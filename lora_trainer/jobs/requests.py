@@ -160,7 +160,7 @@ def read(kind: type[Document], body: Mapping[str, Any]) -> Document:
 MAX_SEED = 2**32 - 1
 
 
-_FITS = 3
+FITS = 3
 """Weights are learned on each half of the pictures, and on all (validation/block_tuning.py)."""
 
 

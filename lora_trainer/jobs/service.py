@@ -21,7 +21,7 @@ from lora_trainer.core.process import is_alive, this_process
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs.background import Chores
 from lora_trainer.jobs.blocks import BlockJobs
-from lora_trainer.jobs.grids import _Drawing, _grid_stopped
+from lora_trainer.jobs.grids import GridDrawing, grid_stopped
 from lora_trainer.jobs.library import require_readable
 from lora_trainer.jobs.lora_files import FileTools
 from lora_trainer.jobs.mixes import Mixing
@@ -249,7 +249,7 @@ class Jobs:
         self.host.check(config)
 
         def work(control: Control) -> None:
-            _Drawing(run, self.host, control, self._tell).draw(plan, options)
+            GridDrawing(run, self.host, control, self._tell).draw(plan, options)
 
         begun = {"state": "queued", "done": 0, "of": len(plan.places()), "message": "", "process": this_process()}
         run.update(grid=begun, now=True)
@@ -269,7 +269,7 @@ class Jobs:
         if task is None:
             raise InputError("No grid of {name} is being drawn.", name=name)
         if self.drawing.remove(task):
-            run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(_grid_stopped())}, now=True)
+            run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(grid_stopped())}, now=True)
         task.control.ask("stop")
         return run
 
@@ -334,7 +334,7 @@ class Jobs:
             run.show(**_PROGRAM_ENDED)
         grid = run.manifest.get("grid") or {}
         if grid.get("state") in UNFINISHED and self.drawing.find(run) is None and not _is_others(grid):
-            run.show(grid={**grid, "state": "stopped", **explain(_grid_stopped())})
+            run.show(grid={**grid, "state": "stopped", **explain(grid_stopped())})
 
     def shown(self, name: str) -> Run:
         """The run as :meth:`settled`, or one of the state ``damaged`` in place of one that cannot be read.

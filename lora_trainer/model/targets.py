@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-_ATTENTION = re.compile(
+ATTENTION = re.compile(
     r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
     r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))"
 )
 
 
-_CONVOLUTION = re.compile(r".*(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)")
+CONVOLUTION = re.compile(r".*(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)")
 
 
-_TEXT = re.compile(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])")
+TEXT = re.compile(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])")

@@ -19,7 +19,7 @@ from torch import nn
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.randomness import torch_rng
 from lora_trainer.model.clip import name_in_files
-from lora_trainer.model.targets import _ATTENTION, _CONVOLUTION, _TEXT
+from lora_trainer.model.targets import ATTENTION, CONVOLUTION, TEXT
 from lora_trainer.network.formats import require_plain_lora
 
 ADAPTER = "lora_train"
@@ -196,14 +196,14 @@ def add_adapters(
         seed: of the initial weights.
     """
     shape = Shape(rank, alpha or float(rank))
-    for part, pattern in ((unet, _ATTENTION), (text, _TEXT)):
+    for part, pattern in ((unet, ATTENTION), (text, TEXT)):
         if part is None:
             continue
         wanted = {n: shape for n, m in part.named_modules() if pattern.fullmatch(n) and _adaptable(m)}
         if part is unet and convolutions is not None:
             conv = Shape(convolutions.rank, convolutions.alpha or float(convolutions.rank))
             for name, module in part.named_modules():
-                if _CONVOLUTION.fullmatch(name) and _adaptable(module):
+                if CONVOLUTION.fullmatch(name) and _adaptable(module):
                     wanted[name] = conv if _is_3x3(module) else shape
         _inject(part, wanted, dropout)
     adapters = Adapters(unet, text)

@@ -48,21 +48,24 @@ def read_card(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_card(file: Path) -> dict[str, Any]:
+def card_to_change(file: Path) -> dict[str, Any]:
+    """The card beside a LoRA file, to be written again with more in it; empty where there is none.
+
+    Raises:
+        InputError: it cannot be read, so what stands in it would be lost.
+    """
     path = file.with_suffix(".json")
     try:
         return read_document(path, dict[str, Any])
     except FileNotFoundError:
         return {}
     except (OSError, Damaged) as error:
-        raise _damaged(path) from error
+        sentence = "{path} is no readable JSON, so it is left as it is; repair or delete it."
+        raise InputError(sentence, path=path) from error
 
 
-def _damaged(path: Path) -> InputError:
-    return InputError("{path} is no readable JSON, so it is left as it is; repair or delete it.", path=path)
-
-
-def _write_card(file: Path, card: Mapping[str, Any]) -> Path:
+def write_card_file(file: Path, card: Mapping[str, Any]) -> Path:
+    """Write the card beside a LoRA file; returns where. Raises :class:`RunError`."""
     path = file.with_suffix(".json")
     write_json(path, dict(card))
     return path

@@ -95,7 +95,7 @@ class Progress(TypedDict):
 
 
 class GridProgress(Progress, total=False):
-    """How far the grid is; ``path`` is its first sheet, ``document`` its :mod:`~lora_trainer.validation.grid.document`."""
+    """How far the grid is; ``path`` is its first sheet, ``document`` its ``grid.json``."""
 
     phase: str
     seconds_left: float | None

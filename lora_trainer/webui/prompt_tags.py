@@ -2,8 +2,8 @@
 
 The WebUI calls one object for all ``<lora:…>`` tags, in every pass (hires fix, img2img, passes of other extensions,
 REST). Ours stands before the Lora extension's, lets it load and do everything that it does, and then puts views with
-block weights (:mod:`lora_trainer.hosts.a1111.network_views`) in the place of the loaded networks. Before the next call the
-host's own networks are put back, so that a prompt without block weights is exactly what it was and nothing is read
+block weights (:mod:`lora_trainer.hosts.a1111.network_views`) in the place of the loaded networks. Before the next call
+the host's own networks are put back, so that a prompt without block weights is exactly what it was and nothing is read
 from disk again. Line numbers in comments are of commit 82a973c0.
 """
 
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from modules import extra_networks, shared
 
 from lora_trainer.core.errors import InputError, LoraTrainError
-from lora_trainer.hosts.a1111 import networks
 from lora_trainer.hosts.a1111 import settings as host
 from lora_trainer.hosts.a1111.network_views import network_view, original
+from lora_trainer.hosts.a1111.networks import lora_networks
 from lora_trainer.network.blocks.prompt import BlockUse, as_the_webui_reads, block_use, is_ours, webui_reads
 from lora_trainer.webui.callbacks import register
 
@@ -44,7 +44,7 @@ def install() -> None:
     To be called when all extensions have registered theirs (``on_app_started``).
     """
     inner = extra_networks.extra_network_registry.get("lora")
-    if inner is None or networks.lora_networks() is None or isinstance(inner, LoraBlocks):
+    if inner is None or lora_networks() is None or isinstance(inner, LoraBlocks):
         return
     blocks = LoraBlocks(inner)
     extra_networks.register_extra_network(blocks)
@@ -66,7 +66,7 @@ class LoraBlocks(extra_networks.ExtraNetwork):
 
     def activate(self, p: Any, params_list: list[Any]) -> None:
         """Called for every batch of every pass with the prompt's tags; see ``ExtraNetwork.activate``."""
-        networks = networks.lora_networks()
+        networks = lora_networks()
         # The host looks for a loaded network by its name before it reads the file.
         networks.loaded_networks[:] = [original(network) for network in networks.loaded_networks]
         self._stepped = []

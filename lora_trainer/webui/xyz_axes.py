@@ -19,8 +19,8 @@ import gradio as gr
 from modules import processing, scripts
 
 from lora_trainer.core.errors import InputError, LoraTrainError
-from lora_trainer.hosts.a1111 import networks
 from lora_trainer.hosts.a1111 import settings as host
+from lora_trainer.hosts.a1111.networks import lora_networks, reachable
 from lora_trainer.network.blocks.block_map import ARCHITECTURES, Architecture
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.runs import saved_files
@@ -66,7 +66,7 @@ def before_process(p: Any) -> None:
     setattr(p, _CELL, None)
     try:
         if cell.file not in (None, NO_LORA):
-            networks.reachable(cell.file)
+            reachable(cell.file)
         p.prompt = _each(p.prompt, cell, needed=True)
         if getattr(p, "hr_prompt", ""):
             p.hr_prompt = _each(p.hr_prompt, cell, needed=False)
@@ -142,7 +142,7 @@ def _epoch_choices() -> list[str]:
 
 
 def _file_choices() -> list[str]:
-    networks = networks.lora_networks()
+    networks = lora_networks()
     return [NO_LORA, *(sorted(networks.available_networks, key=str.casefold) if networks else ())]
 
 
@@ -181,14 +181,14 @@ def _epochs(p: Any, values: list[str]) -> list[EpochValue]:
     found = saved_files.epoch_values(values, _runs(), _prompt(p))
     for value in found:
         if value.file is not None:
-            networks.reachable(value.file.stem, value.file)
+            reachable(value.file.stem, value.file)
     return found
 
 
 def _files(p: Any, values: list[str]) -> list[str]:
     names = [value.strip().removesuffix(".safetensors") for value in values]
     named = [NO_LORA if name.lower() == NO_LORA.lower() else name for name in names if name]
-    return [name if name == NO_LORA else networks.reachable(name) for name in dict.fromkeys(named)]
+    return [name if name == NO_LORA else reachable(name) for name in dict.fromkeys(named)]
 
 
 def _finite(p: Any, values: list[float]) -> list[float]:

@@ -28,10 +28,9 @@ from lora_trainer.runs.saved_files import LoraFile
 from lora_trainer.training.preparation import begun_with
 from lora_trainer.ui.html.lora_files import info_report
 from lora_trainer.validation.blocks.norms import heat_csv, heat_map
-from tests.helpers import CHECKPOINT
+from tests.helpers import CASES, CHECKPOINT
 from tests.network.made import EVERY, KEYS, randn, some_lora, tensors
 
-CASES = Path(__file__).parents[1] / "cases"
 Tensors = dict[str, torch.Tensor]
 
 

@@ -131,5 +131,6 @@ def test_damaged_modules_are_input_errors(parts: dict[str, torch.Tensor], ratio:
 
 def test_light_modules_bring_no_torch() -> None:
     """Prompts are read in the WebUI's start and on every picture."""
-    code = "import sys, lora_trainer.network.blocks.lora_tag, lora_trainer.cli.lora_files; sys.exit('torch' in sys.modules)"
+    modules = "lora_trainer.network.blocks.lora_tag, lora_trainer.cli.lora_files"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

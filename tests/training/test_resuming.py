@@ -18,10 +18,8 @@ from lora_trainer.runs.run import Run
 from lora_trainer.training import loop as run_module
 from lora_trainer.training.resuming import MAY_CHANGE, changes
 from lora_trainer.training.state import read_settings
-from tests.helpers import CHECKPOINT, LIMIT, config
+from tests.helpers import CASES, CHECKPOINT, LIMIT, config
 from tests.runs_helpers import document, make_jobs, weights
-
-CASES = Path(__file__).parent.parent / "cases"
 
 
 @pytest.fixture(autouse=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import gradio as gr
 
 from lora_trainer.core.i18n import translator
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.panels.blocks import BlocksPanel
-
-_ROOT = Path(__file__).parent.parent.parent
+from tests.helpers import ROOT
 
 
 def blocks_page(jobs: Jobs) -> tuple[gr.Blocks, BlocksPanel]:
     """The page and its panel."""
-    style = (_ROOT / "style.css").read_text(encoding="utf-8")
-    script = (_ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
+    style = (ROOT / "style.css").read_text(encoding="utf-8")
+    script = (ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
     with gr.Blocks(css=style, analytics_enabled=False) as page:
         with gr.Row(elem_id="lora_train", equal_height=False):
             with gr.Column(scale=6, min_width=320):

@@ -294,7 +294,7 @@ def test_without_txt2img_the_prompt_is_copied(served: tuple[Jobs, str], page: Pa
 
 
 def test_settings_go_to_txt2img_through_the_webuis_own_button(page: Page) -> None:
-    """Here a stand-in for the WebUI's fields; tests/host presses the real button."""
+    """Here a stand-in for the WebUI's fields; tests/webui/real presses the real button."""
     page.evaluate(
         """() => {
             const fields = document.createElement("div");

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -17,7 +16,7 @@ from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
-from tests.helpers import config
+from tests.helpers import ROOT, config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -27,7 +26,7 @@ if not chromium():
     pytest.skip(NO_BROWSER, allow_module_level=True)
 
 expect.set_options(timeout=60_000)
-SCRIPT = Path(__file__).parent.parent.parent / "javascript" / "lora_train.js"
+SCRIPT = ROOT / "javascript" / "lora_train.js"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.host.webui import STARTED, WebUI
+from tests.webui.real.webui import STARTED, WebUI
 from tools.soak.small import digests, document, draw_pictures
 from tools.soak.webui import start
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.host.webui import WebUI
+from tests.webui.real.webui import WebUI
 from tools.soak.small import document, draw_pictures
 
 MEMORY = """

@@ -37,7 +37,7 @@ def loaded_model() -> Any:
     return model
 
 
-def _chosen() -> Any:
+def chosen_info() -> Any:
     """The WebUI's entry of the checkpoint that is chosen; ``None`` when it has none of that name any more."""
     return sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
 
@@ -51,7 +51,7 @@ def load_chosen() -> None:
     Raises:
         RunError: it cannot be loaded.
     """
-    model, chosen = sd_models.model_data.sd_model, _chosen()
+    model, chosen = sd_models.model_data.sd_model, chosen_info()
     if model is None or chosen is None or model.sd_checkpoint_info.filename == chosen.filename:
         return
     try:
@@ -61,7 +61,7 @@ def load_chosen() -> None:
         raise RunError("The WebUI could not load {path}; its console tells why.", path=chosen.filename) from error
 
 
-def _info_of_file(chosen: Any) -> CheckpointInfo | None:
+def info_of_file(chosen: Any) -> CheckpointInfo | None:
     """What a checkpoint is that will be loaded for the next picture; ``None`` when its file does not tell.
 
     What it predicts, and its VAE, are known once it is loaded.
@@ -151,7 +151,8 @@ def _kept_weights(modules: Iterable[torch.nn.Module]) -> dict[int, torch.Tensor]
     return found
 
 
-def _config_of(sd_model: Any) -> dict[str, Any]:
+def config_of(sd_model: Any) -> dict[str, Any]:
+    """The YAML that the WebUI made the model from."""
     return yaml.safe_load(Path(sd_model.used_config).read_text(encoding="utf-8"))
 
 
@@ -167,7 +168,7 @@ def _text_marker(sd_model: Any) -> str:
     return "cond_stage_model.transformer.text_model" if hasattr(transformer, "text_model") else ""
 
 
-def _some_weights(sd_model: Any) -> list[torch.Tensor]:
+def some_weights(sd_model: Any) -> list[torch.Tensor]:
     """A weight of every kind that the host stores in a form of its own (sd_models.py:461, 502)."""
     unet = sd_model.model.diffusion_model
     text = getattr(sd_model, "cond_stage_model", None) or getattr(sd_model, "conditioner", None)
@@ -176,13 +177,14 @@ def _some_weights(sd_model: Any) -> list[torch.Tensor]:
     return [weight for weight in found if weight is not None]
 
 
-def _is_fp8(sd_model: Any) -> bool:
-    return any("float8" in str(weight.dtype) for weight in _some_weights(sd_model))
+def is_fp8(sd_model: Any) -> bool:
+    """Whether the WebUI keeps weights in 8 bits."""
+    return any("float8" in str(weight.dtype) for weight in some_weights(sd_model))
 
 
 def require_trainable(sd_model: Any) -> None:
     """Raises :class:`InputError` for weights in a number format that nothing can be computed in."""
-    if _is_fp8(sd_model):
+    if is_fp8(sd_model):
         raise InputError(
             "The checkpoint is loaded in FP8, which cannot be trained or measured; set Settings → Optimizations → FP8 "
             "weight to Disable.",
@@ -190,13 +192,14 @@ def require_trainable(sd_model: Any) -> None:
         )
 
 
-def _view(sd_model: Any, config: TrainConfig) -> LoadedModel:
+def native_view(sd_model: Any, config: TrainConfig) -> LoadedModel:
+    """The model as training sees it; its weights are the WebUI's own."""
     from lora_trainer.model.schedule import unrounded
     from lora_trainer.model.text import TextEncoder
     from lora_trainer.model.view import text_view, unet_view
 
     info = checkpoint_info(sd_model)
-    unet_config = _config_of(sd_model)
+    unet_config = config_of(sd_model)
     embedder = sd_model.cond_stage_model.wrapped
     # the host wraps the token embedding to insert textual inversions (sd_hijack.py:222)
     text = {name.replace(".wrapped.", "."): p for name, p in embedder.transformer.named_parameters()}

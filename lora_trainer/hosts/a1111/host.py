@@ -16,7 +16,7 @@ from modules.call_queue import queue_lock
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
-from lora_trainer.hosts.a1111.checkpoint import _chosen, _config_of, _info_of_file, checkpoint_info, loaded_model
+from lora_trainer.hosts.a1111.checkpoint import checkpoint_info, chosen_info, config_of, info_of_file, loaded_model
 from lora_trainer.hosts.a1111.gate import Gate, HeldGate
 from lora_trainer.hosts.a1111.networks import lora_networks
 from lora_trainer.hosts.a1111.session import A1111Session, Flags
@@ -45,10 +45,10 @@ class A1111Host:
 
     def check(self, config: TrainConfig) -> CheckpointInfo:
         """What is chosen at the top of the page; raises :class:`InputError` when it cannot be trained."""
-        model, chosen = loaded_model(), _chosen()
+        model, chosen = loaded_model(), chosen_info()
         if chosen is None or chosen.filename == model.sd_checkpoint_info.filename:
             return checkpoint_info(model)
-        return _info_of_file(chosen) or checkpoint_info(model)
+        return info_of_file(chosen) or checkpoint_info(model)
 
     @contextmanager
     def session(self, config: TrainConfig) -> Iterator[A1111Session]:
@@ -119,7 +119,7 @@ class A1111Host:
     def native_resolution(self, config: TrainConfig) -> int:
         """From the yaml of the loaded checkpoint."""
         model = sd_models.model_data.sd_model
-        return native_resolution(_config_of(model)) if model is not None else SD1.resolution
+        return native_resolution(config_of(model)) if model is not None else SD1.resolution
 
     def is_common_word(self, word: str) -> bool:
         """Asked of the loaded checkpoint's tokenizer."""

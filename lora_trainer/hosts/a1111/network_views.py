@@ -5,7 +5,8 @@ stands on copies of the modules. So neither the host's classes nor its networks 
 network without block weights is there as it was. The view's name has the exact weights in it; layers compare names to
 see whether they must be merged anew (``networks.network_apply_weights``), so that no change of a weight is missed.
 
-The numbers are those that :mod:`lora_trainer.network.ops.bake` writes: preview and file give the same layers to the bit.
+The numbers are those that :mod:`lora_trainer.network.ops.bake` writes: preview and file give the same layers to the
+bit.
 """
 
 from __future__ import annotations

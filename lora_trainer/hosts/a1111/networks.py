@@ -39,7 +39,7 @@ def clean_weights(sd_model: Any) -> None:
         )
 
 
-def _own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]:
+def own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]:
     """The WebUI's own parameters of pictures that are drawn together; of one variation seed it would count up."""
     found = dict(requests[0].more)
     if "override_settings" in found:
@@ -52,7 +52,7 @@ def _own_parameters(requests: Sequence[DrawRequest], tag: str) -> dict[str, Any]
 
 
 @contextmanager
-def _known_network(lora: LoraUse | None) -> Iterator[str]:
+def known_network(lora: LoraUse | None) -> Iterator[str]:
     """Make a file known under its name for one picture; gives the prompt's tag."""
     networks = lora_networks()
     if lora is None:
@@ -78,7 +78,7 @@ def _known_network(lora: LoraUse | None) -> Iterator[str]:
             networks.networks_in_memory.pop(name, None)
 
 
-def _remember(network: Any) -> None:
+def remember(network: Any) -> None:
     """Let the host find a network among those that are loaded, from where :func:`clean_weights` took it.
 
     It reads the file only when it is newer (networks.py:311). One that brings embeddings is left to be read again.
@@ -87,7 +87,7 @@ def _remember(network: Any) -> None:
         lora_networks().loaded_networks.append(network)
 
 
-def _loaded(lora: LoraUse | None) -> Any:
+def loaded_networks(lora: LoraUse | None) -> Any:
     """The network that a picture was drawn with.
 
     Raises:
@@ -101,11 +101,11 @@ def _loaded(lora: LoraUse | None) -> Any:
     raise InputError("The WebUI could not load {path}; its console tells why.", path=lora.path)
 
 
-def _require_tags(prompt: str) -> None:
+def require_tags(prompt: str) -> None:
     """See that a picture was drawn with every LoRA of its prompt's own tags.
 
     Raises:
-        InputError: as for :func:`_loaded`.
+        InputError: as for :func:`loaded_networks`.
     """
     wanted = {match[2].split(":")[0] for match in TAG.finditer(prompt)}
     networks = lora_networks()

@@ -19,24 +19,24 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111.checkpoint import (
-    _chosen,
-    _is_fp8,
-    _some_weights,
-    _view,
+    chosen_info,
     fingerprint,
+    is_fp8,
     is_put_away,
     load_chosen,
     loaded_model,
+    native_view,
     require_trainable,
+    some_weights,
 )
 from lora_trainer.hosts.a1111.gate import Gate
 from lora_trainer.hosts.a1111.networks import (
-    _known_network,
-    _loaded,
-    _own_parameters,
-    _remember,
-    _require_tags,
     clean_weights,
+    known_network,
+    loaded_networks,
+    own_parameters,
+    remember,
+    require_tags,
 )
 from lora_trainer.hosts.a1111.rebuild import reload
 from lora_trainer.hosts.base import DrawRequest, LoraUse
@@ -94,9 +94,9 @@ class A1111Session:
     def model(self) -> LoadedModel:
         """The view; made in a turn when it is first asked for, since drawing does without."""
         if self._has_turn:
-            return _view(self._sd_model, self._config)
+            return native_view(self._sd_model, self._config)
         with self.turn():
-            return _view(self._sd_model, self._config)
+            return native_view(self._sd_model, self._config)
 
     @contextmanager
     def turn(self, *, drawing: bool = False) -> Iterator[None]:
@@ -132,8 +132,8 @@ class A1111Session:
         request = requests[0]
         if sd_models.select_checkpoint().filename != self._sd_model.sd_checkpoint_info.filename:
             raise _changed()  # process_images would load the other one
-        with _known_network(lora) as tag, _kept_prompt_history():
-            _remember(self._network)
+        with known_network(lora) as tag, _kept_prompt_history():
+            remember(self._network)
             processing = StableDiffusionProcessingTxt2Img(
                 sd_model=self._sd_model,
                 prompt=[r.prompt + tag for r in requests],
@@ -149,7 +149,7 @@ class A1111Session:
                 outpath_grids=shared.opts.outdir_txt2img_grids,
                 do_not_save_samples=True,
                 do_not_save_grid=True,
-                **_own_parameters(requests, tag),
+                **own_parameters(requests, tag),
             )
             with contextlib.closing(processing):
                 processing.is_api = True  # the page's own fields (seed, sampler) must not stand in for these
@@ -159,8 +159,8 @@ class A1111Session:
                     images = process_images(processing).images
                     interrupted = shared.state.interrupted or shared.state.skipped
             if not interrupted:  # else the tags may not have been read yet
-                self._network = _loaded(lora)
-                _require_tags(request.prompt)
+                self._network = loaded_networks(lora)
+                require_tags(request.prompt)
         return images, interrupted
 
     def draw_settings(self) -> str:
@@ -206,7 +206,7 @@ class A1111Session:
 
     def _bring_back(self) -> None:
         """Load our checkpoint where it is the chosen one, but a picture has left another in memory."""
-        chosen = _chosen()
+        chosen = chosen_info()
         if chosen is None or chosen.filename != self._identity.file:
             return
         try:
@@ -277,8 +277,8 @@ class Identity:
 
 def _identity(sd_model: Any) -> Identity:
     info, first = sd_model.sd_checkpoint_info, next(sd_model.model.parameters())
-    forms = tuple((weight.dtype, weight.stride()) for weight in _some_weights(sd_model))
-    readable = not first.is_meta and not _is_fp8(sd_model)
+    forms = tuple((weight.dtype, weight.stride()) for weight in some_weights(sd_model))
+    readable = not first.is_meta and not is_fp8(sd_model)
     numbers = fingerprint(sd_model) if readable else ""
     return Identity(info.filename, info.sha256 or "", (id(first), first.is_meta), numbers, forms)
 

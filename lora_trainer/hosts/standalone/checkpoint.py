@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.core.errors import InputError, RunError
-from lora_trainer.hosts.standalone.tokenizer import _text_config, clip_folder, load_tokenizer
+from lora_trainer.hosts.standalone.tokenizer import clip_folder, load_tokenizer, text_config
 from lora_trainer.model.contents import unreadable
 from lora_trainer.model.families import SD1_TEXT_PREFIX, UNET_PREFIX, V1_CONFIG, CheckpointInfo
 from lora_trainer.model.loaded import LoadedModel
@@ -42,7 +42,7 @@ class Checkpoint:
         self.alphas_cumprod = ldm_alphas(self.config)
         self.text_folder = clip_folder(path, self.config)
         self.tokenizer = load_tokenizer(self.text_folder)
-        self.text_config = _text_config(self.text_folder, self.text)
+        self.text_config = text_config(self.text_folder, self.text)
         self.scale = float(self.config["model"]["params"].get("scale_factor", 0.18215))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _header(path: Path) -> tuple[list[str], dict[str, list[int]]]:
+def read_header(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     """Names and shapes of a safetensors file, without its weights."""
     from safetensors import SafetensorError, safe_open
 
@@ -141,7 +141,7 @@ def _load_vae(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], devi
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
-def _cached_hash(path: Path) -> str:
+def cached_hash(path: Path) -> str:
     """SHA-256 of a file, computed once as long as it does not change."""
     from lora_trainer.core.files import file_hash
 

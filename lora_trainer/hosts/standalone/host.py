@@ -15,7 +15,7 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import clean_path, expand, is_file
 from lora_trainer.hosts.base import Folders
 from lora_trainer.hosts.fair_lock import FairLock
-from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, _cached_hash, _header, checkpoint_config
+from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, cached_hash, checkpoint_config, read_header
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.model.families import (
@@ -60,7 +60,7 @@ class StandaloneHost:
     def check(self, config: TrainConfig) -> CheckpointInfo:
         """Look into the checkpoint's header only; raises :class:`InputError`."""
         path = self._path(config)
-        keys, shapes = _header(path)
+        keys, shapes = read_header(path)
         channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", [0, None])[1]
         family = family_of(keys, channels, name=path)
         if not any(key.startswith(VAE_PREFIX) for key in keys):
@@ -70,7 +70,7 @@ class StandaloneHost:
                 path=path,
             )
         yaml_config = checkpoint_config(path)
-        return CheckpointInfo(path.name, _cached_hash(path), "", family, prediction_type(yaml_config))
+        return CheckpointInfo(path.name, cached_hash(path), "", family, prediction_type(yaml_config))
 
     @contextmanager
     def session(self, config: TrainConfig) -> Iterator[StandaloneSession]:

@@ -71,7 +71,7 @@ def _tokenizer_from_words(path: Path) -> Any:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _text_config(folder: Path | None, parameters: Mapping[str, torch.Tensor]) -> Any:
+def text_config(folder: Path | None, parameters: Mapping[str, torch.Tensor]) -> Any:
     """The CLIP config in the folder, or CLIP ViT-L/14's (which SD1 uses)."""
     from transformers import CLIPTextConfig
 

@@ -46,7 +46,6 @@ class Stack:
 
     def notices(self) -> tuple[Notice, ...]:
         """The guides' warning when the weights sum up to more than 1.2."""
-
         return sum_notices(list(self.weights.values()))
 
     def prompt(self, text: str = "") -> str:

@@ -1,7 +1,7 @@
 """The one way in which the page's HTML is made: what is written here is markup, and whatever is put into it is not.
 
 MarkupSafe, which comes with gradio's own jinja2, escapes every value but markup itself, so that no text of a run's
-folder, a file's name or its metadata becomes part of the page. ``tests/ui/test_markup.py`` finds HTML made otherwise.
+folder, a file's name or its metadata becomes part of the page. A test (tests/ui/html) finds HTML made otherwise.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import gradio as gr
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.network.blocks.stack import SUM_ADVISED, parse_stack
 
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
 
 Values = dict[Any, Any]
@@ -22,7 +22,7 @@ def known_values(field: Any, values: Sequence[str], label: str, info: str, elem_
     A list in which one can type (``allow_custom_value``) loses the last letter of what is not ended with Enter.
     """
     known = gr.Dropdown(choices=list(values), label=label, info=info, elem_id=elem_id)
-    known.change(lambda value: value or gr.update(), [known], [field], **_HIDDEN)
+    known.change(lambda value: value or gr.update(), [known], [field], **HIDDEN)
     return known
 
 

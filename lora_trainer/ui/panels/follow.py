@@ -18,7 +18,7 @@ from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
 from lora_trainer.ui.widgets.refresh import Refresh
 
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _WEIGHT = 0.8
 Seen = dict[str, Any]
 
@@ -106,7 +106,7 @@ class Follower:
 
     def connect(self) -> None:
         """Let the page look at the cards while the tab is not in view (lora_train_form.js)."""
-        self.look.click(self._look, [self.seen], [self.loras, self.seen], **_HIDDEN)
+        self.look.click(self._look, [self.seen], [self.loras, self.seen], **HIDDEN)
 
     def polled(self, run: Any) -> Refresh:
         """What the page's poll shows anew; ``run`` is the widget with the chosen run's name."""

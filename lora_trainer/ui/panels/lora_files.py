@@ -13,7 +13,7 @@ from lora_trainer.jobs.requests import tool_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import lora_files as tool_views
-from lora_trainer.ui.panels.common import _HIDDEN, Values, add_lines, known_values, number
+from lora_trainer.ui.panels.common import HIDDEN, Values, add_lines, known_values, number
 from lora_trainer.ui.widgets.fields import Fields, Shown
 from lora_trainer.ui.widgets.form import option_widget, parse
 from lora_trainer.ui.widgets.refresh import Refresh
@@ -138,19 +138,19 @@ class ToolsPanel:
         files = [self.file, self.adder]
         chosen = [self.file, self.path], [self.info, self.metadata, self.known["lbw"]]
         for event in (self.file.change, self.path.blur, self.path.submit):
-            event(self._choose, *chosen, **_HIDDEN)
-        self.refresh.click(self._offer, None, files, **_HIDDEN)
+            event(self._choose, *chosen, **HIDDEN)
+        self.refresh.click(self._offer, None, files, **HIDDEN)
         self.adder.change(
             self._add, [self.adder, self.widgets["merge"]["files"]], [self.widgets["merge"]["files"], self.adder],
-            **_HIDDEN,
+            **HIDDEN,
         )  # fmt: skip
         shown = [self.work, self.stop, *files, self.seen]
         for kind, button in self.buttons.items():
             inputs = {self.file, self.path, *self.widgets[kind].values()}
-            begun = button.click(self._starting(kind), inputs, [self.feedback], **_HIDDEN)
-            begun.then(self._poll, [self.seen], shown, **_HIDDEN)
-        self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
-        self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
+            begun = button.click(self._starting(kind), inputs, [self.feedback], **HIDDEN)
+            begun.then(self._poll, [self.seen], shown, **HIDDEN)
+        self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then(self._poll, [self.seen], shown, **HIDDEN)
+        self.poll.click(self._poll, [self.seen], shown, **HIDDEN)
         self.opened = Refresh(self._load, [], shown)
         """What the page shows when the tab is seen for the first time."""
 

@@ -22,7 +22,7 @@ from lora_trainer.ui.widgets.refresh import Refresh
 
 _ID = "lora_train_stacks"
 _POLL = f"#{_ID}_poll"
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _ROWS = (["count", "method", "spread"], ["most", "seed", "picture_seed"], ["prompt", "negative"])
 _MORE = ["width", "height", "steps", "cfg", "sampler"]
 
@@ -123,17 +123,17 @@ class StacksPanel:
     def _connect(self) -> None:
         stack = self.widgets["stack"]
         inputs = set(self.widgets.values())
-        self.refresh.click(self._offer, None, [self.adder], **_HIDDEN)
-        added = self.adder.change(add_lines, [self.adder, stack], [stack, self.adder], **_HIDDEN)
-        added.then(self._report, [stack], [self.report], **_HIDDEN)
-        stack.blur(self._report, [stack], [self.report], **_HIDDEN)
+        self.refresh.click(self._offer, None, [self.adder], **HIDDEN)
+        added = self.adder.change(add_lines, [self.adder, stack], [stack, self.adder], **HIDDEN)
+        added.then(self._report, [stack], [self.report], **HIDDEN)
+        stack.blur(self._report, [stack], [self.report], **HIDDEN)
         listed = [self.feedback, self.mixes, self.prompts, self.gallery]
-        self.show.click(self._show, inputs, listed, **_HIDDEN)
+        self.show.click(self._show, inputs, listed, **HIDDEN)
         shown = [self.work, self.stop, self.gallery, self.mixes, self.prompts, self.seen]
-        begun = self.draw.click(self._draw, inputs, [self.feedback], **_HIDDEN)
-        begun.then(self._poll, [self.seen], shown, **_HIDDEN)
-        self.stop.click(self._stop, None, [self.feedback], **_HIDDEN).then(self._poll, [self.seen], shown, **_HIDDEN)
-        self.poll.click(self._poll, [self.seen], shown, **_HIDDEN)
+        begun = self.draw.click(self._draw, inputs, [self.feedback], **HIDDEN)
+        begun.then(self._poll, [self.seen], shown, **HIDDEN)
+        self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then(self._poll, [self.seen], shown, **HIDDEN)
+        self.poll.click(self._poll, [self.seen], shown, **HIDDEN)
         self.opened = Refresh(lambda: [*self._poll(""), self._offer()], [], [*shown, self.adder])
         """What the page shows when the tab is seen for the first time."""
 

@@ -18,7 +18,7 @@ from lora_trainer.ui.html import common
 from lora_trainer.ui.widgets.form import label_of
 
 _NAMED = 6
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
 
 class SweepBox:
@@ -64,9 +64,9 @@ class SweepBox:
         def count(values: dict[Any, Any]) -> dict[Any, Any]:
             return {self.count: self.counted(values.get(self.text), lambda: config(values))}
 
-        added = self.add.click(self._added, [self.setting, self.values, self.text], [self.text, self.values], **_HIDDEN)
-        added.then(count, fields | {self.text}, [self.count], **_HIDDEN)
-        self.text.blur(count, fields | {self.text}, [self.count], **_HIDDEN)
+        added = self.add.click(self._added, [self.setting, self.values, self.text], [self.text, self.values], **HIDDEN)
+        added.then(count, fields | {self.text}, [self.count], **HIDDEN)
+        self.text.blur(count, fields | {self.text}, [self.count], **HIDDEN)
 
     def parse(self, text: str | None) -> dict[str, list[Any]]:
         """The values by dotted key.

@@ -13,7 +13,7 @@ from lora_trainer.core.documents import Damaged, read_document
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import patiently, replace_atomically, write_error, write_json
 from lora_trainer.hosts.base import LoraUse
-from lora_trainer.network.card import _read_card, _write_card
+from lora_trainer.network.card import card_to_change, write_card_file
 from lora_trainer.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -144,12 +144,12 @@ def write_card(choice: Choice) -> Path:
         InputError: no file, or the card that is there is damaged.
     """
     lora = choice.used()
-    card = _read_card(lora.path)
+    card = card_to_change(lora.path)
     card["preferred weight"] = lora.weight
     text = str(card.get("activation text") or "")
     if choice.trigger.lower() not in text.lower():
         card["activation text"] = ", ".join(filter(None, (choice.trigger, text)))
-    return _write_card(lora.path, card)
+    return write_card_file(lora.path, card)
 
 
 # ------------------------------------------------------------------ its picture
@@ -229,10 +229,10 @@ def bake_cell(choice: Choice) -> Path:
 
     lora = choice.used()
     output = free_name(lora.path.with_name(f"{lora.path.stem}-weight{number_text(lora.weight)}.safetensors"))
-    card = {**_read_card(lora.path), **_read_card(output)}  # one may be left of a file that was deleted
+    card = {**card_to_change(lora.path), **card_to_change(output)}  # one may be left of a file that was deleted
     bake_file(lora.path, output, Baking(lora.weight, lora.weight))
     text = str(card.get("activation text") or choice.trigger)
-    _write_card(output, {**card, "activation text": text, "preferred weight": 1.0})
+    write_card_file(output, {**card, "activation text": text, "preferred weight": 1.0})
     if choice.picture.is_file():
         _place_preview(choice, output)
     return output

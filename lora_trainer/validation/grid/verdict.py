@@ -28,8 +28,8 @@ LEAKING = 0.5
 """Above this share of the effect with the trigger, the effect without it counts as a leak."""
 TURNED = 0.01
 """A rise of the loss counts when one as large came up by chance in fewer than this share of cases. The lowest of many
-losses is low by chance too, so this is stricter than :data:`~lora_trainer.validation.metrics.paired.SIGNIFICANT`: of simulated
-runs without over-fitting one in 20 is called over-fitted."""
+losses is low by chance too, so this is stricter than :data:`~lora_trainer.validation.metrics.paired.SIGNIFICANT`: of
+simulated runs without over-fitting one in 20 is called over-fitted."""
 LEVEL = 0.01
 """A fall of the last loss by less than this share of the whole gain is no reason to train longer, however sure it is:
 at the end of a schedule all pictures gain a little."""

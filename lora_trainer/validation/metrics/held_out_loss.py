@@ -1,8 +1,8 @@
 """Numbers beside the pictures: the loss of each file at each weight, without drawing anything.
 
 Noise and timesteps are fixed, so two files differ on a picture by nothing but what they have learned: their losses are
-compared picture by picture (:mod:`lora_trainer.validation.metrics.paired`), which shows differences far below the spread of
-the losses themselves.
+compared picture by picture (:mod:`lora_trainer.validation.metrics.paired`), which shows differences far below the
+spread of the losses themselves.
 """
 
 from __future__ import annotations
