@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock, hand_in
+from lora_trainer.runs.control import StopRequest
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def _press(jobs: Any, clock: Clock, config: Any, press: dict[str, Any]) -> dict[
 
     def stop_in_time(count: int) -> None:
         if count == press["steps"]:
-            jobs.stop(config.name, "discard")
+            jobs.stop(config.name, StopRequest.DISCARD)
 
     clock.watch()
     clock.on_step = stop_in_time

@@ -10,7 +10,7 @@ import gradio as gr
 from modules import shared
 
 import lora_trainer.api.guard
-import lora_trainer.api.handlers
+import lora_trainer.api.routes
 import lora_trainer.jobs.service
 import lora_trainer.ui.tab
 import lora_trainer.webui.prompt_tags

@@ -12,7 +12,7 @@ from lora_trainer.config.train import TrainConfig, json_schema
 from lora_trainer.core.errors import InputError
 from lora_trainer.jobs.health import health_report
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.runs.control import AFTER_EPOCH
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
 
 RUNS_A_PAGE = 100
@@ -75,12 +75,13 @@ class Api:
     def stop(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Stop a run: ``{"save": false}`` discards what was learned since the last file, ``{"after_epoch": true}``."""
         if not flag_in(body, "save", True):
-            return _state(self._jobs.stop(name, "discard"))
-        return _state(self._jobs.stop(name, AFTER_EPOCH if flag_in(body, "after_epoch", False) else "stop"))
+            return _state(self._jobs.stop(name, StopRequest.DISCARD))
+        after_epoch = flag_in(body, "after_epoch", False)
+        return _state(self._jobs.stop(name, StopRequest.AFTER_EPOCH if after_epoch else StopRequest.STOP))
 
     def pause(self, name: str) -> dict[str, Any]:
         """Pause a run: its memory is freed, nothing is lost."""
-        return _state(self._jobs.stop(name, "pause"))
+        return _state(self._jobs.stop(name, StopRequest.PAUSE))
 
     def resume(self, name: str) -> dict[str, Any]:
         """Go on with a paused, stopped or failed run."""
@@ -164,11 +165,11 @@ class Api:
 
     def file_work(self, work: str) -> dict[str, Any]:
         """How far a bake, merge or resize is; ``result`` has the new file's path and SHA-256 when it is done."""
-        return self._jobs.files.chores.get(work).to_dict()
+        return self._jobs.files.tasks.get(work).to_dict()
 
     def stop_file_work(self, work: str) -> dict[str, Any]:
         """Stop it; nothing half-made is left."""
-        return self._jobs.files.chores.stop(work).to_dict()
+        return self._jobs.files.tasks.stop(work).to_dict()
 
 
 def _state(run: Run) -> dict[str, Any]:

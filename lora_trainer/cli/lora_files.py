@@ -12,7 +12,7 @@ from lora_trainer.cli.output import bar
 from lora_trainer.cli.parser import Add, add_group, as_path, numbers
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.plain_json import json_text
-from lora_trainer.jobs.mixes import Mixing
+from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.requests import mix_options
 
 if TYPE_CHECKING:
@@ -179,10 +179,10 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _mix(args: argparse.Namespace) -> int:
     from lora_trainer.hosts.standalone.host import StandaloneHost
-    from lora_trainer.jobs.background import Chores
-    from lora_trainer.jobs.queue import Line
+    from lora_trainer.jobs.background import BackgroundTasks
+    from lora_trainer.jobs.queue import JobQueue
 
-    mixing = Mixing(StandaloneHost(args.root), Chores(Line("lora-train mixes")))
+    mixing = MixService(StandaloneHost(args.root), BackgroundTasks(JobQueue("lora-train mixes")))
     given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
     plan, config = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
     notices = [str(notice) for notice in plan.stack.notices()]

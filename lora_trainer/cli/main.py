@@ -30,6 +30,7 @@ from lora_trainer.core.i18n import filled
 from lora_trainer.core.paths import exists, expand
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import Run
 from lora_trainer.runs.store import Runs
@@ -193,9 +194,9 @@ def _resume(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> Run:
 def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, quiet: bool) -> int:
     """Wait for one of the runs; what is learned is kept whatever ends the program."""
     while not jobs.wait(run, 0.5):
-        if not (wish := ending.next()):
+        if not (asked := ending.next()):
             continue
-        stopped = [_stopped(jobs, each, wish) for each in runs]
+        stopped = [_stopped(jobs, each, StopRequest(asked)) for each in runs]
         if any(stopped):
             tell("\nStopping after this step; what is learned is kept.")
         else:
@@ -205,13 +206,13 @@ def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, quiet: bool
     return 0 if run.state == "done" else 1
 
 
-def _stopped(jobs: Jobs, run: Run, wish: str) -> bool:
+def _stopped(jobs: Jobs, run: Run, request: StopRequest) -> bool:
     """Whether this is the first time that a run is asked to stop; one that is over is left alone."""
     task = jobs.training.find(run)
     if task is None or task.control.wants_end_now:
         return False
     with contextlib.suppress(LoraTrainError):  # it has just ended, or its manifest cannot be written
-        jobs.stop(run.name, wish)
+        jobs.stop(run.name, request)
     return True
 
 

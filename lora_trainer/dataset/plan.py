@@ -16,7 +16,7 @@ from lora_trainer.dataset.scan import Item
 
 
 @dataclass(frozen=True)
-class Use:
+class SampleUse:
     """One use of a picture: which item, mirrored or not, and which of its caption orders."""
 
     item: int
@@ -37,7 +37,7 @@ class Step:
 
     number: int
     epoch: int
-    batches: tuple[tuple[Use, ...], ...]
+    batches: tuple[tuple[SampleUse, ...], ...]
     ends_epoch: bool
 
     @property
@@ -72,15 +72,15 @@ class Plan:
         ends = index == self.steps_per_epoch - 1 or number == self.total_steps
         return Step(number, epoch + 1, groups[index], ends)
 
-    def _plan_epoch(self, epoch: int) -> list[tuple[tuple[Use, ...], ...]]:
+    def _plan_epoch(self, epoch: int) -> list[tuple[tuple[SampleUse, ...], ...]]:
         rng = python_rng(self._seed, "epoch", epoch)
-        buckets: dict[tuple[int, int], list[Use]] = {}
+        buckets: dict[tuple[int, int], list[SampleUse]] = {}
         for index, item in enumerate(self._items):
             for _ in range(item.repeats):
                 flip = self._data.flip and rng.random() < 0.5
                 variant = rng.randrange(self._data.caption_variants)
-                buckets.setdefault(item.fit.bucket, []).append(Use(index, flip, variant))
-        batches: list[tuple[Use, ...]] = []
+                buckets.setdefault(item.fit.bucket, []).append(SampleUse(index, flip, variant))
+        batches: list[tuple[SampleUse, ...]] = []
         for uses in buckets.values():
             rng.shuffle(uses)
             batches += [tuple(uses[i : i + self._batch]) for i in range(0, len(uses), self._batch)]

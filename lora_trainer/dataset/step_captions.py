@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lora_trainer.config.train import DataConfig
 from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.captions import shuffled
-from lora_trainer.dataset.plan import Step, Use
+from lora_trainer.dataset.plan import SampleUse, Step
 from lora_trainer.dataset.scan import Item
 
 
@@ -32,7 +32,7 @@ class Captions:
         rng = python_rng(self._seed, "caption dropout", step.number)
         return [[self._caption(step, use, rng.random()) for use in batch] for batch in step.batches]
 
-    def _caption(self, step: Step, use: Use, chance: float) -> str:
+    def _caption(self, step: Step, use: SampleUse, chance: float) -> str:
         if chance < self._data.caption_dropout:
             return ""
         return self._order(use.item, use.variant if self._variants else ("step", step.number))

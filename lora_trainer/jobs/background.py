@@ -1,6 +1,6 @@
 """Work that a page or REST starts and looks after later: file tools, random mixes. Kept in memory only.
 
-Runs are folders with a manifest (:mod:`lora_trainer.runs.run`); a chore is over in minutes, and what it makes is a file
+Runs are folders with a manifest (:mod:`lora_trainer.runs.run`); a task is over in minutes, and what it makes is a file
 that speaks for itself.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, NotFound, unexpected
-from lora_trainer.jobs.queue import Line, Task
-from lora_trainer.runs.control import Control
+from lora_trainer.jobs.queue import JobQueue, QueuedJob
+from lora_trainer.runs.control import Control, StopRequest
 from lora_trainer.runs.run import UNFINISHED
 
 log = logging.getLogger(__name__)
@@ -23,21 +23,21 @@ REMEMBERED = 50
 
 
 class Outcome(Protocol):
-    """What a chore makes."""
+    """What a task makes."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
 
 
 class Progress(Protocol):
-    """Tells how far a chore is; raises :class:`Interrupted` once somebody has stopped it."""
+    """Tells how far a task is; raises :class:`Interrupted` once somebody has stopped it."""
 
     def __call__(self, done: int, of: int, result: Outcome | None = None) -> object:
         """``result`` is what there is so far, where that is of use by itself."""
 
 
 @dataclass(eq=False)
-class Chore:
+class BackgroundTask:
     """One piece of such work.
 
     Attributes:
@@ -79,98 +79,98 @@ class Chore:
         }
 
 
-class Chores:
+class BackgroundTasks:
     """Chores that are done one after another.
 
     Args:
         line: that they wait in.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: JobQueue) -> None:
         self._line = line
-        self._chores: dict[str, Chore] = {}
+        self._tasks: dict[str, BackgroundTask] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
-    def start(self, kind: str, title: str, work: Callable[[Progress], Outcome]) -> Chore:
-        """Put a chore into the line.
+    def start(self, kind: str, title: str, work: Callable[[Progress], Outcome]) -> BackgroundTask:
+        """Put a task into the line.
 
         Args:
-            kind: see :class:`Chore`.
-            title: see :class:`Chore`.
+            kind: see :class:`BackgroundTask`.
+            title: see :class:`BackgroundTask`.
             work: does it, and tells how far it is.
         """
-        task = Task(None, lambda control: _carry_out(chore, work, control))
-        chore = task.run = Chore(f"{kind}-{next(self._numbers)}", kind, title)
+        job = QueuedJob(None, lambda control: _carry_out(task, work, control))
+        task = job.run = BackgroundTask(f"{kind}-{next(self._numbers)}", kind, title)
         with self._lock:
-            self._chores[chore.id] = chore
-            over = [each.id for each in self._chores.values() if not each.is_working]
-            for old in over[: max(0, len(self._chores) - REMEMBERED)]:
-                del self._chores[old]
-        self._line.add(task)
-        return chore
+            self._tasks[task.id] = task
+            over = [each.id for each in self._tasks.values() if not each.is_working]
+            for old in over[: max(0, len(self._tasks) - REMEMBERED)]:
+                del self._tasks[old]
+        self._line.add(job)
+        return task
 
-    def get(self, name: str) -> Chore:
-        """A chore by its id.
+    def get(self, name: str) -> BackgroundTask:
+        """A task by its id.
 
         Raises:
             NotFound: there is none; the newest :data:`REMEMBERED` are known until the program ends.
         """
         with self._lock:
-            chore = self._chores.get(name)
-        if chore is None:
+            task = self._tasks.get(name)
+        if task is None:
             raise NotFound(
                 "There is no work {name}; it may be from before the last start.", field="id", name=name[:100]
             )
-        return chore
+        return task
 
-    def list(self) -> list[Chore]:
+    def list(self) -> list[BackgroundTask]:
         """All that are remembered, newest first."""
         with self._lock:
-            return list(reversed(self._chores.values()))
+            return list(reversed(self._tasks.values()))
 
-    def stop(self, name: str) -> Chore:
-        """Stop a chore; nothing half-made is left.
+    def stop(self, name: str) -> BackgroundTask:
+        """Stop a task; nothing half-made is left.
 
         Raises:
             NotFound: there is none of this id.
             InputError: it is over already.
         """
-        chore = self.get(name)
-        task = self._line.find(chore)
-        if task is None:
-            raise InputError("{name} is over already; there is nothing to stop.", field="id", name=chore.title)
-        if self._line.remove(task):
-            chore.error, chore.state = _stopped(), "stopped"
-        task.control.ask("stop")
-        return chore
+        task = self.get(name)
+        job = self._line.find(task)
+        if job is None:
+            raise InputError("{name} is over already; there is nothing to stop.", field="id", name=task.title)
+        if self._line.remove(job):
+            task.error, task.state = _stopped(), "stopped"
+        job.control.ask(StopRequest.STOP)
+        return task
 
-    def wait(self, chore: Chore, timeout: float | None = None) -> bool:
-        """Wait until a chore is over; ``False`` when the time ran out before."""
-        return self._line.wait(chore, timeout)
+    def wait(self, task: BackgroundTask, timeout: float | None = None) -> bool:
+        """Wait until a task is over; ``False`` when the time ran out before."""
+        return self._line.wait(task, timeout)
 
 
 def _stopped() -> Interrupted:
     return Interrupted("It was stopped.")
 
 
-def _carry_out(chore: Chore, work: Callable[[Progress], Outcome], control: Control) -> None:
-    """Do the work; whatever goes wrong ends up as a sentence in the chore."""
+def _carry_out(task: BackgroundTask, work: Callable[[Progress], Outcome], control: Control) -> None:
+    """Do the work; whatever goes wrong ends up as a sentence in the task."""
 
     def progress(done: int, of: int, result: Outcome | None = None) -> None:
-        chore.done, chore.of, chore.result = done, of, result or chore.result
-        if control.wish:
+        task.done, task.of, task.result = done, of, result or task.result
+        if control.request:
             raise _stopped()
 
-    chore.state = "running"
+    task.state = "running"
     try:
-        chore.result = work(progress)
-        chore.state = "done"
+        task.result = work(progress)
+        task.state = "done"
     except Interrupted as error:
-        chore.error, chore.state = error, "stopped"
+        task.error, task.state = error, "stopped"
     except LoraTrainError as error:
-        chore.error, chore.state = error, "failed"
+        task.error, task.state = error, "failed"
     except BaseException as error:
-        log.exception("%s failed", chore.id)
-        chore.error = unexpected(error)
-        chore.state = "failed"
+        log.exception("%s failed", task.id)
+        task.error = unexpected(error)
+        task.state = "failed"

@@ -12,9 +12,9 @@ from lora_trainer.core.documents import Damaged, read_document
 from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, concerning, explain
 from lora_trainer.hosts.base import Host, draw_request
 from lora_trainer.jobs.library import require_readable
-from lora_trainer.jobs.queue import Line, Task
+from lora_trainer.jobs.queue import JobQueue, QueuedJob
 from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read, read_seeds
-from lora_trainer.runs.control import Control
+from lora_trainer.runs.control import Control, StopRequest
 from lora_trainer.runs.run import UNFINISHED, Run
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BlockJobs:
     """
 
     def __init__(
-        self, host: Host, settled: Callable[[str], Run], line: Line, on_change: Callable[[Run], object]
+        self, host: Host, settled: Callable[[str], Run], line: JobQueue, on_change: Callable[[Run], object]
     ) -> None:
         self._host = host
         self._settled = settled
@@ -131,7 +131,7 @@ class BlockJobs:
                     pictures,
                     precision=config.training.precision,
                     weight=wanted.weight,
-                    effort=Effort(steps=wanted.steps, pull=wanted.pull, seed=wanted.seed),
+                    effort=Effort(steps=wanted.steps, l1=wanted.pull, seed=wanted.seed),
                     presets=self._host.block_presets(),
                     output=blocks_folder(run) / file.path.stem / f"{TUNING}.json",
                     on_part=progress,
@@ -197,12 +197,12 @@ class BlockJobs:
             InputError: nothing is done.
         """
         run = self._settled(name)
-        task = self._task(run)
-        if task is None:
+        job = self._job(run)
+        if job is None:
             raise InputError("No blocks of {name} are being looked at.", name=name)
-        if self._line.remove(task):
+        if self._line.remove(job):
             self._note(run, state="stopped", **explain(_stopped()))
-        task.control.ask("stop")
+        job.control.ask(StopRequest.STOP)
         return run
 
     def progress(self, run: Run) -> dict[str, Any]:
@@ -210,10 +210,10 @@ class BlockJobs:
         ``stopping`` once it was asked to.
         """
         known = dict(run.manifest.get("blocks") or {})
-        task = self._task(run)
-        if known.get("state") in UNFINISHED and task is None:  # its program ended
+        job = self._job(run)
+        if known.get("state") in UNFINISHED and job is None:  # its program ended
             known |= {"state": "stopped", **explain(_stopped())}
-        return {**known, "stopping": True} if task and task.control.wish else known
+        return {**known, "stopping": True} if job and job.control.request else known
 
     def report(self, name: str, file: str = "") -> dict[str, Any]:
         """Everything that is known of the blocks of a run's file.
@@ -258,13 +258,13 @@ class BlockJobs:
     def _work(self, run: Run) -> _Work:
         return self._works.setdefault(run.name, _Work(run))
 
-    def _task(self, run: Run) -> Task | None:
+    def _job(self, run: Run) -> QueuedJob | None:
         return self._line.find(self._work(run))
 
     def _start(
         self, run: Run, kind: str, file: Path, of: int, work: Callable[[Callable[[int, int], None]], None]
     ) -> None:
-        if self._task(run):
+        if self._job(run):
             raise InputError("The blocks of {name} are being looked at already.", name=run.name)
 
         def carry_out(control: Control) -> None:
@@ -273,7 +273,7 @@ class BlockJobs:
         self._note(
             run, state="queued", kind=kind, file=file.stem, done=0, of=of, seconds_left=None, message="", error={}
         )
-        self._line.add(Task(self._work(run), carry_out))
+        self._line.add(QueuedJob(self._work(run), carry_out))
 
     def _carry_out(self, run: Run, work: Callable[[Callable[[int, int], None]], None], control: Control) -> None:
         """Do the work; whatever goes wrong ends up as a sentence in the manifest."""
@@ -285,7 +285,7 @@ class BlockJobs:
             self._note(run, now=False, state="running", done=done, of=of, seconds_left=seconds_left)
             if seconds_left and of > done:
                 self._seconds_each[kind] = seconds_left / (of - done)
-            if control.wish:
+            if control.request:
                 raise _stopped()
 
         progress = pace(note)
@@ -295,7 +295,7 @@ class BlockJobs:
             work(progress)
             self._note(run, state="done")
         except LoraTrainError as error:
-            stopped = control.wish or isinstance(error, Interrupted)
+            stopped = control.request or isinstance(error, Interrupted)
             self._note(run, state="stopped" if stopped else "failed", **explain(error))
         except BaseException as error:
             log.exception("The blocks of %s could not be looked at", run.name)

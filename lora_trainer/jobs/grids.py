@@ -37,7 +37,7 @@ class GridDrawing:
             document = self._draw(plan, options)
             self._note("done", path=document["sheets"][0], phase="")
         except LoraTrainError as error:
-            stopped = self._control.wish or isinstance(error, Interrupted)
+            stopped = self._control.request or isinstance(error, Interrupted)
             self._note("stopped" if stopped else "failed", **explain(error))
         except BaseException as error:
             log.exception("The grid of %s failed", self._run.name)
@@ -66,7 +66,7 @@ class GridDrawing:
 
     def _phase(self, phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
         self._note("running", phase=phase, done=done, of=of, seconds_left=seconds_left)
-        if self._control.wish:
+        if self._control.request:
             raise grid_stopped()
 
     def _note(self, state: str, **values: Any) -> None:

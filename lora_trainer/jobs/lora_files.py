@@ -1,4 +1,4 @@
-"""The file tools as page and REST use them: documents in, a chore in the line out, files in the LoRA folder only."""
+"""The file tools as page and REST use them: documents in, a task in the line out, files in the LoRA folder only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_trainer.config.schema import field_error
 from lora_trainer.core.errors import concerning
 from lora_trainer.core.paths import clean_path, expand
 from lora_trainer.hosts.base import Host
-from lora_trainer.jobs.background import Chore, Chores, Progress
+from lora_trainer.jobs.background import BackgroundTask, BackgroundTasks, Progress
 from lora_trainer.jobs.library import SUFFIX, LoraFolder, architecture_at, check_blocks, require_readable
 from lora_trainer.jobs.requests import PRECISIONS, BakeDocument, ExtractDocument, MergeDocument, ResizeDocument, read
 
@@ -24,20 +24,20 @@ class FileTools:
 
     Args:
         host: whose LoRA folder it is.
-        chores: in whose line the work waits.
+        tasks: in whose line the work waits.
     """
 
-    def __init__(self, host: Host, chores: Chores) -> None:
+    def __init__(self, host: Host, tasks: BackgroundTasks) -> None:
         self.host = host
-        self.chores = chores
+        self.tasks = tasks
         self.loras = LoraFolder(host)
         self._lock = threading.Lock()
 
-    def start(self, kind: str, body: Mapping[str, Any], *, outside: bool = False) -> Chore:
+    def start(self, kind: str, body: Mapping[str, Any], *, outside: bool = False) -> BackgroundTask:
         """Do one of :data:`DOCUMENTS`; what can be checked is checked at once.
 
         Returns:
-            the chore, whose result is a :class:`lora_trainer.network.ops.files.Made`.
+            the task, whose result is a :class:`lora_trainer.network.ops.files.Made`.
 
         Args:
             kind: which.
@@ -50,7 +50,7 @@ class FileTools:
         tools = {"bake": self._bake, "merge": self._merge, "resize": self._resize, "extract": self._extract}
         return tools[kind](body, outside)
 
-    def _bake(self, body: Mapping[str, Any], outside: bool) -> Chore:
+    def _bake(self, body: Mapping[str, Any], outside: bool) -> BackgroundTask:
         weight = {} if body.get("weight") is None else {"te": body["weight"], "unet": body["weight"]}
         document = read(BakeDocument, {**body, **{k: v for k, v in weight.items() if body.get(k) is None}})
         file = self.loras.find(document.file, outside=outside)
@@ -68,7 +68,7 @@ class FileTools:
 
         return self._start("bake", document.output, self._beside(file, "baked"), work)
 
-    def _merge(self, body: Mapping[str, Any], outside: bool) -> Chore:
+    def _merge(self, body: Mapping[str, Any], outside: bool) -> BackgroundTask:
         document = read(MergeDocument, body)
         ingredients = self._ingredients("\n".join(document.files), "files", outside)
         together = "-".join(each.path.stem for each in ingredients)[:60].rstrip("-. ")
@@ -82,7 +82,7 @@ class FileTools:
 
         return self._start("merge", document.output, self.loras.root / f"{together}-merged{SUFFIX}", work)
 
-    def _resize(self, body: Mapping[str, Any], outside: bool) -> Chore:
+    def _resize(self, body: Mapping[str, Any], outside: bool) -> BackgroundTask:
         from lora_trainer.network.ops.resize import Rule
 
         document = read(ResizeDocument, body)
@@ -99,7 +99,7 @@ class FileTools:
 
         return self._start("resize", document.output, self._beside(file, "resized"), work)
 
-    def _extract(self, body: Mapping[str, Any], outside: bool) -> Chore:
+    def _extract(self, body: Mapping[str, Any], outside: bool) -> BackgroundTask:
         document = read(ExtractDocument, body)
         base, tuned = self._checkpoint("base", document.base), self._checkpoint("tuned", document.tuned)
 
@@ -171,10 +171,10 @@ class FileTools:
             check_blocks(self.host, place, path, tag.lbw, lbwe=tag.lbwe, x=tag.x)
         return [Ingredient.of(tag, path) for tag, path in zip(tags, paths, strict=True)]
 
-    def _start(self, kind: str, name: str, default: Path, work: Callable[[Path, Progress], Made]) -> Chore:
+    def _start(self, kind: str, name: str, default: Path, work: Callable[[Path, Progress], Made]) -> BackgroundTask:
         """Find a name for the new file, which nobody else gets then, and put the work into the line."""
         with self._lock:
-            awaited = [chore.title for chore in self.chores.list() if chore.is_working]
+            awaited = [task.title for task in self.tasks.list() if task.is_working]
             output = self.loras.new(name, default, awaited)
 
             def announced(progress: Progress) -> Made:
@@ -182,7 +182,7 @@ class FileTools:
                 self.host.announce(made.path)
                 return made
 
-            return self.chores.start(kind, output.stem, announced)
+            return self.tasks.start(kind, output.stem, announced)
 
     def _beside(self, file: Path, what: str) -> Path:
         """A name in the LoRA folder, beside the file if that is there."""

@@ -11,7 +11,7 @@ from lora_trainer.config.schema import field_error
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import concerning
 from lora_trainer.hosts.base import DrawRequest, Host
-from lora_trainer.jobs.background import Chore, Chores, Progress
+from lora_trainer.jobs.background import BackgroundTask, BackgroundTasks, Progress
 from lora_trainer.jobs.library import LoraFolder, check_blocks, require_readable
 from lora_trainer.jobs.requests import MixDocument, read
 from lora_trainer.network.blocks.stack import MixRule, Stack, parse_stack, require_constant
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from lora_trainer.validation.mixes import Mixed, MixPlan
 
 
-class Mixing:
+class MixService:
     """Stacks and mixes for a host.
 
     Args:
         host: that draws.
-        chores: in whose line the drawing waits.
+        tasks: in whose line the drawing waits.
     """
 
-    def __init__(self, host: Host, chores: Chores) -> None:
+    def __init__(self, host: Host, tasks: BackgroundTasks) -> None:
         self.host = host
-        self.chores = chores
+        self.tasks = tasks
         self.loras = LoraFolder(host)
 
     def stack(self, text: str, *, outside: bool = False) -> tuple[Stack, dict[str, Path]]:
@@ -92,8 +92,8 @@ class Mixing:
         plan.stacks()  # what is wrong with the weights is said now
         return plan, config
 
-    def draw(self, body: Mapping[str, Any]) -> Chore:
-        """Draw the mixes into a folder beside the runs; the chore's result is a :class:`Mixed`.
+    def draw(self, body: Mapping[str, Any]) -> BackgroundTask:
+        """Draw the mixes into a folder beside the runs; the task's result is a :class:`Mixed`.
 
         Raises:
             InputError: one clear sentence, with the field's path.
@@ -104,7 +104,7 @@ class Mixing:
         def work(progress: Progress) -> Mixed:
             return self.drawn(plan, config, progress)
 
-        return self.chores.start("mix", " + ".join(plan.files), work)
+        return self.tasks.start("mix", " + ".join(plan.files), work)
 
     def drawn(self, plan: MixPlan, config: TrainConfig, progress: Callable[[int, int, Mixed], object]) -> Mixed:
         """Draw a plan now; see :func:`lora_trainer.validation.mixes.draw_mixes`."""

@@ -15,60 +15,60 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Task:
-    """One piece of work; ``run`` is what it is for, a run or a chore, by which it is found."""
+class QueuedJob:
+    """One piece of work; ``run`` is what it is for, a run or a task, by which it is found."""
 
     run: Any
     work: Callable[[Control], object]
     control: Control = field(default_factory=Control)
 
 
-class Line:
+class JobQueue:
     """Tasks that are done one after another on a thread of their own."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._waiting: list[Task] = []
-        self._current: Task | None = None
+        self._waiting: list[QueuedJob] = []
+        self._current: QueuedJob | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, task: Task) -> None:
+    def add(self, job: QueuedJob) -> None:
         """Put a task at the end."""
         with self._changed:
-            self._waiting.append(task)
+            self._waiting.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._go, name=self._name, daemon=True)
                 self._thread.start()
 
-    def find(self, run: object) -> Task | None:
+    def find(self, run: object) -> QueuedJob | None:
         """The task of a run, waiting or worked on."""
         with self._changed:
             tasks = [self._current, *self._waiting] if self._current else self._waiting
-            return next((task for task in tasks if task.run is run), None)
+            return next((job for job in tasks if job.run is run), None)
 
-    def remove(self, task: Task) -> bool:
+    def remove(self, job: QueuedJob) -> bool:
         """Take a waiting task out; ``False`` when it is worked on already."""
         with self._changed:
-            if task in self._waiting:
-                self._waiting.remove(task)
+            if job in self._waiting:
+                self._waiting.remove(job)
                 return True
             return False
 
-    def move(self, task: Task, place: int) -> bool:
+    def move(self, job: QueuedJob, place: int) -> bool:
         """Give a waiting task another place, 0 for the next; ``False`` when it does not wait."""
         with self._changed:
-            if task not in self._waiting:
+            if job not in self._waiting:
                 return False
-            self._waiting.remove(task)
-            self._waiting.insert(max(0, place), task)
+            self._waiting.remove(job)
+            self._waiting.insert(max(0, place), job)
             return True
 
-    def current(self) -> Task | None:
+    def current(self) -> QueuedJob | None:
         """The task that is worked on."""
         return self._current
 
-    def waiting(self) -> list[Task]:
+    def waiting(self) -> list[QueuedJob]:
         """The tasks in line."""
         with self._changed:
             return list(self._waiting)
@@ -77,7 +77,7 @@ class Line:
         """Wait until no task of ``run`` is left; ``False`` when the time ran out before."""
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while any(task.run is run for task in (self._current, *self._waiting) if task):
+            while any(job.run is run for job in (self._current, *self._waiting) if job):
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return False

@@ -19,18 +19,18 @@ from lora_trainer.core.files import remove_unfinished, write_text
 from lora_trainer.core.paths import clean_path, expand
 from lora_trainer.core.process import is_alive, this_process
 from lora_trainer.hosts.base import Host
-from lora_trainer.jobs.background import Chores
+from lora_trainer.jobs.background import BackgroundTasks
 from lora_trainer.jobs.blocks import BlockJobs
 from lora_trainer.jobs.grids import GridDrawing, grid_stopped
 from lora_trainer.jobs.library import require_readable
 from lora_trainer.jobs.lora_files import FileTools
-from lora_trainer.jobs.mixes import Mixing
+from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.naming import require_free
-from lora_trainer.jobs.queue import Line, Task
+from lora_trainer.jobs.queue import JobQueue, QueuedJob
 from lora_trainer.jobs.training import carry_out
-from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, Suspended
+from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, CheckpointWatcher
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
-from lora_trainer.runs.control import Control, only_telling
+from lora_trainer.runs.control import Control, StopRequest, only_telling
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import RESUMABLE, UNFINISHED, Run, output_folder
 from lora_trainer.runs.store import Runs
@@ -56,12 +56,12 @@ class Jobs:
     ) -> None:
         self.host = host
         self.runs = Runs(host.folders.runs)
-        self.training = Line("lora-train runs")
-        self.drawing = Line("lora-train grids")
-        self.files = FileTools(host, Chores(Line("lora-train files")))
-        self.mixing = Mixing(host, Chores(self.drawing))
+        self.training = JobQueue("lora-train runs")
+        self.drawing = JobQueue("lora-train grids")
+        self.files = FileTools(host, BackgroundTasks(JobQueue("lora-train files")))
+        self.mixing = MixService(host, BackgroundTasks(self.drawing))
         self.blocks = BlockJobs(host, self.settled, self.drawing, self._tell)
-        self._suspended = Suspended(self.resume)
+        self._suspended = CheckpointWatcher(self.resume)
         self._order = threading.RLock()
         """Held while it is decided who goes on with a run."""
         self._restored = False
@@ -204,19 +204,19 @@ class Jobs:
         self.host.load_checkpoint(str(known.get("name", "")), str(known.get("sha256", "")))
         return run
 
-    def stop(self, name: str, wish: str = "stop") -> Run:
-        """Ask a run to ``"stop"``, stop after the ``"epoch"``, ``"pause"`` or ``"discard"``; a waiting one leaves."""
+    def stop(self, name: str, request: StopRequest = StopRequest.STOP) -> Run:
+        """Ask a run to end; a waiting one leaves the line."""
         run = self.runs.get(name)
-        task = self.training.find(run)
-        if task is None:
-            return self._stop_waiting(name, wish)
-        if self.training.remove(task):
-            self._give_up(run, wish)
+        job = self.training.find(run)
+        if job is None:
+            return self._stop_waiting(name, request)
+        if self.training.remove(job):
+            self._give_up(run, request)
         else:
-            task.control.ask(wish)
+            job.control.ask(request)
         return run
 
-    def _stop_waiting(self, name: str, wish: str) -> Run:
+    def _stop_waiting(self, name: str, request: StopRequest) -> Run:
         """Stop a run that is not in line: it waits for its checkpoint, or its program ended while it waited."""
         with self._order:
             run = self.settled(name)
@@ -224,7 +224,7 @@ class Jobs:
                 if run.state not in UNFINISHED and not run.manifest.get("waits"):
                     raise InputError("The run {name} is not running; it is {state}.", name=name, state=run.state)
                 self._require_ours(run)
-            self._give_up(run, wish)
+            self._give_up(run, request)
         return run
 
     def grid(self, name: str, **wishes: Any) -> Run:
@@ -253,7 +253,7 @@ class Jobs:
 
         begun = {"state": "queued", "done": 0, "of": len(plan.places()), "message": "", "process": this_process()}
         run.update(grid=begun, now=True)
-        self.drawing.add(Task(run, work))
+        self.drawing.add(QueuedJob(run, work))
         return run
 
     def grid_document(self, name: str) -> dict[str, Any]:
@@ -265,21 +265,21 @@ class Jobs:
     def stop_grid(self, name: str) -> Run:
         """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
         run = self.runs.get(name)
-        task = self.drawing.find(run)
-        if task is None:
+        job = self.drawing.find(run)
+        if job is None:
             raise InputError("No grid of {name} is being drawn.", name=name)
-        if self.drawing.remove(task):
+        if self.drawing.remove(job):
             run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(grid_stopped())}, now=True)
-        task.control.ask("stop")
+        job.control.ask(StopRequest.STOP)
         return run
 
     def move(self, name: str, position: int) -> Run:
         """Give a waiting run another place in line, 1 for the next; raises :class:`InputError` when it has none."""
         run = self.runs.get(name)
-        task = self.training.find(run)
-        if task is None or not self.training.move(task, position - 1):
+        job = self.training.find(run)
+        if job is None or not self.training.move(job, position - 1):
             raise InputError("The run {name} does not wait in line.", name=name)
-        waiting = [task.run for task in self.training.waiting()]
+        waiting = [job.run for job in self.training.waiting()]
         for each, place in zip(waiting, sorted(map(_place, waiting)), strict=True):
             each.update(place=place, now=True)  # so that the order outlives the program
         return run
@@ -355,14 +355,14 @@ class Jobs:
 
     def shutdown(self, timeout: float = 30.0) -> None:
         """Ask the current run to pause and wait for it; called when the program ends."""
-        task = self.training.current()
-        if task is not None:
-            task.control.ask("pause")
-            self.training.wait(task.run, timeout)
+        job = self.training.current()
+        if job is not None:
+            job.control.ask(StopRequest.PAUSE)
+            self.training.wait(job.run, timeout)
 
     # -------------------------------------------------------------- within
     def _train(self, run: Run) -> None:
-        self.training.add(Task(run, lambda control: self._carry_out(run, control)))
+        self.training.add(QueuedJob(run, lambda control: self._carry_out(run, control)))
 
     def _carry_out(self, run: Run, control: Control) -> None:
         if not run.take():  # it was resumed while an earlier part of it was ending, and another program was faster
@@ -372,14 +372,14 @@ class Jobs:
         with self._order:
             if not run.manifest.get("waits"):
                 run.give_up()
-            elif control.wish:  # asked for while the run was being put aside
-                self._give_up(run, control.wish)
+            elif control.request:  # asked for while the run was being put aside
+                self._give_up(run, control.request)
             else:
                 self._suspended.add(run)
 
-    def _give_up(self, run: Run, wish: str) -> None:
+    def _give_up(self, run: Run, request: StopRequest) -> None:
         try:
-            run.update(state="paused" if wish == "pause" else "stopped", waits="", now=True)
+            run.update(state="paused" if request is StopRequest.PAUSE else "stopped", waits="", now=True)
         finally:
             run.give_up()
 

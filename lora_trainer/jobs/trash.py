@@ -15,6 +15,7 @@ from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.files import patiently
 from lora_trainer.jobs.library import SUFFIX
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import UNFINISHED, Run, output_folder
 
 FOLDER = ".trash"
@@ -56,7 +57,7 @@ def discard(jobs: Jobs, name: str) -> threading.Thread:
     Raises:
         InputError: the run is not going on.
     """
-    run = jobs.stop(name, "discard")
+    run = jobs.stop(name, StopRequest.DISCARD)
     if jobs.drawing.find(run):
         jobs.stop_grid(name)
     if jobs.blocks.progress(run).get("state") in UNFINISHED:

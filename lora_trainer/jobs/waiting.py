@@ -14,7 +14,7 @@ LOOK_SECONDS = 1.0
 WAITS_FOR_CHECKPOINT = "checkpoint"
 
 
-class Suspended:
+class CheckpointWatcher:
     """Looks from time to time whether a run can go on; without runs there is no thread.
 
     Args:

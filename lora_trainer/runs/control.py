@@ -1,4 +1,4 @@
-"""How a person's wish reaches work that goes on."""
+"""Stopping work that goes on: what a person may ask of it, and how it learns of that."""
 
 from __future__ import annotations
 
@@ -6,33 +6,46 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 log = logging.getLogger(__name__)
-AFTER_EPOCH = "epoch"
+
+
+class StopRequest(str, Enum):
+    """How work is asked to end; the values are those of REST and command line."""
+
+    STOP = "stop"
+    """Now; what is learned is kept."""
+    AFTER_EPOCH = "epoch"
+    """The same, at the end of the epoch."""
+    PAUSE = "pause"
+    """Now, to be resumed."""
+    DISCARD = "discard"
+    """Now; nothing is kept."""
 
 
 class Control:
-    """What the person asked of work that goes on. The first wish counts, but no longer waits for an epoch's end."""
+    """What the person asked of work that goes on. The first request counts, but no longer waits for an epoch's end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wish = ""
+        self._request: StopRequest | None = None
 
     @property
-    def wish(self) -> str:
-        """``""``, ``"stop"`` (keep what is learned), ``"epoch"`` (the same, after it), ``"discard"`` or ``"pause"``."""
-        return self._wish
+    def request(self) -> StopRequest | None:
+        """What was asked for; ``None`` for nothing."""
+        return self._request
 
     @property
     def wants_end_now(self) -> bool:
         """Whether the work should end as soon as it can."""
-        return self._wish not in ("", AFTER_EPOCH)
+        return self._request not in (None, StopRequest.AFTER_EPOCH)
 
-    def ask(self, wish: str) -> None:
-        """Ask for ``"stop"``, ``"epoch"``, ``"discard"`` or ``"pause"``."""
+    def ask(self, request: StopRequest) -> None:
+        """Ask the work to end."""
         with self._lock:
             if not self.wants_end_now:
-                self._wish = wish
+                self._request = request
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from lora_trainer.network.lora_file import file_name, read_metadata, save_lora, 
 from lora_trainer.runs.control import only_telling
 from lora_trainer.runs.run import Run, output_folder
 from lora_trainer.training.metadata import Progress, sidecar, training_metadata
-from lora_trainer.training.preparation import Note, Work
+from lora_trainer.training.preparation import Note, PreparedRun
 
 log = logging.getLogger(__name__)
 
 
-class Outputs:
+class Artifacts:
     """Writes a run's files and notes them in its manifest."""
 
     def __init__(self, run: Run, config: TrainConfig, host: Host, note: Note) -> None:
@@ -45,7 +45,7 @@ class Outputs:
         """Whether anything is to be done after a step."""
         return last or any(self._due(step, section) for section in ("save", "samples", "validation"))
 
-    def after(self, work: Work, step: Step, last: bool, loss: float | None, *, again: bool = False) -> bool:
+    def after(self, work: PreparedRun, step: Step, last: bool, loss: float | None, *, again: bool = False) -> bool:
         """Do what is due after a step; returns whether a LoRA file was written.
 
         Args:
@@ -71,13 +71,13 @@ class Outputs:
 
     @contextmanager
     def _phase(self, name: str, of: int = 0) -> Iterator[None]:
-        """Tell what is done meanwhile: a wish of the person counts only after it."""
+        """Tell what is done meanwhile: what the person asks for counts only after it."""
         before = self._run.manifest.get("phase", "")
         self._note(phase=name, phase_done=0, phase_total=of, now=True)
         yield
         self._note(phase=before, now=True)
 
-    def _prompts(self, work: Work, step: Step, last: bool) -> Sequence[str]:
+    def _prompts(self, work: PreparedRun, step: Step, last: bool) -> Sequence[str]:
         """Of the samples that are due; the last file gets a picture in any case."""
         prompts = self._config.samples.prompts
         if prompts:
@@ -98,7 +98,7 @@ class Outputs:
         """How many pictures were drawn after a step."""
         return sum(sample["step"] == step.number for sample in self._run.manifest["samples"])
 
-    def validate(self, work: Work, step: int, epoch: int, *, base: bool = False) -> float | None:
+    def validate(self, work: PreparedRun, step: int, epoch: int, *, base: bool = False) -> float | None:
         """Measure the held-out loss, of the untouched checkpoint when ``base``; ``None`` when it is no number."""
         levels = self._config.validation.timesteps
         untouched = work.trainer.adapters.disabled() if base else nullcontext()
@@ -126,7 +126,7 @@ class Outputs:
         elif said:
             self._note(message="", error={})
 
-    def save(self, work: Work, step: Step, label: dict[str, int], metrics: dict[str, Any]) -> Path:
+    def save(self, work: PreparedRun, step: Step, label: dict[str, int], metrics: dict[str, Any]) -> Path:
         """Write the LoRA as it is now, load it back, and give it a card."""
         path = self._folder / f"{file_name(self._config.name, **label)}.safetensors"
         model, config = work.session.model, self._config
@@ -145,7 +145,7 @@ class Outputs:
             self._host.announce(path)
         return path
 
-    def _sample(self, work: Work, step: Step, path: Path | None, prompts: Sequence[str]) -> None:
+    def _sample(self, work: PreparedRun, step: Step, path: Path | None, prompts: Sequence[str]) -> None:
         """Draw samples; a picture that fails is reported and the run goes on."""
         try:
             with ExitStack() as until_drawn:
@@ -171,7 +171,7 @@ class Outputs:
         content = picture.read_bytes()
         replace_atomically(path.with_suffix(".png"), lambda temporary: temporary.write_bytes(content))
 
-    def _draw(self, work: Work, step: Step, path: Path, index: int, prompt: str) -> Path:
+    def _draw(self, work: PreparedRun, step: Step, path: Path, index: int, prompt: str) -> Path:
         request = draw_request(self._config.samples, prompt, self._config.data.resolution)
         with work.session.turn():
             (image,) = work.session.draw([request], LoraUse(path, self._config.samples.weight))

@@ -15,10 +15,10 @@ from lora_trainer.core.errors import CheckpointChanged, RunError
 from lora_trainer.dataset.plan import Step
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.memory import out_of_memory
-from lora_trainer.runs.control import AFTER_EPOCH, Control, only_telling
+from lora_trainer.runs.control import Control, StopRequest, only_telling
 from lora_trainer.runs.run import Run
-from lora_trainer.training.artifacts import Outputs
-from lora_trainer.training.preparation import Preparation, Stopped, Work
+from lora_trainer.training.artifacts import Artifacts
+from lora_trainer.training.preparation import Preparation, PreparedRun, Stopped
 from lora_trainer.training.state import save_state
 from lora_trainer.training.trainer import StepOutOfMemory
 
@@ -53,7 +53,7 @@ class TrainingRun:
         self._control = control
         self._changed = on_change
         self._config = run.config()
-        self._outputs = Outputs(run, self._config, host, self._note)
+        self._outputs = Artifacts(run, self._config, host, self._note)
         self._began = self._slice_end = self._state_at = time.monotonic()
         self._before = float(run.manifest.get("seconds", 0.0))
         self._losses: deque[float] = deque(maxlen=200)
@@ -90,7 +90,7 @@ class TrainingRun:
         return "done"
 
     # -------------------------------------------------------------- the steps
-    def _slice(self, work: Work, first: int) -> int:
+    def _slice(self, work: PreparedRun, first: int) -> int:
         """Learn until something is due, wanted by others, or the slice is over; returns the last step's number."""
         learned: list[Learned] = []
         try:
@@ -108,10 +108,10 @@ class TrainingRun:
             self._keep(work, learned[-1].step.number if learned else first - 1)
             raise
         if work.session.interrupted():
-            self._control.ask("stop")
+            self._control.ask(StopRequest.STOP)
         return learned[-1].step.number
 
-    def _learn(self, work: Work, step: Step) -> torch.Tensor:
+    def _learn(self, work: PreparedRun, step: Step) -> torch.Tensor:
         """One step; when memory runs out, it is tried again in a way that needs less."""
         while True:
             try:
@@ -122,15 +122,15 @@ class TrainingRun:
                     raise out_of_memory(error) from error
                 self._note(message=f"Memory ran out at step {step.number}: {change}", now=True)
 
-    def _is_over(self, work: Work, step: Step, until: float) -> bool:
+    def _is_over(self, work: PreparedRun, step: Step, until: float) -> bool:
         last = step.number == work.plan.total_steps
         due = self._outputs.is_due(step, last) or self._should_end(step) or work.session.wanted()
         return due or time.monotonic() >= until or self._state_is_due(step)
 
     def _should_end(self, step: Step) -> bool:
-        return self._control.wants_end_now or (self._control.wish == AFTER_EPOCH and step.ends_epoch)
+        return self._control.wants_end_now or (self._control.request is StopRequest.AFTER_EPOCH and step.ends_epoch)
 
-    def _record(self, work: Work, learned: list[Learned]) -> None:
+    def _record(self, work: PreparedRun, learned: list[Learned]) -> None:
         """Read the losses, stop at one that is not finite, and tell log and manifest."""
         losses = [float(entry.loss) for entry in learned]  # waits for the device
         now = time.monotonic()
@@ -158,7 +158,7 @@ class TrainingRun:
             seconds_left=(total - last.number) / pace,
         )
 
-    def _write_what_is_due(self, work: Work, step: Step, *, again: bool = False) -> None:
+    def _write_what_is_due(self, work: PreparedRun, step: Step, *, again: bool = False) -> None:
         last = step.number == work.plan.total_steps
         saved = self._outputs.after(work, step, last, self._loss_average(), again=again)
         if saved or (self._state_is_due(step) and not again):
@@ -170,7 +170,7 @@ class TrainingRun:
             return step.number % save.state_steps == 0
         return bool(save.state_minutes) and time.monotonic() - self._state_at >= 60 * save.state_minutes
 
-    def _save_state(self, work: Work, number: int) -> None:
+    def _save_state(self, work: PreparedRun, number: int) -> None:
         save_state(self._run.states, work.trainer, number, self._config.to_dict())
         self._state_at = time.monotonic()
 
@@ -185,19 +185,19 @@ class TrainingRun:
 
     # -------------------------------------------------------------- the end
     def _wished_state(self) -> str:
-        return "paused" if self._control.wish == "pause" else "stopped"
+        return "paused" if self._control.request is StopRequest.PAUSE else "stopped"
 
-    def _stop(self, work: Work, number: int) -> str:
+    def _stop(self, work: PreparedRun, number: int) -> str:
         """Keep what is learned, unless the person does not want it."""
-        if self._control.wish != "discard":
+        if self._control.request is not StopRequest.DISCARD:
             self._save_state(work, number)
             written = any(entry["step"] == number for entry in self._run.manifest["files"])
-            if self._control.wish != "pause" and not written:
+            if self._control.request is not StopRequest.PAUSE and not written:
                 metrics = {"loss": self._loss_average(), "validation": None}
                 self._outputs.save(work, work.plan.step(number), {"step": number}, metrics)
         return self._wished_state()
 
-    def _keep(self, work: Work, number: int) -> None:
+    def _keep(self, work: PreparedRun, number: int) -> None:
         if number > 0:
             self._save_state(work, number)
 

@@ -42,7 +42,7 @@ class Note(Protocol):
 
 
 @dataclass
-class Work:
+class PreparedRun:
     """Everything that the steps of a run need.
 
     Attributes:
@@ -77,7 +77,7 @@ class Stopped(Exception):
 
 
 class Preparation:
-    """Makes a run's :class:`Work`, in turns with whatever else uses the model."""
+    """Makes a run's :class:`PreparedRun`, in turns with whatever else uses the model."""
 
     def __init__(
         self, run: Run, config: TrainConfig, host: Host, session: Session, control: Control, note: Note
@@ -89,7 +89,7 @@ class Preparation:
         self._control = control
         self._note = note
 
-    def make(self) -> Work:
+    def make(self) -> PreparedRun:
         """Prepare the run, or the rest of it.
 
         Raises:
@@ -121,7 +121,7 @@ class Preparation:
             done = load_newest(self._run.states, trainer)
             _remove_surplus(self._run.states, done)
         self._note_dataset(dataset, kept, plan, precision, done)
-        return Work(self._session, dataset, kept, latents, plan, trainer, precision, done)
+        return PreparedRun(self._session, dataset, kept, latents, plan, trainer, precision, done)
 
     def _require_checkpoint(self, loaded: CheckpointInfo) -> None:
         known = self._run.manifest.get("checkpoint", {})

@@ -10,7 +10,7 @@ import torch
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.randomness import global_rng, python_rng
-from lora_trainer.dataset.plan import Plan, Step, Use
+from lora_trainer.dataset.plan import Plan, SampleUse, Step
 from lora_trainer.dataset.scan import Item
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.denoiser import Conditioning, Denoiser
@@ -136,7 +136,7 @@ class Trainer:
             first += len(batch)
         return total
 
-    def _losses(self, step: int, first: int, batch: Sequence[Use], captions: Sequence[str]) -> torch.Tensor:
+    def _losses(self, step: int, first: int, batch: Sequence[SampleUse], captions: Sequence[str]) -> torch.Tensor:
         """Weighted loss of each picture of a batch; pictures are numbered ``first`` … within the step.
 
         Noise and noise level belong to that number, so two batches of 2 learn the same as one of 4.

@@ -18,7 +18,7 @@ from lora_trainer.dataset.scan import Dataset
 from lora_trainer.jobs.health import health_report
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import is_same_checkpoint
-from lora_trainer.runs.control import AFTER_EPOCH
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import RESUMABLE, UNFINISHED, Run
 from lora_trainer.training.advice import advise, calculate
 from lora_trainer.training.proposals import propose, purpose_of, with_proposals
@@ -208,9 +208,13 @@ class Tab:
         said.then(self._measure, known, [self.feedback, self.about], **hidden)
         asked = [self.train.click(self._train, fields | {self.sweeps.text}, [self.run, self.feedback], **hidden)]
         self.sweeps.connect(fields, self._loose_config)
-        wishes = (self.stop, "stop"), (self.after_epoch, AFTER_EPOCH), (self.pause, "pause")
-        for button, wish in wishes:
-            asked.append(button.click(self._asking(wish), [self.run], [self.feedback], **hidden))
+        ends = (
+            (self.stop, StopRequest.STOP),
+            (self.after_epoch, StopRequest.AFTER_EPOCH),
+            (self.pause, StopRequest.PAUSE),
+        )
+        for button, request in ends:
+            asked.append(button.click(self._asking(request), [self.run], [self.feedback], **hidden))
         asked.append(self.resume.click(self._resume, [self.run], [self.feedback], **hidden))
         for button, places in (self.front, None), (self.earlier, -1), (self.later, 1):
             asked.append(button.click(self._moving(places), [self.run], [self.feedback], **hidden))
@@ -299,9 +303,9 @@ class Tab:
         about = {**(values.get(self.about) or {}), "feedback": repr(config)}
         return {self.feedback: views.estimate(measured, self._t), self.about: about}
 
-    def _asking(self, wish: str) -> Callable[[str], str]:
+    def _asking(self, request: StopRequest) -> Callable[[str], str]:
         def ask(name: str) -> str:
-            return common.answered(lambda: self._jobs.stop(name or "", wish), "", self._t)  # the status tells it
+            return common.answered(lambda: self._jobs.stop(name or "", request), "", self._t)  # the status tells it
 
         return ask
 
@@ -392,7 +396,7 @@ class Tab:
         waiting = [task.run for task in self._jobs.training.waiting()]
         before = waiting.index(run) + 1 if run and run in waiting else 0
         task = self._jobs.training.find(run) if run else None
-        wish = task.control.wish if task else ""
+        request = task.control.request if task else None
 
         waits = bool(m.get("waits"))
         other = self._jobs.host.name != "standalone" and state in RESUMABLE and not _is_loaded(m, health)
@@ -407,8 +411,8 @@ class Tab:
             "base": ((health["checkpoint"], health["problem"]), lambda: self._base_model(health)),
             "run": ((names, run and run.name), lambda: self._run_choice(names, run, asked)),
             "status": (
-                (dict(m), before, wish),
-                lambda: views.status_card(m, before, t, wish) if run else self._no_run(),
+                (dict(m), before, request),
+                lambda: views.status_card(m, before, t, request) if run else self._no_run(),
             ),
             "curves": (
                 (run and run.name, m.get("step"), m.get("validation")),

@@ -17,6 +17,7 @@ from lora_trainer.cli.main import main
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.training import loop as run_module
 from tests.helpers import CASES, CHECKPOINT, ROOT, draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
@@ -66,7 +67,7 @@ def test_a_failed_run_exits_with_1(capsys: pytest.CaptureFixture[str], toml: Pat
 
 def test_resume_goes_on(capsys: pytest.CaptureFixture[str], toml: Path, tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask("pause")
+    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask(StopRequest.PAUSE)
     jobs.wait(jobs.submit(TrainConfig.from_dict(document(tmp_path))))
     values = run(capsys, "runs", "zorp", "--root", tmp_path, "--json")
     assert json.loads(values[1])["state"] == "paused"

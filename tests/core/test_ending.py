@@ -19,8 +19,8 @@ import pytest
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.ending import Ending, as_interrupt
 from lora_trainer.core.errors import explain, unexpected
-from lora_trainer.jobs.waiting import Suspended
-from lora_trainer.runs.control import only_telling
+from lora_trainer.jobs.waiting import CheckpointWatcher
+from lora_trainer.runs.control import StopRequest, only_telling
 from tests.helpers import CASES, CHECKPOINT, LIMIT, ROOT, until
 from tests.runs_helpers import document, make_jobs
 
@@ -220,17 +220,17 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.manifest["message"]
 
 
-def _chore(jobs: Any, fail: Callable[..., Any]) -> str:
-    chore = jobs.files.chores.start("merge", "x", fail)
-    assert jobs.files.chores.wait(chore, LIMIT)
-    return f"{chore.state}: {chore.error}"
+def _task(jobs: Any, fail: Callable[..., Any]) -> str:
+    task = jobs.files.tasks.start("merge", "x", fail)
+    assert jobs.files.tasks.wait(task, LIMIT)
+    return f"{task.state}: {task.error}"
 
 
-def test_a_library_that_calls_exit_fails_a_chore_with_a_sentence(tmp_path: Path) -> None:
+def test_a_library_that_calls_exit_fails_a_task_with_a_sentence(tmp_path: Path) -> None:
     def fail(progress: object) -> Any:
         sys.exit("missing part")
 
-    assert "failed: The library" in _chore(make_jobs(tmp_path), fail)
+    assert "failed: The library" in _task(make_jobs(tmp_path), fail)
 
 
 def test_a_library_that_calls_exit_does_not_end_the_looking_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_a_library_that_calls_exit_does_not_end_the_looking_for_checkpoints(monk
     class Named:
         name = "a"
 
-    suspended, run = Suspended(resume), Named()
+    suspended, run = CheckpointWatcher(resume), Named()
     for _ in range(2):
         suspended.add(run)  # type: ignore[arg-type]
         until(lambda: not suspended.has(run))  # type: ignore[arg-type]
@@ -270,7 +270,7 @@ def test_a_manifest_that_cannot_be_written_at_the_end_leaves_a_run_that_can_be_r
             raise OSError(28, "No space left on device")
 
         patch.setattr(files.tempfile, "mkstemp", full)
-        jobs.training.current().control.ask("stop")
+        jobs.training.current().control.ask(StopRequest.STOP)
         assert jobs.wait(run, LIMIT)
         assert run.state == "failed"
         assert "disk is full" in run.manifest["message"]

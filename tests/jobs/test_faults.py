@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core import files
 from lora_trainer.core.errors import InputError
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
 from lora_trainer.training import loop as run_module
 from tests.helpers import LIMIT
@@ -143,7 +144,7 @@ def test_pictures_deleted_during_a_run_are_not_missed(tmp_path: Path, reference:
 
 def test_pictures_deleted_while_a_run_is_paused_are_asked_for(tmp_path: Path, reference: dict[str, bytes]) -> None:
     jobs = make_jobs(tmp_path)
-    when(jobs, at_step(2), lambda: jobs.stop("zorp", "pause"))
+    when(jobs, at_step(2), lambda: jobs.stop("zorp", StopRequest.PAUSE))
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **settings())))
     assert jobs.wait(run, LIMIT)
     assert run.state == "paused"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.background import Chore
+from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.jobs.lora_files import FileTools
 from lora_trainer.jobs.requests import DOCUMENTS, PRECISIONS, tool_options
 from lora_trainer.jobs.service import Jobs
@@ -48,12 +48,12 @@ def tools(tmp_path: Path) -> FileTools:
     return made
 
 
-def done(tools: FileTools, kind: str, **body: Any) -> Chore:
-    chore = tools.start(kind, body)
-    assert tools.chores.wait(chore, LIMIT)
-    assert chore.state == "done", chore.error
-    assert tools.host.told[-1] == chore.result.path  # type: ignore[attr-defined]
-    return chore
+def done(tools: FileTools, kind: str, **body: Any) -> BackgroundTask:
+    task = tools.start(kind, body)
+    assert tools.tasks.wait(task, LIMIT)
+    assert task.state == "done", task.error
+    assert tools.host.told[-1] == task.result.path  # type: ignore[attr-defined]
+    return task
 
 
 def deltas(path: Path) -> dict[str, np.ndarray]:
@@ -70,19 +70,19 @@ def test_baking_lies_beside_its_file_under_a_free_name(tools: FileTools) -> None
 
 
 def test_weights_of_parts_stand_before_the_weight(tools: FileTools) -> None:
-    chore = done(tools, "bake", file="a", weight=0.5, te=1, unet=None, output="parts")
-    before, after = deltas(tools.loras.find("a")), deltas(chore.result.path)
+    task = done(tools, "bake", file="a", weight=0.5, te=1, unet=None, output="parts")
+    before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
     for key in KEYS:
         assert np.allclose(after[key], (1.0 if key.startswith("lora_te") else 0.5) * before[key])
 
 
 def test_merging_by_lines(tools: FileTools) -> None:
-    chore = done(tools, "merge", files=["a: 0.5", "sub/b: 1: NONE"])
-    assert chore.result.path == tools.loras.root / "a-b-merged.safetensors"
-    before, after = deltas(tools.loras.find("a")), deltas(chore.result.path)
+    task = done(tools, "merge", files=["a: 0.5", "sub/b: 1: NONE"])
+    assert task.result.path == tools.loras.root / "a-b-merged.safetensors"
+    before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
     assert all(np.allclose(after[key], 0.5 * before[key], atol=1e-6) for key in KEYS)
-    assert chore.result.facts["ranks"] == [4]
-    assert str(chore.result.notices[0]).startswith("The weights sum up to 1.5")
+    assert task.result.facts["ranks"] == [4]
+    assert str(task.result.notices[0]).startswith("The weights sum up to 1.5")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_merging_by_lines(tools: FileTools) -> None:
     [({"rank": 2}, "2"), ({"method": "sv_ratio", "keep": 1}, "2"), ({"method": "sv_fro", "keep": 0.1}, "2")],
 )
 def test_resizing(tools: FileTools, body: dict[str, Any], ranks: str) -> None:
-    chore = done(tools, "resize", file="a", precision="fp16", **body)
-    assert read_metadata(chore.result.path)["ss_network_dim"] == ranks
-    assert 0 < chore.result.facts["error"] < 1
+    task = done(tools, "resize", file="a", precision="fp16", **body)
+    assert read_metadata(task.result.path)["ss_network_dim"] == ranks
+    assert 0 < task.result.facts["error"] < 1
 
 
 def test_extracting(tools: FileTools, tmp_path: Path) -> None:
@@ -102,19 +102,19 @@ def test_extracting(tools: FileTools, tmp_path: Path) -> None:
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
     state[name] = state[name] * 1.5
     save_file(state, tmp_path / "tuned.safetensors")
-    chore = done(tools, "extract", base=CHECKPOINT.name, tuned=str(tmp_path / "tuned.safetensors"), rank=4)
-    assert chore.result.path.name == "tuned-extracted.safetensors"
-    assert chore.result.facts["covered"] == pytest.approx(1.0)
-    assert (chore.done, chore.of) == (chore.of, chore.done)
-    assert chore.of > 100
+    task = done(tools, "extract", base=CHECKPOINT.name, tuned=str(tmp_path / "tuned.safetensors"), rank=4)
+    assert task.result.path.name == "tuned-extracted.safetensors"
+    assert task.result.facts["covered"] == pytest.approx(1.0)
+    assert (task.done, task.of) == (task.of, task.done)
+    assert task.of > 100
 
 
 def test_a_name_that_is_awaited_is_not_given_twice(tools: FileTools) -> None:
-    chores = [tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
-    for chore in chores:
-        tools.chores.wait(chore, LIMIT)
-    assert sorted(c.title for c in chores) == ["a-baked", "a-baked-2", "a-baked-3", "a-baked-4"]
-    assert {c.state for c in chores} == {"done"}
+    tasks = [tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
+    for task in tasks:
+        tools.tasks.wait(task, LIMIT)
+    assert sorted(c.title for c in tasks) == ["a-baked", "a-baked-2", "a-baked-3", "a-baked-4"]
+    assert {c.state for c in tasks} == {"done"}
 
 
 X17 = ",".join(["1"] * 17)
@@ -152,7 +152,7 @@ def test_bad_input_names_its_field_and_begins_nothing(
         tools.start(kind, body)
     first = getattr(error.value, "errors", [error.value])[0]
     assert first.field == field
-    assert tools.chores.list() == []
+    assert tools.tasks.list() == []
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_bad_input_names_its_field_and_begins_nothing(
         ("extract", {"base": "/nowhere.safetensors", "tuned": CHECKPOINT.name}, "is not a .safetensors checkpoint"),
     ],
 )
-def test_what_shows_only_while_working_is_the_chores_sentence(
+def test_what_shows_only_while_working_is_the_tasks_sentence(
     tools: FileTools, kind: str, body: dict[str, Any], sentence: str
 ) -> None:
     before = tools.loras.names()
-    chore = tools.start(kind, body)
-    assert tools.chores.wait(chore, LIMIT)
-    assert chore.state == "failed"
-    assert sentence in str(chore.error)
+    task = tools.start(kind, body)
+    assert tools.tasks.wait(task, LIMIT)
+    assert task.state == "failed"
+    assert sentence in str(task.error)
     assert tools.loras.names() == before
 
 
@@ -180,9 +180,9 @@ def test_where_others_come_in_only_allowed_folders_are_read(tools: FileTools, tm
     assert done(tools, "bake", file="a").result.path.parent == tools.loras.root
     with pytest.raises(InputError, match="no LoRA file"):
         tools.start("bake", {"file": str(outside)})
-    chore = tools.start("bake", {"file": str(outside)}, outside=True)
-    assert tools.chores.wait(chore, LIMIT)
-    assert chore.result.path == tools.loras.root / "outside-baked.safetensors"
+    task = tools.start("bake", {"file": str(outside)}, outside=True)
+    assert tools.tasks.wait(task, LIMIT)
+    assert task.result.path == tools.loras.root / "outside-baked.safetensors"
     tools.host.readable = [tools.loras.root]
     for kind, body in (
         ("bake", {"file": str(outside)}),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.jobs.queue import Line, Task
-from lora_trainer.runs.control import Control
+from lora_trainer.jobs.queue import JobQueue, QueuedJob
+from lora_trainer.runs.control import Control, StopRequest
 from lora_trainer.runs.run import Run
 from tests.helpers import LIMIT, until
 
@@ -20,7 +20,7 @@ class Gated:
     """A line whose first task goes on until it is let go, so that the others wait behind it."""
 
     def __init__(self) -> None:
-        self.line = Line("test")
+        self.line = JobQueue("test")
         self.done: list[str] = []
         self.go = threading.Event()
         self.begun = threading.Event()
@@ -31,14 +31,14 @@ class Gated:
         self.begun.set()
         assert self.go.wait(LIMIT)
 
-    def add(self, name: str, work: Callable[[Control], object] = lambda control: None) -> Task:
+    def add(self, name: str, work: Callable[[Control], object] = lambda control: None) -> QueuedJob:
         def noted(control: Control) -> None:
             try:
                 work(control)
             finally:
                 self.done.append(name)
 
-        task = Task(Run(Path(name)), noted)
+        task = QueuedJob(Run(Path(name)), noted)
         self.line.add(task)
         return task
 
@@ -106,7 +106,7 @@ def test_a_task_that_ends_the_thread_does_not_end_the_line(gated: Gated) -> None
     def leave(control: Control) -> None:
         raise SystemExit
 
-    task = Task(gated.first.run, leave)
+    task = QueuedJob(gated.first.run, leave)
     gated.line.add(task)
     gated.add("after")
     assert gated.finish() == ["first", "after"]
@@ -117,7 +117,7 @@ def test_a_task_that_ends_the_thread_does_not_end_the_line(gated: Gated) -> None
 )
 def test_the_line_is_a_list_whatever_is_done_to_it(actions: list[tuple[str, int, int]]) -> None:
     gated = Gated()
-    model: list[Task] = []
+    model: list[QueuedJob] = []
     for count, (action, place, to) in enumerate(actions):
         if action == "add":
             model.append(gated.add(str(count)))
@@ -149,13 +149,13 @@ def test_a_line_that_has_ended_begins_again(gated: Gated) -> None:
     assert gated.done == ["first", "again"]
 
 
-def test_each_task_has_a_wish_of_its_own(gated: Gated) -> None:
-    seen: list[str] = []
-    second = gated.add("second", lambda control: seen.append(control.wish))
-    gated.add("third", lambda control: seen.append(control.wish))
-    second.control.ask("stop")
+def test_each_job_is_stopped_for_itself(gated: Gated) -> None:
+    seen: list[StopRequest | None] = []
+    second = gated.add("second", lambda control: seen.append(control.request))
+    gated.add("third", lambda control: seen.append(control.request))
+    second.control.ask(StopRequest.STOP)
     gated.finish()
-    assert seen == ["stop", ""]
+    assert seen == [StopRequest.STOP, None]
 
 
 def test_work_is_done_on_one_thread_that_does_not_keep_the_program_alive(gated: Gated) -> None:

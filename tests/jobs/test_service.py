@@ -21,7 +21,7 @@ from PIL import Image
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, NotFound
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.runs.control import Control
+from lora_trainer.runs.control import Control, StopRequest
 from tests.helpers import CASES, LIMIT, until
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, when
 
@@ -353,7 +353,7 @@ def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], par
 
 def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    when(jobs, at_step(1), lambda: jobs.stop("zorp", "epoch"))
+    when(jobs, at_step(1), lambda: jobs.stop("zorp", StopRequest.AFTER_EPOCH))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=0)
     assert jobs.wait(run, LIMIT)
     assert run.state == "stopped"
@@ -364,13 +364,13 @@ def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:
 def test_stopping_after_the_epoch_can_be_hurried(tmp_path: Path) -> None:
     control = Control()
     for wish, expected in [("epoch", "epoch"), ("pause", "pause"), ("discard", "pause"), ("epoch", "pause")]:
-        control.ask(wish)
-        assert control.wish == expected
+        control.ask(StopRequest(wish))
+        assert control.request == expected
 
 
 def test_a_file_that_is_written_already_is_not_written_under_another_name(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
-    when(jobs, at_step(1), lambda: jobs.stop("zorp", "epoch"))
+    when(jobs, at_step(1), lambda: jobs.stop("zorp", StopRequest.AFTER_EPOCH))
     run = submit(jobs, tmp_path, "zorp", training__steps=1000, save__every_epochs=1)
     assert jobs.wait(run, LIMIT)
     assert [entry["epoch"] for entry in run.manifest["files"]] == [*range(1, run.manifest["epoch"] + 1)]

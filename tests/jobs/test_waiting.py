@@ -14,9 +14,10 @@ from lora_trainer.core.errors import CheckpointChanged, InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
-from lora_trainer.training.artifacts import Outputs
-from lora_trainer.training.preparation import Work
+from lora_trainer.training.artifacts import Artifacts
+from lora_trainer.training.preparation import PreparedRun
 from tests.helpers import LIMIT, until
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, weights, when
 
@@ -82,7 +83,7 @@ def test_the_run_goes_on_by_itself_and_learns_the_same(tmp_path: Path, checkpoin
 def test_a_person_can_end_the_waiting(tmp_path: Path, checkpoint: Checkpoint, wish: str, state: str) -> None:
     jobs = make_jobs(tmp_path)
     run = put_away_during_a_run(jobs, tmp_path, checkpoint)
-    assert jobs.stop(run.name, wish).state == state
+    assert jobs.stop(run.name, StopRequest(wish)).state == state
     checkpoint.away = False
     until(lambda: is_forgotten(jobs))
     assert run.state == state
@@ -131,9 +132,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_what_was_due_when_the_checkpoint_went_is_done_when_it_is_back(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, reference: Run, part: str, at: int
 ) -> None:
-    do, gone = getattr(Outputs, part), []
+    do, gone = getattr(Artifacts, part), []
 
-    def interrupted(self: Outputs, work: Work, step: Any, *more: Any, **options: Any) -> Any:
+    def interrupted(self: Artifacts, work: PreparedRun, step: Any, *more: Any, **options: Any) -> Any:
         number = step if isinstance(step, int) else step.number
         if number == at and not gone:
             gone.append(number)
@@ -142,7 +143,7 @@ def test_what_was_due_when_the_checkpoint_went_is_done_when_it_is_back(
                 pass
         return do(self, work, step, *more, **options)
 
-    monkeypatch.setattr(Outputs, part, interrupted)
+    monkeypatch.setattr(Artifacts, part, interrupted)
     jobs = make_jobs(tmp_path)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path, **MEASURED)))
     until(lambda: run.state == "paused")

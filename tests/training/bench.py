@@ -8,7 +8,7 @@ import torch
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.latents import LatentCache
-from lora_trainer.dataset.plan import Plan, Step, Use
+from lora_trainer.dataset.plan import Plan, SampleUse, Step
 from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import frozen_conditioning
@@ -62,7 +62,7 @@ class Bench:
 
     def step(self, *batches: int) -> Step:
         """A step over the first pictures in batches of these sizes."""
-        uses = iter(Use(i, False, 0) for i in range(sum(batches)))
+        uses = iter(SampleUse(i, False, 0) for i in range(sum(batches)))
         return Step(1, 1, tuple(tuple(next(uses) for _ in range(size)) for size in batches), True)
 
     def gradient(self, *batches: int) -> tuple[float, torch.Tensor]:

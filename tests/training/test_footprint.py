@@ -25,7 +25,7 @@ TOLERANCE = 0.003
 """None on today's torch; in 2.1 some operations of the stand-in keep a few small tensors more."""
 
 
-class Work:
+class PreparedRun:
     """A step of the small checkpoint, for real or not."""
 
     def __init__(self, model: LoadedModel, root: Path, **changes: object) -> None:
@@ -71,7 +71,7 @@ class Allocated(TorchDispatchMode):
 def test_it_is_what_the_same_step_takes_on_real_tensors(
     model: LoadedModel, tmp_path: Path, precision: str, changes: dict[str, object]
 ) -> None:
-    work = Work(model, tmp_path, **changes)
+    work = PreparedRun(model, tmp_path, **changes)
     expected, real = work.expected(precision), work.real(precision)
     assert expected.peak == pytest.approx(real.peak, rel=TOLERANCE)
     assert (expected.adapters, expected.optimizer) == (real.adapters, real.optimizer)
@@ -80,11 +80,11 @@ def test_it_is_what_the_same_step_takes_on_real_tensors(
 def test_fp16_is_computed_where_the_cpu_has_none(model: LoadedModel, tmp_path: Path) -> None:
     for part in (model.unet, model.text.model):
         own_weights(part, torch.float16)
-    assert Work(model, tmp_path).expected("fp16").peak < 0.7 * Work(model, tmp_path).expected("fp32").peak
+    assert PreparedRun(model, tmp_path).expected("fp16").peak < 0.7 * PreparedRun(model, tmp_path).expected("fp32").peak
 
 
 def test_it_allocates_nothing_and_leaves_the_model_as_it_is(model: LoadedModel, tmp_path: Path) -> None:
-    work = Work(model, tmp_path, training__text_lr=1e-4, training__checkpointing=True)
+    work = PreparedRun(model, tmp_path, training__text_lr=1e-4, training__checkpointing=True)
     parts = (model.unet, model.text.model)
     before = [(name, p, p.data_ptr(), p._version) for part in parts for name, p in part.named_parameters()]
     random = torch.get_rng_state()
@@ -100,11 +100,11 @@ def test_it_allocates_nothing_and_leaves_the_model_as_it_is(model: LoadedModel, 
 
 
 def test_a_model_without_memory_is_enough(model: LoadedModel, tmp_path: Path) -> None:
-    known = Work(model, tmp_path).expected()
+    known = PreparedRun(model, tmp_path).expected()
     for part in (model.unet, model.text.model):
         own_weights(part, torch.float32)
         part.to("meta")
-    assert Work(model, tmp_path).expected() == known
+    assert PreparedRun(model, tmp_path).expected() == known
 
 
 def test_attention_keeps_no_matrix(model: LoadedModel) -> None:
@@ -149,7 +149,7 @@ def test_what_was_there_before_does_not_count() -> None:
 
 
 def test_the_peak_is_told_by_its_parts() -> None:
-    class Line:
+    class JobQueue:
         """y = exp(w), of 4 KB."""
 
         def __init__(self) -> None:
@@ -160,7 +160,7 @@ def test_the_peak_is_told_by_its_parts() -> None:
             self.parameters[0].exp().sum().backward()
             self.optimizer.step()
 
-    found = track(Line, lambda line: line.step())
+    found = track(JobQueue, lambda line: line.step())
     assert (found.adapters, found.optimizer, found.gradients) == (4 * KB, 4 * KB, 0)
     assert 8 * KB <= found.forward + found.backward <= 9 * KB  # exp(w), the loss, and the gradient being made
     assert found.peak == 8 * KB + found.forward + found.backward

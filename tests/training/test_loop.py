@@ -24,6 +24,7 @@ from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.network.lora_file import describe
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
 from lora_trainer.training import loop as run_module
 from lora_trainer.training import preparation as work_module
@@ -74,7 +75,9 @@ def test_a_run_has_ended_when_the_host_is_as_it_was(tmp_path: Path, monkeypatch:
         states.append(run.state)
 
     monkeypatch.setattr(StandaloneHost, "session", watched)
-    jobs._on_change = lambda run: wish and run.manifest["step"] == 1 and jobs.training.current().control.ask(wish)
+    jobs._on_change = lambda run: (
+        wish and run.manifest["step"] == 1 and jobs.training.current().control.ask(StopRequest(wish))
+    )
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path)))
     jobs.wait(run)
     assert (states, run.state) == (["running"], "paused" if wish else "done")
@@ -107,7 +110,9 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path: Path, at: 
     changes: dict[str, Any] = {"training__steps": 5, "training__text_lr": text_lr, "network__dropout": 0.2}
     whole = run_to_end(tmp_path / "whole", **changes)
     jobs = make_jobs(tmp_path / "parts")
-    stopping = jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
+    stopping = jobs._on_change = lambda run: (
+        run.manifest["step"] == at and jobs.training.current().control.ask(StopRequest.PAUSE)
+    )
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts", **changes)))
     jobs.wait(run)
     assert (run.state, run.manifest["step"], stopping is None) == ("paused", at, False)
@@ -125,7 +130,7 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path: Path, at: 
 def test_a_resumed_run_tells_when_it_began_and_only_the_times_of_its_files_differ(tmp_path: Path) -> None:
     whole = run_to_end(tmp_path / "whole")
     jobs = make_jobs(tmp_path / "parts")
-    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask("pause")
+    jobs._on_change = lambda run: run.manifest["step"] == 1 and jobs.training.current().control.ask(StopRequest.PAUSE)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts")))
     jobs.wait(run)
     began = run.manifest["started"]
@@ -175,7 +180,7 @@ def test_another_vae_does_not_matter_to_a_run_that_has_its_latents(
 ) -> None:
     whole = run_to_end(tmp_path / "whole", training__steps=4)
     jobs = make_jobs(tmp_path / "parts")
-    jobs._on_change = lambda run: run.manifest["step"] == 2 and jobs.training.current().control.ask("pause")
+    jobs._on_change = lambda run: run.manifest["step"] == 2 and jobs.training.current().control.ask(StopRequest.PAUSE)
     run = jobs.submit(TrainConfig.from_dict(document(tmp_path / "parts", training__steps=4)))
     jobs.wait(run)
     own = Checkpoint.view
@@ -196,7 +201,9 @@ def test_another_vae_does_not_matter_to_a_run_that_has_its_latents(
 def test_stop_keeps_what_was_learned_and_discard_does_not(tmp_path: Path) -> None:
     for name, wish, files in (("kept", "stop", ["kept-step00000002.safetensors"]), ("gone", "discard", [])):
         jobs = make_jobs(tmp_path)
-        jobs._on_change = lambda run, w=wish, j=jobs: run.manifest["step"] == 2 and j.training.current().control.ask(w)
+        jobs._on_change = lambda run, w=wish, j=jobs: (
+            run.manifest["step"] == 2 and j.training.current().control.ask(StopRequest(w))
+        )
         run = jobs.submit(TrainConfig.from_dict(document(tmp_path, name, training__steps=50)))
         jobs.wait(run)
         assert (run.state, names(run)) == ("stopped", files)

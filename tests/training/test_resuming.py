@@ -14,6 +14,7 @@ from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
 from lora_trainer.training import loop as run_module
 from lora_trainer.training.resuming import MAY_CHANGE, changes
@@ -32,7 +33,7 @@ def _short_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def paused(root: Path, settings: TrainConfig, at: int = 2) -> Run:
     """A run that was paused after some steps."""
     jobs = make_jobs(root)
-    jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
+    jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask(StopRequest.PAUSE)
     run = jobs.submit(settings)
     assert jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["step"]) == ("paused", at)
@@ -206,7 +207,7 @@ def interrupted(folder: Path, at: int = 2) -> Path:
     """Begin the case's run as the command line would, and pause it; returns its folder."""
     settings = TrainConfig.from_toml(folder / "run.toml").with_values({"checkpoint": str(CHECKPOINT)})
     jobs = Jobs(StandaloneHost(Path("root")))
-    jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask("pause")
+    jobs._on_change = lambda run: run.manifest["step"] == at and jobs.training.current().control.ask(StopRequest.PAUSE)
     run = jobs.submit(settings)
     assert jobs.wait(run, LIMIT)
     assert run.state == "paused", run.manifest["message"]

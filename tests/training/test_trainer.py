@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.dataset.plan import Step, Use
+from lora_trainer.dataset.plan import SampleUse, Step
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from tests.training.bench import Bench
 
@@ -75,7 +75,7 @@ def test_gradients_are_clipped_to_the_length_asked_for(standalone: StandaloneHos
         original()
 
     bench.trainer.optimizer.step = look  # type: ignore[method-assign]
-    bench.trainer.step(Step(1, 1, ((Use(0, False, 0), Use(1, False, 0)),), True))
+    bench.trainer.step(Step(1, 1, ((SampleUse(0, False, 0), SampleUse(1, False, 0)),), True))
     assert seen == [pytest.approx(1e-3, rel=1e-3)]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
 from lora_trainer.ui.tab import Tab
@@ -186,7 +186,7 @@ def test_a_late_answer_does_not_take_back_the_choice_of_a_run(tab: Tab) -> None:
 
 def test_a_waiting_run_is_moved_by_its_buttons(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run(tab, tmp_path, name) for name in ("one", "two", "three")]
-    tasks = [Task(run, lambda control: None) for run in runs]
+    tasks = [QueuedJob(run, lambda control: None) for run in runs]
     monkeypatch.setattr(tab._jobs.training, "_waiting", tasks)
     shown = {name: [poll(tab, run.name)[name]["visible"] for run in runs] for name in ("front", "earlier", "later")}
     assert shown == {"front": [False, True, True], "earlier": [False, False, True], "later": [True, True, False]}

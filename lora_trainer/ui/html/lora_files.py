@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.i18n import Translate, error_sentence
 from lora_trainer.core.plain_json import json_text
-from lora_trainer.jobs.background import Chore
+from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.ui.html import infotext
 from lora_trainer.ui.html.common import gigabytes, notice, progress_bar
 from lora_trainer.ui.html.markup import joined, markup
@@ -140,33 +140,31 @@ def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
 
 
 # ------------------------------------------------------------------ work in the line
-def chore_cards(chores: Iterable[Chore], poll: str, translate: Translate) -> str:
+def task_cards(tasks: Iterable[BackgroundTask], poll: str, translate: Translate) -> str:
     """How far each is, and what it made.
 
     Args:
-        chores: newest first.
+        tasks: newest first.
         poll: the button that the page presses once a second while one of them goes on.
         translate: into the page's language.
     """
-    return joined(_chore_card(chore, poll, translate) for chore in chores)
+    return joined(_task_card(task, poll, translate) for task in tasks)
 
 
-def _chore_card(chore: Chore, poll: str, t: Translate) -> str:
-    badge = markup(
-        '<span class="lt-badge lt-{state}">{states}</span>', state=chore.state, states=t(STATES[chore.state])
-    )
-    kind = t(KINDS[chore.kind])
+def _task_card(task: BackgroundTask, poll: str, t: Translate) -> str:
+    badge = markup('<span class="lt-badge lt-{state}">{states}</span>', state=task.state, states=t(STATES[task.state]))
+    kind = t(KINDS[task.kind])
     head = markup(
-        '<div class="lt-head">{badge}<b>{title}</b><span>{kind}</span></div>', badge=badge, title=chore.title, kind=kind
+        '<div class="lt-head">{badge}<b>{title}</b><span>{kind}</span></div>', badge=badge, title=task.title, kind=kind
     )
-    if chore.is_working:
-        bar = progress_bar(chore.done / chore.of if chore.of else 0.0)
+    if task.is_working:
+        bar = progress_bar(task.done / task.of if task.of else 0.0)
         return markup(
-            '<div class="lt-chore lt-working" data-poll="{poll}">{head}{bar}</div>', poll=poll, head=head, bar=bar
+            '<div class="lt-task lt-working" data-poll="{poll}">{head}{bar}</div>', poll=poll, head=head, bar=bar
         )
-    result = _made(chore.result, t) if chore.state == "done" and chore.kind != "mix" else ""
+    result = _made(task.result, t) if task.state == "done" and task.kind != "mix" else ""
     return markup(
-        '<div class="lt-chore">{head}{said}{result}</div>', head=head, said=_said(chore.error, t), result=result
+        '<div class="lt-task">{head}{said}{result}</div>', head=head, said=_said(task.error, t), result=result
     )
 
 

@@ -13,7 +13,7 @@ from lora_trainer.config.train import options
 from lora_trainer.core.i18n import Translate, error_sentence, message_sentence
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import Dataset, Item
-from lora_trainer.runs.control import AFTER_EPOCH
+from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.ui.html.common import duration, gigabytes, notice, progress_bar
@@ -44,11 +44,11 @@ PHASES = {
 }
 COUNTED = ("pictures", "latents", "samples")
 """Phases with a progress of their own."""
-WISHES = {
-    "stop": "It stops as soon as this is done; what it has learned is kept.",
-    AFTER_EPOCH: "It stops after this epoch.",
-    "pause": "It pauses as soon as this is done.",
-    "discard": "It stops as soon as this is done, without a file.",
+STOP_REQUESTS = {
+    StopRequest.STOP: "It stops as soon as this is done; what it has learned is kept.",
+    StopRequest.AFTER_EPOCH: "It stops after this epoch.",
+    StopRequest.PAUSE: "It pauses as soon as this is done.",
+    StopRequest.DISCARD: "It stops as soon as this is done, without a file.",
 }
 """What a run that goes on was asked for."""
 GRID_PHASES = {
@@ -212,14 +212,16 @@ def estimate(measured: Estimate, translate: Translate) -> str:
     return markup('<div class="lt-steps">{shown}</div>', shown=shown) + verdict
 
 
-def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wish: str = "") -> str:
+def status_card(
+    manifest: dict[str, Any], waiting: int, translate: Translate, request: StopRequest | None = None
+) -> str:
     """State, progress bar, speed, time left, loss and rates of a run.
 
     Args:
         manifest: the run's.
         waiting: its place in line; 0 when it does not wait.
         translate: into the person's language.
-        wish: what it was asked for and has not done yet (:attr:`lora_trainer.runs.control.Control.wish`).
+        request: what it was asked for and has not done yet.
     """
     t = translate
     state = manifest["state"]
@@ -243,7 +245,7 @@ def status_card(manifest: dict[str, Any], waiting: int, translate: Translate, wi
             progress_bar=progress_bar(share),
             facts=facts,
         )
-        + notice(t(WISHES[wish]) if state == "running" and wish in WISHES else "")
+        + notice(t(STOP_REQUESTS[request]) if state == "running" and request else "")
         + notice(message, kind)
     )
 

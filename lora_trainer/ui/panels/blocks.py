@@ -257,15 +257,15 @@ class BlocksPanel:
             document = read_result(entry, path, TUNING)
             if document is None:
                 raise InputError("There are no learned weights of {file} yet.", file=path.stem)
-            chores = self._jobs.files.chores
-            chore = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
-            if not chores.wait(chore, _BAKE_SECONDS):
-                return common.notice(self._t("{name} is in line.", name=chore.title))
-            if chore.error:
-                raise chore.error
+            tasks = self._jobs.files.tasks
+            task = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not tasks.wait(task, _BAKE_SECONDS):
+                return common.notice(self._t("{name} is in line.", name=task.title))
+            if task.error:
+                raise task.error
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
-        return common.notice(self._t("Written: {path}", path=chore.result.path), "good")
+        return common.notice(self._t("Written: {path}", path=task.result.path), "good")
 
     def _named(self, path: Path) -> dict[str, str]:
         loras = self._jobs.host.folders.loras

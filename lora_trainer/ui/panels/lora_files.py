@@ -194,10 +194,10 @@ class ToolsPanel:
 
     def _stop(self) -> str:
         """Stop what is worked on."""
-        working = [chore for chore in self._tools.chores.list() if chore.is_working]
+        working = [task for task in self._tools.tasks.list() if task.is_working]
         try:
             if working:
-                self._tools.chores.stop(working[-1].id)
+                self._tools.tasks.stop(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return ""
@@ -214,11 +214,11 @@ class ToolsPanel:
 
     def _poll(self, seen: str) -> list[Any]:
         """The newest work; the list of files only when something of it has ended."""
-        chores = self._tools.chores.list()[:_SHOWN]
-        over = " ".join(chore.id for chore in chores if not chore.is_working) or "-"
-        working = any(chore.is_working for chore in chores)
+        tasks = self._tools.tasks.list()[:_SHOWN]
+        over = " ".join(task.id for task in tasks if not task.is_working) or "-"
+        working = any(task.is_working for task in tasks)
         offer = [gr.update()] * 2 if over == seen else self._offer()
-        return [tool_views.chore_cards(chores, _POLL, self._t), gr.update(visible=working), *offer, over]
+        return [tool_views.task_cards(tasks, _POLL, self._t), gr.update(visible=working), *offer, over]
 
 
 KNOWN = {

@@ -176,10 +176,10 @@ class StacksPanel:
         return ""
 
     def _stop(self) -> str:
-        working = [chore for chore in self._mixing.chores.list() if chore.is_working]
+        working = [task for task in self._mixing.tasks.list() if task.is_working]
         try:
             if working:
-                self._mixing.chores.stop(working[-1].id)
+                self._mixing.tasks.stop(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return ""
@@ -187,10 +187,10 @@ class StacksPanel:
     # -------------------------------------------------------------- what is shown
     def _poll(self, seen: str) -> list[Any]:
         """The newest batch, and how far those are that go on; pictures only when there are more than before."""
-        chores = self._mixing.chores.list()
-        working = [chore for chore in chores if chore.is_working]
-        cards = tool_views.chore_cards(working or chores[:1], _POLL, self._t)
-        batch = next((chore for chore in chores if chore.result), None)
+        tasks = self._mixing.tasks.list()
+        working = [task for task in tasks if task.is_working]
+        cards = tool_views.task_cards(working or tasks[:1], _POLL, self._t)
+        batch = next((task for task in tasks if task.result), None)
         mark = f"{batch.id} {len(batch.result.document['mixes'])}" if batch else ""
         if batch is None or mark == seen:
             return [cards, gr.update(visible=bool(working)), *[gr.update()] * 3, mark]

@@ -15,8 +15,8 @@ class Effort:
         steps: of the optimizer, in each of the three fits.
         batch: pictures a step, at noise levels from as many equal strata.
         rate: Adam's learning rate at the beginning; it goes down to a tenth (cosine).
-        pull: λ, relative to the loss before: a block is changed when that lowers the loss by more than this share
-            per unit of its weight.
+        l1: λ of the pull towards 1, relative to the loss before: a block is changed when that lowers the loss by more
+            than this share per unit of its weight.
         levels: noise levels at which losses are measured, from the middle of equal strata.
         draws: noises for each of them.
         seed: of everything random.
@@ -28,7 +28,7 @@ class Effort:
     steps: int = 48
     batch: int = 6
     rate: float = 0.08
-    pull: float = 0.01
+    l1: float = 0.01
     levels: int = 8
     draws: int = 1
     seed: int = 0
@@ -40,5 +40,5 @@ class Effort:
                 field="steps",
                 steps=self.steps,
             )
-        if not self.pull >= 0:
-            raise InputError("pull: use a number from 0 up, not {pull}; 0.01 is usual.", field="pull", pull=self.pull)
+        if not self.l1 >= 0:
+            raise InputError("pull: use a number from 0 up, not {pull}; 0.01 is usual.", field="pull", pull=self.l1)

@@ -23,19 +23,19 @@ class ProximalAdam:
         count: of the numbers; they begin at 1.
         steps: that will be done.
         rate: learning rate at the beginning.
-        pull: λ of the pull.
+        l1: λ of the pull.
     """
 
     _BETAS = (0.9, 0.98)
     _TINY = 1e-8
 
-    def __init__(self, count: int, steps: int, rate: float, pull: float) -> None:
+    def __init__(self, count: int, steps: int, rate: float, l1: float) -> None:
         self.weights = torch.ones(count, dtype=torch.float64)
         self._mean = torch.zeros(count, dtype=torch.float64)
         self._square = torch.zeros(count, dtype=torch.float64)
         self._steps = steps
         self._rate = rate
-        self._pull = pull
+        self._l1 = l1
         self._done = 0
 
     def step(self, gradient: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ class ProximalAdam:
         mean = self._mean / (1 - first**self._done)
         metric = rate / ((self._square / (1 - second**self._done)).sqrt() + self._TINY)
         moved = self.weights - 1 - metric * mean
-        shrunk = moved.sign() * (moved.abs() - metric * self._pull).clamp(min=0)
+        shrunk = moved.sign() * (moved.abs() - metric * self._l1).clamp(min=0)
         self.weights = (1 + shrunk).clamp(0, HIGHEST)
 
     def rounded(self) -> Weights:

@@ -209,7 +209,7 @@ class Tuner:
         """
         effort = self.effort
         scale = 1 / statistics.fmean(self.losses(self.ones, pictures))
-        optimizer = ProximalAdam(len(self.blocks), effort.steps, effort.rate, effort.pull)
+        optimizer = ProximalAdam(len(self.blocks), effort.steps, effort.rate, effort.l1)
         order: list[int] = []
         for step in range(effort.steps):
             gradient = torch.zeros(len(self.blocks), dtype=torch.float64)

@@ -19,7 +19,7 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.i18n import translator
 from lora_trainer.core.messages import Notice
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.background import Chore
+from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import LoraTag
 from lora_trainer.network.blocks.stack import Stack, parse_stack
@@ -72,11 +72,11 @@ def press(panel: ToolsPanel, kind: str, file: str = "", **values: Any) -> str:
     return panel._starting(kind)({panel.file: file, **shown, **typed})
 
 
-def finished(panel: ToolsPanel) -> Chore:
+def finished(panel: ToolsPanel) -> BackgroundTask:
     """The newest work, when it is over."""
-    chore = panel._tools.chores.list()[0]
-    assert panel._tools.chores.wait(chore, LIMIT)
-    return chore
+    task = panel._tools.tasks.list()[0]
+    assert panel._tools.tasks.wait(task, LIMIT)
+    return task
 
 
 # ------------------------------------------------------------------ info
@@ -155,8 +155,8 @@ def test_a_tool_makes_a_file_that_can_be_used(
     panel: ToolsPanel, jobs: Jobs, kind: str, values: dict[str, Any], name: str, says: str
 ) -> None:
     assert press(panel, kind, values.pop("file", ""), **values) == ""
-    chore = finished(panel)
-    assert (chore.state, chore.title) == ("done", name)
+    task = finished(panel)
+    assert (task.state, task.title) == ("done", name)
     work, stop, files, adder, seen = panel._poll("")
     page = Page(work)
     assert says in page.text
@@ -187,7 +187,7 @@ def test_bad_input_is_a_sentence_and_nothing_begins(
     answer = press(panel, kind, values.pop("file", ""), **values)
     assert Page(answer).one("div", "lt-error")
     assert sentence in answer
-    assert panel._tools.chores.list() == []
+    assert panel._tools.tasks.list() == []
 
 
 def test_what_fails_is_shown_with_its_sentence(panel: ToolsPanel, jobs: Jobs) -> None:
@@ -203,9 +203,7 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     with gr.Blocks():
         other = ToolsPanel(jobs, english)
     go = threading.Event()
-    first = jobs.files.chores.start(
-        "extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)]
-    )
+    first = jobs.files.tasks.start("extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)])
     assert press(panel, "bake", "a") == press(other, "bake", "a") == ""
     until(lambda: first.of > 0)
     page = Page(other._load()[0])
@@ -215,9 +213,9 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     assert other._poll("")[1] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
-    assert jobs.files.chores.wait(finished(panel), 30)
-    assert [chore.state for chore in jobs.files.chores.list()] == ["done", "done", "stopped"]
-    assert sorted(c.title for c in jobs.files.chores.list()) == ["a-baked", "a-baked-2", "long"]
+    assert jobs.files.tasks.wait(finished(panel), 30)
+    assert [task.state for task in jobs.files.tasks.list()] == ["done", "done", "stopped"]
+    assert sorted(c.title for c in jobs.files.tasks.list()) == ["a-baked", "a-baked-2", "long"]
     assert panel._stop() == ""
 
 
@@ -237,12 +235,12 @@ def test_nothing_of_the_work_becomes_markup(text: str) -> None:
         notices=(Notice("The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",
                         {"total": 2, "most": 1.2}),),
     )  # fmt: skip
-    chores = [
-        Chore("1", "bake", text, "done", result=made),
-        Chore("2", "bake", text, "failed", error=InputError("{name} is named twice.", name=text)),
-        Chore("3", "bake", text, "running", 1, 3),
+    tasks = [
+        BackgroundTask("1", "bake", text, "done", result=made),
+        BackgroundTask("2", "bake", text, "failed", error=InputError("{name} is named twice.", name=text)),
+        BackgroundTask("3", "bake", text, "running", 1, 3),
     ]
-    assert Page(tool_views.chore_cards(chores, "#poll", english)).text.count(text) >= 4
+    assert Page(tool_views.task_cards(tasks, "#poll", english)).text.count(text) >= 4
     stack = Stack((LoraTag("a", 1.0, lbw=text.translate({ord(c): None for c in ":=>"}) or "x"),))
     Page(tool_views.stack_report(stack, english))
     mix = {"number": 1, "weights": {text: 0.5}, "total": 0.5, "tags": text, "prompt": text}
@@ -314,8 +312,8 @@ def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPa
     pictures = [tmp_path / "1.png", tmp_path / "2.png"]
     for path in pictures:
         Image.new("RGB", (8, 8)).save(path)
-    chore = stacks._mixing.chores.start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
-    assert stacks._mixing.chores.wait(chore, LIMIT)
+    task = stacks._mixing.tasks.start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
+    assert stacks._mixing.tasks.wait(task, LIMIT)
     work, stop, gallery, table, prompts, seen = stacks._poll("")
     assert "Done" in work
     assert stop == gr.update(visible=False)

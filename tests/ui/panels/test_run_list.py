@@ -10,7 +10,7 @@ from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs import trash
-from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
 from lora_trainer.ui.panels.run_list import SHOWN, RunList, runs_table
@@ -56,7 +56,7 @@ def test_a_run_has_state_date_epoch_and_losses(jobs: Jobs, listed: RunList) -> N
 
 def test_runs_in_line_come_first_in_their_order(jobs: Jobs, listed: RunList, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {name: make_run(jobs, name, "queued" if name in "bc" else "done") for name in "abcd"}
-    waiting = [Task(runs[name], lambda control: None) for name in "cb"]
+    waiting = [QueuedJob(runs[name], lambda control: None) for name in "cb"]
     monkeypatch.setattr(jobs.training, "_waiting", waiting)
     rows = cells(listed, jobs)
     assert [row[0] for row in rows][:2] == ["c", "b"]
@@ -122,7 +122,7 @@ def test_what_goes_on_can_be_discarded_and_what_has_ended_deleted(
 ) -> None:
     done = make_run(jobs, "done")
     going = make_run(jobs, "going", "queued")
-    monkeypatch.setattr(jobs.training, "_waiting", [Task(going, lambda control: None)])
+    monkeypatch.setattr(jobs.training, "_waiting", [QueuedJob(going, lambda control: None)])
     for run, discard, delete in ((done, False, True), (going, True, False), (None, False, False)):
         parts = listed.parts(run, jobs.runs.names())
         assert (parts["discard"][0], parts["delete"][0]) == (discard, delete)

@@ -11,12 +11,12 @@ from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.blocks import _Work
-from lora_trainer.jobs.queue import Task
+from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.runs.control import AFTER_EPOCH, Control
+from lora_trainer.runs.control import Control, StopRequest
 from lora_trainer.runs.run import Run
 from lora_trainer.training.advice import Calculation
-from lora_trainer.training.artifacts import Outputs
+from lora_trainer.training.artifacts import Artifacts
 from lora_trainer.ui.html import blocks as block_views
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.panels.blocks import _changes_something
@@ -38,7 +38,7 @@ def going_on(tab: Tab, root: Path, **manifest: Any) -> tuple[Run, Control]:
     """A run that is worked on, as the page sees it."""
     run = tab._jobs.runs.create(TrainConfig.from_dict(document(root)), checkpoint={"name": "a", "sha256": "b"})
     run.update(state="running", phase="training", steps=9, now=True, **manifest)
-    task = Task(run, lambda control: None)
+    task = QueuedJob(run, lambda control: None)
     tab._jobs.training._current = task
     return run, task.control
 
@@ -48,27 +48,27 @@ def status(tab: Tab) -> str:
 
 
 # ------------------------------------------------------------------ the person's wish
-@pytest.mark.parametrize("wish", ["stop", "pause", "discard", AFTER_EPOCH])
+@pytest.mark.parametrize("wish", ["stop", "pause", "discard", "epoch"])
 def test_what_was_asked_for_is_told_while_it_holds(tab: Tab, tmp_path: Path, wish: str) -> None:
     run, _ = going_on(tab, tmp_path)
     before = poll(tab, "zorp")
-    assert views.WISHES[wish] not in Page(before["status"]).text
-    assert tab._asking(wish)("zorp") == ""
-    assert views.WISHES[wish] in Page(poll(tab, "zorp", before["marks"])["status"]).text
+    assert views.STOP_REQUESTS[wish] not in Page(before["status"]).text
+    assert tab._asking(StopRequest(wish))("zorp") == ""
+    assert views.STOP_REQUESTS[wish] in Page(poll(tab, "zorp", before["marks"])["status"]).text
     run.update(state="paused" if wish == "pause" else "stopped", phase="", now=True)
-    assert not any(sentence in status(tab) for sentence in views.WISHES.values())
+    assert not any(sentence in status(tab) for sentence in views.STOP_REQUESTS.values())
 
 
 def test_pause_and_stop_say_different_things() -> None:
-    assert len(set(views.WISHES.values())) == len(views.WISHES)
-    assert "pauses" in views.WISHES["pause"]
+    assert len(set(views.STOP_REQUESTS.values())) == len(views.STOP_REQUESTS)
+    assert "pauses" in views.STOP_REQUESTS["pause"]
 
 
 def test_the_place_in_line_is_the_one_of_now(tab: Tab, tmp_path: Path) -> None:
     going_on(tab, tmp_path)
     waiting = tab._jobs.runs.create(TrainConfig.from_dict(document(tmp_path, "later")), checkpoint={})
     other = tab._jobs.runs.create(TrainConfig.from_dict(document(tmp_path, "other")), checkpoint={})
-    tasks = [Task(each, lambda control: None) for each in (other, waiting)]
+    tasks = [QueuedJob(each, lambda control: None) for each in (other, waiting)]
     tab._jobs.training._waiting.extend(tasks)
     before = poll(tab, "later")
     assert "2 before it" in Page(before["status"]).text
@@ -108,7 +108,7 @@ def test_samples_and_validation_are_noted_while_they_last(tmp_path: Path, monkey
 
 def test_a_phase_ends_with_the_one_before(tab: Tab, tmp_path: Path) -> None:
     run, _ = going_on(tab, tmp_path)
-    outputs = Outputs(run, run.config(), tab._jobs.host, lambda *, now=False, **values: run.update(now=now, **values))
+    outputs = Artifacts(run, run.config(), tab._jobs.host, lambda *, now=False, **values: run.update(now=now, **values))
     with outputs._phase("samples", 3):
         assert (run.manifest["phase"], run.manifest["phase_total"]) == ("samples", 3)
     assert run.manifest["phase"] == "training"
@@ -119,10 +119,10 @@ def test_a_block_job_that_was_stopped_says_so_until_it_has(tab: Tab, tmp_path: P
     blocks, run = tab._jobs.blocks, going_on(tab, tmp_path)[0]
     run.update(blocks={"state": "running", "kind": "tuning", "file": "zorp", "done": 3, "of": 9}, now=True)
     work = blocks._works.setdefault(run.name, _Work(run))
-    task = Task(work, lambda control: None)
+    task = QueuedJob(work, lambda control: None)
     blocks._line._current = task
     assert "3 of 9" in block_views.blocks_status(blocks.progress(run), T)
-    task.control.ask("stop")
+    task.control.ask(StopRequest.STOP)
     assert "It stops after this picture." in block_views.blocks_status(blocks.progress(run), T)
     blocks._line._current = None
     assert "It stops after" not in block_views.blocks_status(blocks.progress(run), T)

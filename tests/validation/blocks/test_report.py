@@ -23,7 +23,7 @@ from lora_trainer.validation.blocks.tuner import Effort, Gain, Tuner
 from lora_trainer.validation.metrics.evaluation_set import find_pictures
 from tests.runs_helpers import make_jobs, run_to_end
 
-EFFORT = Effort(steps=1, batch=1, levels=1, draws=1, rate=0.3, pull=0.0)
+EFFORT = Effort(steps=1, batch=1, levels=1, draws=1, rate=0.3, l1=0.0)
 PRESETS = Presets({"ALL": {17: ",".join("1" * 17)}, "OUTS": {17: "1" + ",0" * 11 + ",1" * 5}})
 
 

@@ -233,7 +233,7 @@ def test_weights_stay_within_bounds_and_are_round(gradients: list[float]) -> Non
 # ------------------------------------------------------------------ fitting and comparing
 def test_fitting_lowers_the_loss_that_it_is_fitted_to(tuner: Tuner) -> None:
     """A LoRA of random numbers only does harm, so that lower weights are better."""
-    tuner.effort = Effort(steps=4, batch=1, levels=1, draws=1, rate=0.3, pull=0.0)
+    tuner.effort = Effort(steps=4, batch=1, levels=1, draws=1, rate=0.3, l1=0.0)
     weights = tuner.fit([0, 1], "all")
     assert sum(weights) < len(weights)
     assert sum(tuner.losses(weights, [0, 1])) < sum(tuner.losses(tuner.ones, [0, 1]))

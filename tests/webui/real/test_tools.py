@@ -16,9 +16,9 @@ SIZE = {"width": 64, "height": 64}
 DRAW = """
 from lora_trainer.jobs.service import _shared
 mixing = _shared[0].mixing
-chore = mixing.draw({body})
-assert mixing.chores.wait(chore, 120)
-result = chore.to_dict()
+task = mixing.draw({body})
+assert mixing.tasks.wait(task, 120)
+result = task.to_dict()
 """
 
 
@@ -42,8 +42,7 @@ def worked(webui: WebUI, verb: str, **body: Any) -> dict[str, Any]:
     status, answer = webui.request("POST", f"{LORAS}/{verb}", body)
     assert status == 200, answer
     webui.probe(
-        "from lora_trainer.jobs.service import _shared as s\n"
-        f"c = s[0].files.chores\nc.wait(c.get({answer['id']!r}), 60)"
+        f"from lora_trainer.jobs.service import _shared as s\nc = s[0].files.tasks\nc.wait(c.get({answer['id']!r}), 60)"
     )
     over = webui.get(f"{LORAS}/work/{answer['id']}")
     assert over["state"] == "done", over
