@@ -60,8 +60,9 @@ def card_to_change(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, Damaged) as error:
-        sentence = "{path} is no readable JSON, so it is left as it is; repair or delete it."
-        raise InputError(sentence, path=path) from error
+        raise InputError(
+            "{path} is no readable JSON, so it is left as it is; repair or delete it.", path=path
+        ) from error
 
 
 def write_card_file(file: Path, card: Mapping[str, Any]) -> Path:

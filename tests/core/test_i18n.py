@@ -30,6 +30,7 @@ from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.ui import standalone
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.tab import Tab
+from tests.helpers import ROOT
 
 ENTRIES = {
     "Rank {rank} is high.": "秩 {rank} 偏高。",
@@ -117,7 +118,6 @@ def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) ->
 
 
 # ------------------------------------------------------------------ the shipped catalogue
-ROOT = Path(i18n.__file__).parent.parent
 SHIPPED = CATALOGUES["zh"]
 READ_BY_HOST = ROOT / "localizations" / "zh_CN.json"
 OPTIONS = [*options(), *mix_options(), *(option for kind in DOCUMENTS for option in tool_options(kind))]
@@ -247,7 +247,7 @@ def said(node: ast.AST, function: ast.FunctionDef, functions: Functions) -> Iter
 
 def axis_labels() -> Iterator[str]:
     """Our axes in the WebUI's X/Y/Z plot script, which only the WebUI's script translates."""
-    tree = ast.parse((ROOT / "lora_trainer" / "hosts" / "a1111_axes.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "lora_trainer" / "webui" / "xyz_axes.py").read_text(encoding="utf-8"))
     for statement in (node for node in tree.body if isinstance(node, ast.Assign)):
         values = getattr(statement.value, "elts", ())
         yield from (text for value in values for text in literals(value) if text.startswith("LoRA "))

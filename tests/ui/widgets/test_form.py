@@ -84,9 +84,9 @@ def reads(path: Path) -> set[str]:
 
 
 def test_every_option_is_read_by_what_does_the_work() -> None:
-    parts = ("training", "dataset", "network", "hosts", "validation")
+    parts = ("training", "dataset", "diffusion", "model", "network", "hosts", "runs", "jobs", "validation")
     modules = [path for part in parts for path in (PACKAGE / part).rglob("*.py")]
-    read = set().union(*(reads(path) for path in [*modules, PACKAGE / "runs.py", PACKAGE / "jobs.py"]))
+    read = set().union(*map(reads, modules))
     assert {path for path in OPTIONS if path.rpartition(".")[2] not in read} == set()
 
 

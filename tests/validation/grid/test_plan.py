@@ -22,7 +22,6 @@ from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.runs.run import Run
 from lora_trainer.runs.store import Runs
-from lora_trainer.validation.grid import plan as grid
 from lora_trainer.validation.grid.cells import Cell, Drawn, count_batches
 from lora_trainer.validation.grid.document import grid_folder, known_grid
 from lora_trainer.validation.grid.draw import draw_grid, pace
@@ -356,7 +355,7 @@ def test_progress_counts_every_cell_to_the_last(run: Run, tmp_path: Path) -> Non
 
 def test_the_time_left_comes_from_the_cells_drawn_now(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 106.0])
-    monkeypatch.setattr(grid.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("lora_trainer.validation.grid.draw.time.monotonic", lambda: next(clock))
     told_: list[tuple[int, int, float | None]] = []
     note = pace(lambda *values: told_.append(values))
     for done in (10, 11, 13):
@@ -475,7 +474,7 @@ def test_a_sheet_that_cannot_be_put_aside_is_one_sentence_and_stays(
     def locked(source: Path, target: Path) -> None:
         raise PermissionError(13, "in use", str(source))
 
-    monkeypatch.setattr(grid.os, "replace", locked)
+    monkeypatch.setattr("os.replace", locked)
     with pytest.raises(RunError, match=r"grid\.png could not be written: in use"):
         draw_grid(options(run, weights=[0.5]), Painter(), tmp_path)
     assert (tmp_path / "grid.png").read_bytes() == sheet
@@ -569,7 +568,7 @@ def test_a_sheet_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     sheet = draw(options(run, weights=[1]), Painter(), tmp_path / "grid")
     before = sheet.read_bytes()
-    monkeypatch.setattr(grid, "sheets", lambda layout: iter([Image.new("HSV", (1, 1))]))
+    monkeypatch.setattr("lora_trainer.validation.grid.draw.sheets", lambda layout: iter([Image.new("HSV", (1, 1))]))
     add_file(run, tmp_path / "test-000003.safetensors", b"3", 3)
     with pytest.raises(RunError, match="could not be written"):
         draw_grid(options(run, weights=[1]), Painter(), tmp_path / "grid")
