@@ -60,7 +60,7 @@ def outputs(unet: nn.Module, text: nn.Module) -> torch.Tensor:
 
 def of_model(model: LoadedModel) -> torch.Tensor:
     """:func:`outputs` of a view."""
-    return outputs(model.unet, model.text.model)
+    return outputs(model.unet, model.text[0].model)
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -18,14 +18,8 @@ from lora_trainer.hosts.fair_lock import FairLock
 from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, cached_hash, checkpoint_config, read_header
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.hosts.standalone.session import StandaloneSession
-from lora_trainer.model.families import (
-    SD1,
-    UNET_PREFIX,
-    CheckpointInfo,
-    family_of,
-    native_resolution,
-    prediction_type,
-)
+from lora_trainer.model.families import SD1, CheckpointInfo, family_of, native_resolution, prediction_type
+from lora_trainer.model.family import UNET, ModelFamily
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
 if TYPE_CHECKING:
@@ -61,7 +55,7 @@ class StandaloneHost:
         """Look into the checkpoint's header only; raises :class:`InputError`."""
         path = self._path(config)
         keys, shapes = read_header(path)
-        channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", [0, None])[1]
+        channels = shapes.get(UNET.stored + "input_blocks.0.0.weight", [0, None])[1]
         family = family_of(keys, channels, name=path)
         if not any(key.startswith(VAE_PREFIX) for key in keys):
             raise InputError(
@@ -77,7 +71,7 @@ class StandaloneHost:
         """Load the checkpoint (or take the one at hand) and give its view."""
         info = self.check(config)
         with self._loading:
-            checkpoint = self._load(self._path(config))
+            checkpoint = self._load(self._path(config), info.family)
         yield StandaloneSession(checkpoint, info, config.training.clip_skip or 1, self._turns)
 
     def load_checkpoint(self, name: str, sha256: str) -> None:
@@ -152,12 +146,12 @@ class StandaloneHost:
             )
         return path
 
-    def _load(self, path: Path) -> Checkpoint:
+    def _load(self, path: Path, family: ModelFamily) -> Checkpoint:
         stat = path.stat()
         key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # free the old one first
-            self._loaded = (key, Checkpoint(path))
+            self._loaded = (key, Checkpoint(path, family))
         return self._loaded[1]
 
 

@@ -13,59 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.model.block_lists import ALL_BLOCKS, BASE, SD, SDXL, TEXT_BLOCKS, Architecture
 from lora_trainer.model.ldm_names import RESNET
-
-
-def _numbered(prefix: str, numbers: Iterable[int]) -> tuple[str, ...]:
-    return tuple(f"{prefix}{n:02d}" for n in numbers)
-
-
-BASE = "BASE"
-TEXT_BLOCKS = ("TE1", "TE2")
-ALL_BLOCKS = (BASE, *_numbered("IN", range(12)), "M00", *_numbered("OUT", range(12)))
-"""All 26 in their order; BASE stands for the text encoders."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model family's block lists.
-
-    Attributes:
-        name: as a person calls it.
-        attention: the blocks of a LoRA on attention and feed-forward layers.
-        convolutions: all blocks, for a LoRA on the resnets too.
-        text_encoders: ``TE1``, and ``TE2`` where there are two.
-    """
-
-    name: str
-    attention: tuple[str, ...]
-    convolutions: tuple[str, ...]
-    text_encoders: tuple[str, ...]
-
-    @property
-    def lists(self) -> dict[int, tuple[str, ...]]:
-        """Number of values → the blocks in order, the longest last."""
-        return {len(blocks): blocks for blocks in (self.attention, self.convolutions)}
-
-    @property
-    def lengths(self) -> str:
-        """``"17 or 26"``."""
-        return " or ".join(str(n) for n in self.lists)
-
-
-SD = Architecture(
-    "SD1/SD2",
-    (BASE, *_numbered("IN", (1, 2, 4, 5, 7, 8)), "M00", *_numbered("OUT", range(3, 12))),
-    ALL_BLOCKS,
-    TEXT_BLOCKS[:1],
-)
-SDXL = Architecture(
-    "SDXL",
-    (BASE, *_numbered("IN", (4, 5, 7, 8)), "M00", *_numbered("OUT", range(6))),
-    (BASE, *_numbered("IN", range(9)), "M00", *_numbered("OUT", range(9))),
-    TEXT_BLOCKS,
-)
-ARCHITECTURES = (SD, SDXL)
 
 _UNET_PREFIXES = ("lora_unet_", "oft_unet_", "diffusion_model_")
 _TEXT_PREFIXES = {

@@ -1,4 +1,4 @@
-"""The weights of an SD1 checkpoint file under kohya's module names, read one at a time."""
+"""The weights of a checkpoint file under kohya's module names, read one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import is_file
 from lora_trainer.model.contents import unreadable
-from lora_trainer.model.families import SD1, SD1_TEXT_PREFIX, UNET_PREFIX, family_of
+from lora_trainer.model.families import family_of
+from lora_trainer.model.family import ModelFamily
 from lora_trainer.model.ldm_names import RESNET
 from lora_trainer.network.blocks.block_map import ldm_name
 
@@ -29,6 +30,7 @@ class CheckpointWeights:
 
     Attributes:
         path: of the file.
+        family: what it is.
         keys: kohya's module name → the tensor's name in the file.
     """
 
@@ -36,12 +38,11 @@ class CheckpointWeights:
         self.path = path
         self._file = file
         names = list(file.keys())
-        if family_of(names, name=path) != SD1:
-            raise InputError("{path} is not an SD1 checkpoint; only these can be compared here.", path=path)
+        self.family = family_of(names, name=path)
         self.keys: dict[str, str] = {}
         for name in sorted(names):
             if name.endswith(".weight") and len(file.get_slice(name).get_shape()) in (2, 4):
-                key = kohya_name(name)
+                key = kohya_name(name, self.family)
                 if key:
                     self.keys[key] = name
         self._by_ldm = {ldm_name(key): key for key in self.keys}
@@ -54,7 +55,7 @@ class CheckpointWeights:
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[CheckpointWeights]:
-    """Open an SD1 checkpoint.
+    """Open a checkpoint of a family that can be trained.
 
     Raises:
         InputError: missing, damaged, or of another family.
@@ -71,16 +72,17 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointWeights]:
         yield CheckpointWeights(path, opened)
 
 
-def kohya_name(name: str) -> str | None:
+def kohya_name(name: str, family: ModelFamily) -> str | None:
     """``lora_unet_down_blocks_0_attentions_0_proj_in`` for a tensor of a checkpoint; ``None`` for the VAE."""
     module = name.removesuffix(".weight")
-    if module.startswith(SD1_TEXT_PREFIX):
-        inner = module[len(SD1_TEXT_PREFIX) :].replace(".", "_")
-        return f"lora_te_{inner}" if "_encoder_" in inner else None
-    if not module.startswith(UNET_PREFIX):
+    part = next((part for part in family.parts if module.startswith(part.stored)), None)
+    if part is None:
         return None
-    renamed = _diffusers_name(module[len(UNET_PREFIX) :].replace(".", "_"))
-    return None if renamed is None else f"lora_unet_{renamed}"
+    inner = module[len(part.stored) :].replace(".", "_")
+    if part is not family.unet:
+        return part.prefix + inner if "_encoder_" in inner else None
+    renamed = _diffusers_name(inner)
+    return None if renamed is None else part.prefix + renamed
 
 
 def _diffusers_name(ldm: str) -> str | None:

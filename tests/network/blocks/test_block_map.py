@@ -7,11 +7,9 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.model.block_lists import ALL_BLOCKS, SD, SDXL
 from lora_trainer.model.ldm_names import unet_to_ldm
 from lora_trainer.network.blocks.block_map import (
-    ALL_BLOCKS,
-    SD,
-    SDXL,
     architecture_of,
     block_map,
     block_of,
