@@ -53,12 +53,10 @@ class TextPart(Part):
     Attributes:
         config: numbers of its ``CLIPTextConfig``, for checkpoints that have no ``config.json`` beside them.
         folder: with its ``config.json``, below the folder of the tokenizer; empty for that folder itself.
-        projected: it gives a pooled embedding of whole captions too (``CLIPTextModelWithProjection``).
     """
 
     config: Mapping[str, int] = field(default_factory=dict, hash=False)
     folder: str = ""
-    projected: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig
 from lora_trainer.core.errors import RunError
 from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from lora_trainer.model.family import UNET
-from lora_trainer.model.sd1 import SD1, V1_CONFIG
+from lora_trainer.model.sd1 import V1_CONFIG
 from lora_trainer.model.view import text_view, unet_view
 from tests.helpers import CHECKPOINT
 
@@ -19,7 +19,7 @@ Parameters = dict[str, torch.nn.Parameter]
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return Checkpoint(CHECKPOINT, SD1)
+    return Checkpoint(CHECKPOINT)
 
 
 def with_params(config: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.standalone.tokenizer import clip_folder, load_tokenizer, text_config
 from lora_trainer.model.contents import unreadable
-from lora_trainer.model.families import CheckpointInfo
-from lora_trainer.model.family import UNET, ModelFamily
+from lora_trainer.model.families import CheckpointInfo, family_of
+from lora_trainer.model.family import UNET
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.sd1 import SD1
 
@@ -21,14 +21,9 @@ VAE_PREFIX = "first_stage_model."
 
 
 class Checkpoint:
-    """A checkpoint file in memory: parameters under LDM names, tokenizer and VAE.
+    """A checkpoint file in memory: parameters under LDM names, tokenizer and VAE."""
 
-    Args:
-        path: the file.
-        family: what it is.
-    """
-
-    def __init__(self, path: Path, family: ModelFamily) -> None:
+    def __init__(self, path: Path) -> None:
         import torch
         from safetensors.torch import load_file
         from torch import nn
@@ -41,6 +36,7 @@ class Checkpoint:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         state = load_file(path)
+        family = family_of(state, name=path)
         self.unet = _parameters(state, family.unet.stored, self.device, dtype, nn.Parameter)
         self.texts = [_parameters(state, part.stored, self.device, dtype, nn.Parameter) for part in family.encoders]
         self.vae = _load_vae(state, self.config, self.device)

@@ -19,7 +19,7 @@ from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, cac
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.model.families import SD1, CheckpointInfo, family_of, native_resolution, prediction_type
-from lora_trainer.model.family import UNET, ModelFamily
+from lora_trainer.model.family import UNET
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class StandaloneHost:
         """Load the checkpoint (or take the one at hand) and give its view."""
         info = self.check(config)
         with self._loading:
-            checkpoint = self._load(self._path(config), info.family)
+            checkpoint = self._load(self._path(config))
         yield StandaloneSession(checkpoint, info, config.training.clip_skip or 1, self._turns)
 
     def load_checkpoint(self, name: str, sha256: str) -> None:
@@ -146,12 +146,12 @@ class StandaloneHost:
             )
         return path
 
-    def _load(self, path: Path, family: ModelFamily) -> Checkpoint:
+    def _load(self, path: Path) -> Checkpoint:
         stat = path.stat()
         key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # free the old one first
-            self._loaded = (key, Checkpoint(path, family))
+            self._loaded = (key, Checkpoint(path))
         return self._loaded[1]
 
 
