@@ -41,6 +41,11 @@ class Architecture:
         return {len(blocks): blocks for blocks in (self.attention, self.convolutions)}
 
     @property
+    def attention_up(self) -> frozenset[int]:
+        """Numbers of the UNet's up blocks that have attention; each is three blocks of a list, as OUT00 to OUT02."""
+        return frozenset(int(block[3:]) // 3 for block in self.attention if block.startswith("OUT"))
+
+    @property
     def lengths(self) -> str:
         """``"17 or 26"``."""
         return " or ".join(str(n) for n in self.lists)

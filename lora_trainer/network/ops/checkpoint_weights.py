@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,8 @@ from lora_trainer.core.paths import is_file
 from lora_trainer.model.contents import unreadable
 from lora_trainer.model.families import family_of
 from lora_trainer.model.family import ModelFamily
-from lora_trainer.model.ldm_names import RESNET
+from lora_trainer.model.ldm_names import ldm_to_unet
 from lora_trainer.network.blocks.block_map import ldm_name
-
-_RESNET_BACK = {ldm.replace(".", "_"): name for name, ldm in RESNET.items()}
-_TOP = {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding_linear_1"}
-_TOP["time_embed_2"] = "time_embedding_linear_2"
-_BLOCK = re.compile(r"(input|output)_blocks_(\d+)_(\d)_(.+)")
 
 
 class CheckpointWeights:
@@ -81,31 +75,7 @@ def kohya_name(name: str, family: ModelFamily) -> str | None:
     inner = module[len(part.stored) :].replace(".", "_")
     if part is not family.unet:
         return part.prefix + inner if "_encoder_" in inner else None
-    renamed = _diffusers_name(inner)
-    return None if renamed is None else part.prefix + renamed
-
-
-def _diffusers_name(ldm: str) -> str | None:
-    """The way back from :func:`lora_trainer.network.blocks.block_map.ldm_name`."""
-    if ldm in _TOP:
-        return _TOP[ldm]
-    middle = re.fullmatch(r"middle_block_(\d)_(.+)", ldm)
-    if middle:
-        if middle[1] == "1":
-            return f"mid_block_attentions_0_{middle[2]}"
-        return f"mid_block_resnets_{int(middle[1]) // 2}_{_RESNET_BACK.get(middle[2], middle[2])}"
-    match = _BLOCK.fullmatch(ldm)
-    if not match:
+    try:
+        return part.prefix + ldm_to_unet(inner, family.blocks.attention_up if family.blocks else (), dot="_")
+    except KeyError:
         return None
-    side, number, place, rest = match[1], int(match[2]), int(match[3]), match[4]
-    if side == "input":
-        if rest == "op":
-            return f"down_blocks_{number // 3 - 1}_downsamplers_0_conv"
-        block, layer = divmod(number - 1, 3)
-    else:
-        block, layer = divmod(number, 3)
-        if rest == "conv":
-            return f"up_blocks_{block}_upsamplers_0_conv"
-    kind = "attentions" if place else "resnets"
-    suffix = rest if place else _RESNET_BACK.get(rest, rest)
-    return f"{'down' if side == 'input' else 'up'}_blocks_{block}_{kind}_{layer}_{suffix}"
