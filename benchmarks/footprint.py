@@ -32,7 +32,7 @@ from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.model.text import TextEncoder
+from lora_trainer.model.text import TextEncoder, TextEncoders
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.training import footprint, preflight
 from lora_trainer.training.footprint import Footprint
@@ -86,7 +86,7 @@ def sd15(tokenizer: Path, dtype: torch.dtype) -> LoadedModel:
     return LoadedModel(
         info=CheckpointInfo("none", "", "", SD1, "epsilon"),
         unet=unet.to(dtype).requires_grad_(False),
-        text=TextEncoder(text.to(dtype).requires_grad_(False), load_tokenizer(tokenizer)),
+        text=TextEncoders([TextEncoder(text.to(dtype).requires_grad_(False), load_tokenizer(tokenizer))]),
         alphas_cumprod=torch.linspace(0.999, 0.005, 1000),
         encode=lambda pixels: pixels,
         vae_key="",
@@ -117,7 +117,9 @@ class SdxlStep:
     def __init__(self, settings: TrainConfig, unet: Any, dtype: torch.dtype) -> None:
         self._unet, self._dtype = unet, dtype
         self._batch, self._side = settings.training.batch_size, settings.data.resolution // 8
-        self._adapters = add_adapters(unet, None, rank=settings.network.rank, alpha=settings.network.alpha)
+        self._adapters = add_adapters(
+            {"lora_unet_": unet}, SD1, rank=settings.network.rank, alpha=settings.network.alpha
+        )
         self.parameters = self._adapters.parameters()
         self.optimizer = build_optimizer(settings, [Group("unet", self.parameters, 1e-4)])
         unet.train()

@@ -99,13 +99,13 @@ def _write_random(path: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from lora_trainer.model.clip import name_in_files
-    from lora_trainer.model.families import SD1_TEXT_PREFIX, UNET_PREFIX
+    from lora_trainer.model.families import SD1
     from lora_trainer.model.ldm_names import unet_to_ldm, vae_to_ldm
 
     torch.manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
     unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-    tensors |= {UNET_PREFIX + unet_to_ldm(name): value.half() for name, value in unet.state_dict().items()}
+    tensors |= {SD1.unet.stored + unet_to_ldm(name): value.half() for name, value in unet.state_dict().items()}
     del unet
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -113,7 +113,7 @@ def _write_random(path: Path) -> None:
             num_attention_heads=12, projection_dim=768,
         )
     )  # fmt: skip
-    tensors |= {SD1_TEXT_PREFIX + name_in_files(name): value.half() for name, value in text.named_parameters()}
+    tensors |= {SD1.encoders[0].stored + name_in_files(name): value.half() for name, value in text.named_parameters()}
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.material import Material, prepare
+from lora_trainer.model.families import SD1
 
 
 def trainer_on(
@@ -49,7 +50,7 @@ def trainer_on(
         model.unet.to(weights)
     items = scan(config.data).items
     torch.manual_seed(0)
-    latents = LatentCache(material.folder / "none", "")
+    latents = LatentCache(material.folder / "none", "", SD1.latent)
     side = resolution // 8
     for item in items:
         latents._latents[item.path, False] = torch.randn(4, side, side)

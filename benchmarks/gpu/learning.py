@@ -214,7 +214,7 @@ def applied(learner: Learner, path: Path) -> dict[str, Any]:
     with learner.host.session(learner.config) as session:
         model = session.model
     tensors = read_lora(path)
-    unet, text = (copy.deepcopy(part).float().eval() for part in (model.unet, model.text.model))
+    unet, text = (copy.deepcopy(part).float().eval() for part in (model.unet, model.text[0].model))
     merged_unet, merged_text = merged(unet, tensors, "lora_unet_"), merged(text, tensors, "lora_te_")
     plain = outputs(unet, text)
     adapters_for(unet, text, tensors)

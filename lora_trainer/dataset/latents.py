@@ -18,14 +18,12 @@ from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.core.tensor_file import read_checked, write_checked
 from lora_trainer.dataset.images import PictureError, decode_picture, read_bytes
 from lora_trainer.dataset.scan import Dataset, Item
+from lora_trainer.model.family import LatentSpace
 
 log = logging.getLogger(__name__)
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """(B, 3, H, W) pixels in −1…1 → (B, C, H/8, W/8) scaled latents: the posterior's mean, in fp32."""
-
-CHANNELS = 4
-"""Of a latent of all families that can be trained here."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,13 @@ class LatentCache:
     Args:
         folder: where the files are; shared by all runs.
         vae: fingerprint of the VAE's weights, part of every key.
+        space: the family's; a latent of another shape is refused.
     """
 
-    def __init__(self, folder: Path, vae: str) -> None:
+    def __init__(self, folder: Path, vae: str, space: LatentSpace) -> None:
         self._folder = folder
         self._vae = vae
+        self._space = space
         self._latents: dict[tuple[Path, bool], torch.Tensor] = {}
 
     def __getitem__(self, key: tuple[Path, bool]) -> torch.Tensor:
@@ -84,7 +84,7 @@ class LatentCache:
                 broken[item.path] = problem
                 continue
             latent = encode(pixels.unsqueeze(0))[0].detach().float().cpu().contiguous()
-            _require_usable(latent, item)
+            self._require_usable(latent, item)
             self._latents[item.path, entry.flip] = latent
             self._write(self._path(content, item, entry.flip), latent)
         return broken
@@ -103,8 +103,7 @@ class LatentCache:
         name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
         return self._folder / name[:2] / f"{name}.safetensors"
 
-    @staticmethod
-    def _load(path: Path, item: Item) -> torch.Tensor | None:
+    def _load(self, path: Path, item: Item) -> torch.Tensor | None:
         if not path.is_file():
             return None
         try:
@@ -115,13 +114,29 @@ class LatentCache:
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             log.warning("The cached latent %s is damaged (%s); it is made again.", path, error)
             return None
-        if latent.dtype == torch.float32 and _has_shape(latent, item) and bool(torch.isfinite(latent).all()):
+        if latent.dtype == torch.float32 and self._has_shape(latent, item) and bool(torch.isfinite(latent).all()):
             return latent
         log.warning(
             "The cached latent %s is damaged (%s, shape %s); it is made again.",
             *(path, str(latent.dtype).removeprefix("torch."), list(latent.shape)),
         )
         return None
+
+    def _has_shape(self, latent: torch.Tensor, item: Item) -> bool:
+        return latent.shape == self._space.shape(*item.fit.bucket)
+
+    def _require_usable(self, latent: torch.Tensor, item: Item) -> None:
+        if not torch.isfinite(latent).all():
+            raise RunError(
+                "The VAE gives NaN for {path}; start the WebUI with --no-half-vae or choose another VAE.",
+                path=item.path,
+            )
+        if not self._has_shape(latent, item):
+            raise RunError(
+                "The VAE gives a latent of the shape {shape} for {path}; choose another VAE.",
+                shape=list(latent.shape),
+                path=item.path,
+            )
 
 
 def _read(item: Item, flip: bool) -> tuple[str, torch.Tensor]:
@@ -134,25 +149,6 @@ def _read(item: Item, flip: bool) -> tuple[str, torch.Tensor]:
     if image.size != item.size:
         raise PictureError("{path} was changed while it was being prepared; start the run again.", path=item.path)
     return hashlib.sha256(content).hexdigest(), to_pixels(crop_to_bucket(image, item), flip)
-
-
-def _has_shape(latent: torch.Tensor, item: Item) -> bool:
-    width, height = item.fit.bucket
-    return latent.shape == (CHANNELS, height // 8, width // 8)
-
-
-def _require_usable(latent: torch.Tensor, item: Item) -> None:
-    if not torch.isfinite(latent).all():
-        raise RunError(
-            "The VAE gives NaN for {path}; start the WebUI with --no-half-vae or choose another VAE.",
-            path=item.path,
-        )
-    if not _has_shape(latent, item):
-        raise RunError(
-            "The VAE gives a latent of the shape {shape} for {path}; choose another VAE.",
-            shape=list(latent.shape),
-            path=item.path,
-        )
 
 
 def encode_each(

@@ -16,7 +16,7 @@ from lora_trainer.core.reach import reach_problem
 from lora_trainer.hosts.base import Host
 
 if TYPE_CHECKING:
-    from lora_trainer.network.blocks.block_map import Architecture
+    from lora_trainer.model.block_lists import Architecture
 
 SUFFIX = ".safetensors"
 

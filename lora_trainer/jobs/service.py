@@ -37,6 +37,7 @@ from lora_trainer.runs.store import Runs
 
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
+    from lora_trainer.model.family import ModelFamily
     from lora_trainer.training.preflight import Estimate
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,10 @@ class Jobs:
     def _usable(self, config: TrainConfig) -> Dataset:
         from lora_trainer.training.advice import calculate
 
-        self.host.check(config)
+        info = self.host.check(config)
         dataset = self.dataset(config.data)
         self._require_readable("network.continue_from", config.network.continue_from)
-        _check_parts(config)
+        _check_parts(config, info.family)
         require_warmup(config, calculate(config, dataset).steps)
         return dataset
 
@@ -442,16 +443,16 @@ def require_its_checkpoint(run: Run, loaded: CheckpointInfo) -> None:
         )
 
 
-def _check_parts(config: TrainConfig) -> None:
+def _check_parts(config: TrainConfig, family: ModelFamily) -> None:
     """That the optimizer is installed and the file to continue from can be read."""
     from lora_trainer.training.optimizers import require_installed
 
     require_installed(config.training.optimizer)
     if config.network.continue_from:
-        from lora_trainer.network.lora_file import require_sd1
+        from lora_trainer.network.lora_file import require_family
 
         with concerning("network.continue_from"):
-            require_sd1(expand(config.network.continue_from))
+            require_family(expand(config.network.continue_from), family)
 
 
 _shared: list[Jobs] = []

@@ -36,8 +36,12 @@ def own_names(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(TOWER): value for name, value in named.items()}
 
 
-def layer_output(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Tensor:
-    """What layer number ``layer`` (−1 for the last) makes of ``tokens`` (B, 77): (B, 77, C), without the final norm."""
+def layer_output(model: nn.Module, tokens: torch.Tensor, layer: int) -> tuple[torch.Tensor, Any]:
+    """What layer number ``layer`` (−1 for the last) makes of ``tokens`` (B, 77), and what the model says.
+
+    Returns:
+        (B, 77, C), without the final norm, and the model's own output.
+    """
     seen: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Any) -> None:
@@ -45,10 +49,10 @@ def layer_output(model: nn.Module, tokens: torch.Tensor, layer: int) -> torch.Te
 
     handle = tower(model).encoder.layers[layer].register_forward_hook(keep)
     try:
-        model(tokens)
+        said = model(tokens)
     finally:
         handle.remove()
-    return seen[0]
+    return seen[0], said
 
 
 def features(output: Any) -> torch.Tensor:

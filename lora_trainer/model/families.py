@@ -8,26 +8,17 @@ from typing import Any
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.model.contents import is_lora, kind_of_names
+from lora_trainer.model.family import ModelFamily
+from lora_trainer.model.sd1 import SD1
+from lora_trainer.model.untrained import FLUX, SD2, SD3, SDXL, SDXL_REFINER
 
-UNET_PREFIX = "model.diffusion_model."
-SD1_TEXT_PREFIX = "cond_stage_model.transformer."
+FAMILIES: list[ModelFamily] = [SD3, FLUX, SDXL, SDXL_REFINER, SD2, SD1]
+"""All that are known; of those whose marks a checkpoint has the first is its family."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Names and numbers of a model family in files and metadata.
-
-    Attributes:
-        name: as the WebUI's cards call it.
-        base_version: ``ss_base_model_version``.
-        modelspec: ``modelspec.architecture`` of a LoRA.
-        resolution: side in pixels that the family was trained at.
-    """
-
-    name: str
-    base_version: str
-    modelspec: str
-    resolution: int
+def register(family: ModelFamily) -> None:
+    """Make a family known; its marks are looked for before those of the others."""
+    FAMILIES.insert(0, family)
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class CheckpointInfo:
     name: str
     sha256: str
     legacy_hash: str
-    family: Family
+    family: ModelFamily
     prediction: str
     vae: str = ""
     fingerprint: str = ""
@@ -87,10 +78,7 @@ def unknown_checkpoint(run: str, known: Mapping[str, Any]) -> InputError:
     )
 
 
-SD1 = Family("SD1", "sd_v1", "stable-diffusion-v1/lora", 512)
-
-
-def family_of(keys: Collection[str], unet_channels: int | None = None, *, name: object) -> Family:
+def family_of(keys: Collection[str], unet_channels: int | None = None, *, name: object) -> ModelFamily:
     """The family of a checkpoint with these LDM keys.
 
     Args:
@@ -101,19 +89,30 @@ def family_of(keys: Collection[str], unet_channels: int | None = None, *, name: 
     Raises:
         InputError: no checkpoint, or a family that cannot be trained here, said by name.
     """
-    kind = _unsupported(keys, unet_channels)
-    if not kind:
-        _require_parts(keys, name)
+    family = next((known for known in FAMILIES if _any_begins(keys, known.marks)), SD1)
+    kind = _kind_of_unet(unet_channels, family) if family.trainable else family.name
     if kind:
         raise InputError(
             "{kind} checkpoints cannot be trained yet, only SD1 ones; load an SD1 checkpoint.",
             field="checkpoint",
             kind=kind,
         )
-    return SD1
+    _require_parts(keys, family, name)
+    return family
 
 
-def _require_parts(keys: Collection[str], name: object) -> None:
+def _any_begins(keys: Collection[str], starts: tuple[str, ...]) -> bool:
+    return any(key.startswith(starts) for key in keys)
+
+
+def _kind_of_unet(channels: int | None, family: ModelFamily) -> str:
+    """What a UNet with other input channels than the family's is for; empty for a usual one."""
+    if channels in (None, family.latent.channels):
+        return ""
+    return {9: "Inpainting", 8: "Instruct-pix2pix"}.get(channels or 0, f"{channels}-channel")
+
+
+def _require_parts(keys: Collection[str], family: ModelFamily, name: object) -> None:
     """Raises :class:`InputError` for files that are something else than a whole checkpoint, such as a LoRA."""
     if is_lora(keys):
         raise InputError(
@@ -122,44 +121,26 @@ def _require_parts(keys: Collection[str], name: object) -> None:
             name=name,
         )
     kind = kind_of_names(keys)
-    if kind and not any(key.startswith(UNET_PREFIX) for key in keys):
+    has_unet = _any_begins(keys, (family.unet.stored,))
+    if kind and not has_unet:
         raise InputError(
             "{name} is {kind}, not a whole checkpoint; choose an SD1 checkpoint.",
             field="checkpoint",
             name=name,
             kind=kind,
         )
-    if not any(key.startswith(UNET_PREFIX) for key in keys):
+    if not has_unet:
         raise InputError(
             "{name} is not a checkpoint: it has no Stable Diffusion UNet in it; choose an SD1 checkpoint.",
             field="checkpoint",
             name=name,
         )
-    if not any(key.startswith(SD1_TEXT_PREFIX + "text_model") for key in keys):
+    if not all(_any_begins(keys, (encoder.stored + "text_model",)) for encoder in family.encoders):
         raise InputError(
             "{name} is not a whole checkpoint: it has no CLIP text encoder in it; choose an SD1 checkpoint.",
             field="checkpoint",
             name=name,
         )
-
-
-def _unsupported(keys: Collection[str], unet_channels: int | None) -> str:
-    def has(start: str) -> bool:
-        return any(key.startswith(start) for key in keys)
-
-    if has("model.diffusion_model.x_embedder") or has("model.diffusion_model.joint_blocks"):
-        return "SD3"
-    if has("model.diffusion_model.double_blocks"):
-        return "Flux"
-    if has("conditioner.embedders.1") or has("model.diffusion_model.label_emb"):
-        return "SDXL"
-    if has("conditioner.embedders.0.model."):
-        return "SDXL refiner"
-    if has("cond_stage_model.model."):
-        return "SD2"
-    if unet_channels not in (None, 4):
-        return {9: "Inpainting", 8: "Instruct-pix2pix"}.get(unet_channels or 0, f"{unet_channels}-channel")
-    return ""
 
 
 def prediction_type(config: Mapping[str, Any]) -> str:
@@ -170,49 +151,4 @@ def prediction_type(config: Mapping[str, Any]) -> str:
 
 def native_resolution(config: Mapping[str, Any]) -> int:
     """Side in pixels that a checkpoint was trained at, from its yaml's latent size."""
-    return int(config["model"]["params"].get("image_size", 64)) * 8
-
-
-V1_CONFIG: dict[str, Any] = {
-    "model": {
-        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
-        "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "timesteps": 1000,
-            "scale_factor": 0.18215,
-            "unet_config": {
-                "params": {
-                    "in_channels": 4,
-                    "out_channels": 4,
-                    "model_channels": 320,
-                    "attention_resolutions": [4, 2, 1],
-                    "num_res_blocks": 2,
-                    "channel_mult": [1, 2, 4, 4],
-                    "num_heads": 8,
-                    "use_spatial_transformer": True,
-                    "transformer_depth": 1,
-                    "context_dim": 768,
-                }
-            },
-            "first_stage_config": {
-                "params": {
-                    "embed_dim": 4,
-                    "ddconfig": {
-                        "double_z": True,
-                        "z_channels": 4,
-                        "resolution": 256,
-                        "in_channels": 3,
-                        "out_ch": 3,
-                        "ch": 128,
-                        "ch_mult": [1, 2, 4, 4],
-                        "num_res_blocks": 2,
-                        "attn_resolutions": [],
-                    },
-                }
-            },
-            "cond_stage_config": {"params": {}},
-        },
-    }
-}
-"""Stable Diffusion 1's own configuration, for checkpoints that have no yaml beside them."""
+    return int(config["model"]["params"].get("image_size", 64)) * SD1.latent.factor

@@ -14,6 +14,7 @@ import torch
 from transformers import CLIPTextModel
 
 from lora_trainer.model.clip import layer_output, tower
+from lora_trainer.model.conditioning import Conditioning
 
 CHUNK = 75
 COMMA_BACKTRACK = 20
@@ -23,7 +24,7 @@ class TextEncoder:
     """CLIP and its tokenizer.
 
     Args:
-        model: the text encoder, or a view of it.
+        model: the text encoder, or a view of it; one with a projection gives pooled embeddings too.
         tokenizer: a CLIP tokenizer.
         clip_skip: 1 uses the last layer, 2 the one before, … (each with the final LayerNorm, as SD1 does).
         backtrack: how many tokens behind a comma are moved into the next chunk at most.
@@ -63,19 +64,46 @@ class TextEncoder:
             parts.append(part)
         return [[self._start, *p, *[self._end] * (CHUNK - len(p)), self._end] for p in parts]
 
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
         """Encode captions.
 
         Returns:
-            (B, 77·n, C), n being the chunks of the longest caption; shorter ones are filled with empty chunks.
+            States (B, 77·n, C), n being the chunks of the longest caption; shorter ones are filled with empty chunks.
+            With a projection also pooled embeddings (B, P), those of the first chunks.
         """
         chunked = [self.chunks(caption) for caption in captions]
         empty = self.chunks("")[0]
         count = max(len(c) for c in chunked)
-        return torch.hstack([self._encode([c[i] if i < len(c) else empty for c in chunked]) for i in range(count)])
+        encoded = [self._encode([c[i] if i < len(c) else empty for c in chunked]) for i in range(count)]
+        return Conditioning(torch.hstack([states for states, _ in encoded]), encoded[0][1])
 
-    def _encode(self, ids: list[list[int]]) -> torch.Tensor:
+    def on(self, model: Any) -> TextEncoder:
+        """The same with another model of this shape."""
+        return TextEncoder(model, self.tokenizer, self.clip_skip, self._backtrack)
+
+    def _encode(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States (B, 77, C) of one chunk of each caption, and its pooled embeddings (B, P), if there are any."""
         tokens = torch.tensor(ids, device=tower(self.model).embeddings.token_embedding.weight.device)
         if self.clip_skip <= 1:
-            return self.model(tokens).last_hidden_state
-        return tower(self.model).final_layer_norm(layer_output(self.model, tokens, -self.clip_skip))
+            output = self.model(tokens)
+            return output.last_hidden_state, getattr(output, "text_embeds", None)
+        states, output = layer_output(self.model, tokens, -self.clip_skip)
+        return tower(self.model).final_layer_norm(states), getattr(output, "text_embeds", None)
+
+
+class TextEncoders(tuple[TextEncoder, ...]):
+    """The text encoders of a model, in the order in which their states are joined."""
+
+    __slots__ = ()
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        """Encode captions.
+
+        Returns:
+            States (B, 77·n, C₁ + C₂ + …), and the pooled embeddings (B, P) of the last encoder that gives any.
+        """
+        encoded = [encoder(captions) for encoder in self]
+        if len(encoded) == 1:
+            return encoded[0]
+        pooled = [each.pooled for each in encoded if each.pooled is not None]
+        return Conditioning(torch.cat([each.states for each in encoded], dim=-1), pooled[-1] if pooled else None)

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_trainer.core.errors import RunError
 from lora_trainer.model.clip import own_names, tower
-from lora_trainer.model.families import UNET_PREFIX
+from lora_trainer.model.family import UNET
 
 
 def unet_view(parameters: Mapping[str, nn.Parameter], config: Mapping[str, Any]) -> UNet2DConditionModel:
@@ -31,7 +31,7 @@ def unet_view(parameters: Mapping[str, nn.Parameter], config: Mapping[str, Any])
     Raises:
         RunError: the parameters are not those of the yaml's shape.
     """
-    named = {UNET_PREFIX + name.removeprefix(UNET_PREFIX): value for name, value in parameters.items()}
+    named = {UNET.stored + name.removeprefix(UNET.stored): value for name, value in parameters.items()}
     try:
         unet_config = create_unet_diffusers_config_from_ldm(_with_defaults(config), named)
         converted = convert_ldm_unet_checkpoint(named, unet_config)

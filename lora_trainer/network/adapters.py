@@ -19,12 +19,12 @@ from torch import nn
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.randomness import torch_rng
 from lora_trainer.model.clip import name_in_files
-from lora_trainer.model.targets import ATTENTION, CONVOLUTION, TEXT
+from lora_trainer.model.family import ModelFamily
 from lora_trainer.network.formats import require_plain_lora
 
 ADAPTER = "lora_train"
-UNET_PREFIX = "lora_unet_"
-TEXT_PREFIX = "lora_te_"
+TEXT_PREFIX = "lora_te"
+"""What the prefixes of all text encoders begin with."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -53,19 +53,16 @@ class Adapters:
     """All adapters of one view of the model.
 
     Args:
-        unet: the UNet's view, or ``None`` when it is not adapted.
-        text: the text encoder's view, or ``None``.
+        parts: those that are adapted: prefix in LoRA files → view.
     """
 
-    def __init__(self, unet: nn.Module | None, text: nn.Module | None) -> None:
-        self._parts = {UNET_PREFIX: unet, TEXT_PREFIX: text}
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         self.layers: dict[str, LoraLayer] = {}
-        for prefix, part in self._parts.items():
-            if part is not None:
-                self.layers |= {kohya_key(prefix, name): layer for name, layer in _lora_layers(part)}
+        for prefix, part in parts.items():
+            self.layers |= {kohya_key(prefix, name): layer for name, layer in _lora_layers(part)}
 
     def parameters(self, prefix: str = "") -> list[nn.Parameter]:
-        """The trained fp32 parameters below ``lora_unet_`` or ``lora_te_`` (or all), down before up."""
+        """The trained fp32 parameters below a part's prefix, as ``lora_unet_`` (or all), down before up."""
         return [p for key, layer in self.layers.items() if key.startswith(prefix) for p in _weights(layer)]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -175,8 +172,8 @@ class Adapters:
 
 
 def add_adapters(
-    unet: nn.Module | None,
-    text: nn.Module | None,
+    parts: Mapping[str, nn.Module],
+    family: ModelFamily,
     *,
     rank: int,
     alpha: float,
@@ -187,8 +184,8 @@ def add_adapters(
     """Put new adapters on the views: down Kaiming-uniform(√5), up zero (Hu et al., 2021), fp32.
 
     Args:
-        unet: the UNet's view; its 192 attention and feed-forward layers are adapted.
-        text: the text encoder's view; its attention and MLP layers are adapted.
+        parts: what is adapted: prefix in LoRA files → view.
+        family: tells which layers.
         rank: inner size.
         alpha: the effect is scaled by alpha / rank; 0 stands for the rank.
         dropout: share of inputs left out while training.
@@ -196,30 +193,33 @@ def add_adapters(
         seed: of the initial weights.
     """
     shape = Shape(rank, alpha or float(rank))
-    for part, pattern in ((unet, ATTENTION), (text, TEXT)):
-        if part is None:
-            continue
-        wanted = {n: shape for n, m in part.named_modules() if pattern.fullmatch(n) and _adaptable(m)}
-        if part is unet and convolutions is not None:
+    for prefix, part in parts.items():
+        target = family.part(prefix)
+        wanted = {n: shape for n, m in part.named_modules() if target.layers.fullmatch(n) and _adaptable(m)}
+        if target.convolutions is not None and convolutions is not None:
             conv = Shape(convolutions.rank, convolutions.alpha or float(convolutions.rank))
             for name, module in part.named_modules():
-                if CONVOLUTION.fullmatch(name) and _adaptable(module):
+                if target.convolutions.fullmatch(name) and _adaptable(module):
                     wanted[name] = conv if _is_3x3(module) else shape
         _inject(part, wanted, dropout)
-    adapters = Adapters(unet, text)
+    adapters = Adapters(parts)
     adapters.draw(seed)
     return adapters
 
 
-def adapters_for(unet: nn.Module, text: nn.Module, tensors: Tensors) -> Adapters:
+def adapters_for(parts: Mapping[str, nn.Module], tensors: Tensors) -> Adapters:
     """Put the adapters of a LoRA file on the views, whatever its ranks.
+
+    Args:
+        parts: all parts of the model: prefix in LoRA files → view.
+        tensors: of the file.
 
     Raises:
         InputError: keys of another architecture or network type.
     """
     shapes = file_shapes(tensors)
     unknown = set(shapes)
-    for prefix, part in ((UNET_PREFIX, unet), (TEXT_PREFIX, text)):
+    for prefix, part in parts.items():
         names = {kohya_key(prefix, n): n for n, m in part.named_modules() if _adaptable(m)}
         wanted = {names[key]: shape for key, shape in shapes.items() if key in names}
         unknown -= names.keys()
@@ -227,7 +227,7 @@ def adapters_for(unet: nn.Module, text: nn.Module, tensors: Tensors) -> Adapters
             _inject(part, wanted, 0.0)
     if unknown:
         raise wrong_architecture(sorted(unknown)[0])
-    adapters = Adapters(unet, text)
+    adapters = Adapters(parts)
     adapters.copy_from(tensors)
     return adapters
 
@@ -282,7 +282,7 @@ def _incomplete(detail: str) -> InputError:
 
 def kohya_key(prefix: str, name: str) -> str:
     """``lora_unet_`` and a module name with dots as underscores, as kohya and the WebUI have it."""
-    name = name_in_files(name) if prefix == TEXT_PREFIX else name
+    name = name_in_files(name) if prefix.startswith(TEXT_PREFIX) else name
     return prefix + name.replace(".", "_")
 
 

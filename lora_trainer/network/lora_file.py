@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +19,10 @@ from lora_trainer.model.contents import unreadable
 from lora_trainer.network.formats import kohya_name, require_kohya_names, require_plain_lora
 
 if TYPE_CHECKING:
+    from lora_trainer.model.family import ModelFamily
     from lora_trainer.network.adapters import Adapters
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_SD1_KEY = re.compile(r"lora_(unet_(down|mid|up)_blocks?_|unet_conv_|unet_time_|te_text_model_)")
 _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
 
 
@@ -165,8 +164,8 @@ def _read(path: Path, read):  # type: ignore[no-untyped-def]
         raise unreadable(path, error) from error
 
 
-def require_sd1(path: Path) -> None:
-    """Look at a LoRA file's names only: are they SD1's?
+def require_family(path: Path, family: ModelFamily) -> None:
+    """Look at a LoRA file's names only: are they those of a family's layers?
 
     Raises:
         InputError: the file cannot be read, is no plain LoRA in kohya's names, or belongs to another architecture.
@@ -181,7 +180,7 @@ def require_sd1(path: Path) -> None:
     except InputError as error:
         error.field = error.field or "network.continue_from"
         raise
-    foreign = [key for key in keys if not _SD1_KEY.match(key)]
+    foreign = [key for key in keys if not family.file_names.match(key)]
     if foreign:
         raise wrong_architecture(foreign[0])
 

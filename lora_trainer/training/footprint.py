@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.model.text import TextEncoder
+from lora_trainer.model.text import TextEncoders
 
 BLOCK = 512
 """Bytes; CUDA's caching allocator hands out multiples (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
@@ -256,11 +256,10 @@ def _fake(tensor: torch.Tensor, types: Mapping[torch.dtype, torch.dtype]) -> tor
 
 
 def _stand_in(model: LoadedModel, types: Mapping[torch.dtype, torch.dtype]) -> LoadedModel:
-    text = model.text
     return replace(
         model,
         unet=fake_copy(model.unet, types),
-        text=TextEncoder(fake_copy(text.model, types), text.tokenizer, text.clip_skip, text._backtrack),
+        text=TextEncoders(encoder.on(fake_copy(encoder.model, types)) for encoder in model.text),
         alphas_cumprod=_fake(model.alphas_cumprod, {}),
         device=torch.device("cpu"),
     )

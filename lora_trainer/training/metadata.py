@@ -69,7 +69,7 @@ def _session(config: TrainConfig, progress: Progress) -> dict[str, Any]:
 def _checkpoint(checkpoint: CheckpointInfo, clip_skip: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "ss_base_model_version": checkpoint.family.base_version,
-        "ss_v2": False,
+        "ss_v2": checkpoint.family.is_v2,
         "ss_sd_model_name": checkpoint.name,
         "ss_clip_skip": clip_skip if clip_skip > 1 else None,
     }

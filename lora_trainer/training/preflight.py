@@ -24,7 +24,7 @@ from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.dataset.step_captions import Captions
-from lora_trainer.diffusion.conditioning import frozen_conditioning
+from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory
@@ -193,18 +193,17 @@ def trainer_on_noise(
 ) -> Trainer:
     """A run's trainer, with noise in place of its pictures' latents."""
     captions = Captions(items, config.data, config.training.seed, config.data.caption_variants)
-    conditioning: Any = model.text
+    encode: Encode = model.text
     if not config.training.text_lr:
-        conditioning = frozen_conditioning(model.text, model.device, precision)
-    return Trainer(config, model, items, plan, _Noise(items, model), captions, conditioning, precision)
+        encode = frozen_conditioning(model.text, model.device, precision)
+    return Trainer(config, model, items, plan, _Noise(items, model), captions, encode, precision)
 
 
 class _Noise:
     """Stands in for the latents, which need not be encoded to know what a step takes."""
 
     def __init__(self, items: Sequence[Item], model: LoadedModel) -> None:
-        channels = model.unet.config["in_channels"]
-        self._shapes = {i.path: (channels, i.fit.bucket[1] // 8, i.fit.bucket[0] // 8) for i in items}
+        self._shapes = {item.path: model.info.family.latent.shape(*item.fit.bucket) for item in items}
 
     def __getitem__(self, key: tuple[Path, bool]) -> torch.Tensor:
         return torch.randn(self._shapes[key[0]], generator=torch.Generator().manual_seed(0))

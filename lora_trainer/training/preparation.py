@@ -17,8 +17,7 @@ from lora_trainer.dataset.latents import LatentCache, encode_each
 from lora_trainer.dataset.plan import Plan, held_out
 from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.dataset.step_captions import Captions
-from lora_trainer.diffusion.conditioning import frozen_conditioning
-from lora_trainer.diffusion.denoiser import Conditioning
+from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.model.precision import resolve_precision
@@ -103,18 +102,18 @@ class Preparation:
         precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
         self._note(phase="pictures", phase_done=0, phase_total=0, now=True)
         dataset = scan(config.data)
-        latents = LatentCache(self._host.folders.cache / "latents", self._vae())
+        latents = LatentCache(self._host.folders.cache / "latents", self._vae(), model.info.family.latent)
         dataset = self._encode_pictures(dataset, latents)
         items, kept = held_out(dataset.items, config.validation.share, config.training.seed)
         plan = Plan(items, config)
         trains_text = bool(config.training.text_lr)
         variants = None if trains_text else config.data.caption_variants
         captions = Captions(items, config.data, config.training.seed, variants)
-        conditioning: Conditioning = model.text
+        encode: Encode = model.text
         if not trains_text:
-            conditioning = frozen_conditioning(model.text, model.device, precision)
+            encode = frozen_conditioning(model.text, model.device, precision)
         with self._session.turn():
-            trainer = Trainer(config, model, items, plan, latents, captions, conditioning, precision)
+            trainer = Trainer(config, model, items, plan, latents, captions, encode, precision)
             require_resumable(self._run, config)
             if config.network.continue_from:
                 trainer.adapters.load(begun_with(expand(config.network.continue_from)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +14,15 @@ from lora_trainer.core.randomness import global_rng, python_rng
 from lora_trainer.dataset.plan import Plan, SampleUse, Step
 from lora_trainer.dataset.scan import Item
 from lora_trainer.dataset.step_captions import Captions
-from lora_trainer.diffusion.denoiser import Conditioning, Denoiser
+from lora_trainer.diffusion.conditioning import Encode
+from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.diffusion.noise import keyed_noise
+from lora_trainer.diffusion.objective import MinSnr, Weighting
+from lora_trainer.model.family import Part
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory, is_out_of_memory
 from lora_trainer.model.precision import grad_scaler
-from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, Shape, add_adapters
+from lora_trainer.network.adapters import Shape, add_adapters
 from lora_trainer.training.optimizers import Group, build_optimizer, build_schedule, learning_rates, warmup_steps
 
 
@@ -43,7 +47,7 @@ class Trainer:
         plan: which of them at which step.
         latents: their latents.
         captions: their captions.
-        conditioning: encodes captions.
+        encode: encodes captions.
         precision: fp16, bf16 or fp32.
     """
 
@@ -55,7 +59,7 @@ class Trainer:
         plan: Plan,
         latents: Latents,
         captions: Captions,
-        conditioning: Conditioning,
+        encode: Encode,
         precision: str,
     ) -> None:
         self._config = config
@@ -63,18 +67,20 @@ class Trainer:
         self._items = items
         self._latents = latents
         self._captions = captions
-        self.denoiser = Denoiser(model, conditioning, precision)
+        self.denoiser = Denoiser(model, encode, precision)
+        self._objective = replace(self.denoiser.objective, weighting=_weighting(config))
+        rates = _rates(config, model)
+        self._trained = {part.prefix: model.parts[part.prefix] for part in rates}
         self.adapters = add_adapters(
-            model.unet if config.training.unet_lr else None,
-            model.text.model if config.training.text_lr else None,
+            self._trained,
+            model.info.family,
             rank=config.network.rank,
             alpha=config.network.alpha,
             dropout=config.network.dropout,
             convolutions=_convolutions(config),
             seed=config.training.seed,
         )
-        rates = ((UNET_PREFIX, "unet", config.training.unet_lr), (TEXT_PREFIX, "text", config.training.text_lr))
-        groups = [Group(name, self.adapters.parameters(prefix), lr) for prefix, name, lr in rates if lr]
+        groups = [Group(part.name, self.adapters.parameters(part.prefix), lr) for part, lr in rates.items()]
         self.parameters = [p for group in groups for p in group.parameters]
         self.optimizer = build_optimizer(config, groups)
         self.lr_schedule = build_schedule(
@@ -96,8 +102,8 @@ class Trainer:
         Raises:
             StepOutOfMemory: there was not enough memory; nothing was learned, and the step can be tried again.
         """
-        self._model.unet.train()
-        self._model.text.model.train(bool(self._config.training.text_lr))
+        for prefix, part in self._model.parts.items():
+            part.train(part is self._model.unet or prefix in self._trained)
         try:
             with global_rng(self._model.device, self._config.training.seed, "dropout", step.number):
                 loss = self._gradients(step)
@@ -149,8 +155,7 @@ class Trainer:
         )
         levels = [python_rng(seed, "timestep", step, n).randrange(self.denoiser.schedule.timesteps) for n in numbers]
         t = torch.tensor(levels)
-        weights = self.denoiser.schedule.min_snr_weight(t, training.min_snr_gamma) if training.min_snr_gamma else None
-        return self.denoiser.losses(latents, noise, t, captions, weights)
+        return self.denoiser.losses(latents, noise, t, captions, self._objective)
 
     def _apply(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -160,6 +165,18 @@ class Trainer:
         self.scaler.update()
         self.lr_schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _rates(config: TrainConfig, model: LoadedModel) -> dict[Part, float]:
+    """The learning rate of each part that is trained, in the order in which they are optimized."""
+    family, training = model.info.family, config.training
+    rates = {part: training.unet_lr if part is family.unet else training.text_lr for part in family.parts}
+    return {part: rate for part, rate in rates.items() if rate}
+
+
+def _weighting(config: TrainConfig) -> Weighting | None:
+    gamma = config.training.min_snr_gamma
+    return MinSnr(gamma) if gamma else None
 
 
 def _convolutions(config: TrainConfig) -> Shape | None:

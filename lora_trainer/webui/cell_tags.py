@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import BASE, TEXT_BLOCKS, Architecture
+from lora_trainer.model.block_lists import BASE, TEXT_BLOCKS, Architecture
 from lora_trainer.network.blocks.lora_tag import MARK, TAG, LoraTag, argument, parse_tag
 from lora_trainer.network.blocks.presets import Presets, shipped_presets
 from lora_trainer.network.blocks.weights import resolve, single_block

@@ -21,7 +21,7 @@ from modules import processing, scripts
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.hosts.a1111 import settings as host
 from lora_trainer.hosts.a1111.networks import lora_networks, reachable
-from lora_trainer.network.blocks.block_map import ARCHITECTURES, Architecture
+from lora_trainer.model.block_lists import ARCHITECTURES, Architecture
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.runs import saved_files
 from lora_trainer.runs.saved_files import NO_LORA, EpochValue, RunFiles

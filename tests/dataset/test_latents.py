@@ -16,6 +16,7 @@ from lora_trainer.core.tensor_file import write_checked
 from lora_trainer.dataset.images import read_picture
 from lora_trainer.dataset.latents import LatentCache, crop_to_bucket, to_pixels
 from lora_trainer.dataset.scan import Item, scan
+from lora_trainer.model.families import SD1
 from tests.helpers import data, temporary_files
 
 SMALL = {"resolution": 64, "bucket_step": 32}
@@ -39,7 +40,7 @@ def items(folder: Path, **values: object) -> list[Item]:
 
 def filled(cache: Path, wanted: list[Item], flip: bool = False, vae: str = "vae") -> tuple[LatentCache, int]:
     """A cache with the latents of ``wanted``, and how many of them had to be encoded."""
-    latents, encoder = LatentCache(cache, vae), Encoder()
+    latents, encoder = LatentCache(cache, vae, SD1.latent), Encoder()
     assert latents.fill(latents.missing(wanted, flip), encoder) == {}
     return latents, encoder.calls
 
@@ -214,7 +215,7 @@ def test_a_file_where_a_folder_of_the_cache_should_be_ends_nothing(picture_folde
 def test_picture_that_changes_while_it_is_prepared_does_not_spoil_the_cache(picture_folder: Path, cache: Path) -> None:
     wanted = items(picture_folder)[:1]
     path = wanted[0].path
-    first, latents = path.read_bytes(), LatentCache(cache, "vae")
+    first, latents = path.read_bytes(), LatentCache(cache, "vae", SD1.latent)
     missing = latents.missing(wanted, False)
     Image.new("RGB", wanted[0].size, (9, 99, 199)).save(path)  # an editor saves, a synchronisation comes in between
     assert latents.fill(missing, Encoder()) == {}
@@ -227,7 +228,7 @@ def test_picture_that_changes_while_it_is_prepared_does_not_spoil_the_cache(pict
 
 def test_picture_that_gets_another_size_meanwhile_is_named_and_left_out(picture_folder: Path, cache: Path) -> None:
     wanted = items(picture_folder)
-    latents = LatentCache(cache, "vae")
+    latents = LatentCache(cache, "vae", SD1.latent)
     missing = latents.missing(wanted, False)
     Image.new("RGB", (40, 30)).save(wanted[2].path)
     broken = latents.fill(missing, Encoder())
@@ -252,7 +253,7 @@ def test_latents_are_written_plain_whatever_the_vae_gives(
     picture_folder: Path, cache: Path, layout: str, dtype: torch.dtype
 ) -> None:
     wanted = items(picture_folder)[:2]
-    latents = LatentCache(cache, "vae")
+    latents = LatentCache(cache, "vae", SD1.latent)
     latents.fill(latents.missing(wanted, False), lambda pixels: LAYOUTS[layout](Encoder()(pixels).to(dtype)))
     again, encoded = filled(cache, wanted)
     assert encoded == 0
@@ -274,7 +275,7 @@ def test_a_real_vae_in_channels_last(picture_folder: Path, cache: Path, dtype: t
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=2,
     ).to(dtype=dtype, memory_format=torch.channels_last)
-    wanted, latents = items(picture_folder), LatentCache(cache, "vae")
+    wanted, latents = items(picture_folder), LatentCache(cache, "vae", SD1.latent)
     with torch.no_grad():
         latents.fill(
             latents.missing(wanted, True), lambda pixels: vae.encode(pixels.to(dtype)).latent_dist.mean * 0.18215
@@ -289,7 +290,7 @@ def test_a_real_vae_in_channels_last(picture_folder: Path, cache: Path, dtype: t
 
 
 def test_vae_of_another_size_is_one_sentence(picture_folder: Path, cache: Path) -> None:
-    latents = LatentCache(cache, "vae")
+    latents = LatentCache(cache, "vae", SD1.latent)
     missing = latents.missing(items(picture_folder)[:1], False)
     with pytest.raises(RunError, match=r"The VAE gives a latent of the shape \[4, 4, 4\] for .*00\.png"):
         latents.fill(missing, lambda pixels: torch.zeros(1, 4, 4, 4))
@@ -303,7 +304,7 @@ def test_latent_that_is_no_number_is_an_error_and_not_kept(picture_folder: Path,
         latent[0, 1, 2, 3] = value
         return latent
 
-    latents = LatentCache(cache, "vae")
+    latents = LatentCache(cache, "vae", SD1.latent)
     wanted = latents.missing(items(picture_folder)[:1], False)
     with pytest.raises(RunError, match=r"The VAE gives NaN for .*00\.png; start the WebUI with --no-half-vae"):
         latents.fill(wanted, encode)
@@ -313,7 +314,7 @@ def test_latent_that_is_no_number_is_an_error_and_not_kept(picture_folder: Path,
 def test_broken_pictures_are_returned_and_the_others_encoded(picture_folder: Path, cache: Path) -> None:
     wanted = items(picture_folder)
     wanted[1].path.write_bytes(wanted[1].path.read_bytes()[:-200])
-    latents, encoder = LatentCache(cache, "vae"), Encoder()
+    latents, encoder = LatentCache(cache, "vae", SD1.latent), Encoder()
     broken = latents.fill(latents.missing(wanted, True), encoder)
     assert list(broken) == [wanted[1].path]
     assert "01.png is damaged" in str(broken[wanted[1].path])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lora_trainer.dataset.plan import Plan, Step
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import FrozenConditioning, frozen_conditioning
 from lora_trainer.diffusion.denoiser import Denoiser
+from lora_trainer.model.conditioning import Conditioning
 from lora_trainer.model.loaded import LoadedModel
 from tests.helpers import config, item
 
@@ -92,40 +94,40 @@ def frozen(model: LoadedModel, precision: str = "fp32") -> FrozenConditioning:
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [["red circle"], ["red circle", ""], ["red circle", LONG, "a"], [LONG, LONG]])
 def test_kept_states_are_those_of_the_encoder(model: LoadedModel, batch: list[str]) -> None:
-    states = frozen(model)(batch)
-    assert states.shape == (len(batch), 77 * len(model.text.chunks(max(batch, key=len))), 64)
-    torch.testing.assert_close(states, model.text(batch), rtol=1e-5, atol=1e-5)
+    states = frozen(model)(batch).states
+    assert states.shape == (len(batch), 77 * len(model.text[0].chunks(max(batch, key=len))), 64)
+    torch.testing.assert_close(states, model.text(batch).states, rtol=1e-5, atol=1e-5)
 
 
 def test_each_caption_is_encoded_alone_and_once(model: LoadedModel) -> None:
-    asked: list[list[str]] = []
+    asked: list[Sequence[str]] = []
 
-    def encode(texts: list[str]) -> torch.Tensor:
+    def encode(texts: Sequence[str]) -> Conditioning:
         asked.append(texts)
         return model.text(texts)
 
-    made = FrozenConditioning(encode, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+    made = FrozenConditioning(encode, torch.device("cpu"), torch.float32)
     for batch in (["red", "blue"], ["blue", "red", "red"], ["green", ""]):
-        assert not made(batch).requires_grad
+        assert not made(batch).states.requires_grad
     assert asked == [["red"], ["blue"], [""], ["green"]]
 
 
 def test_what_a_caption_is_encoded_beside_does_not_change_it(model: LoadedModel) -> None:
-    assert torch.equal(frozen(model)(["red", LONG])[0, :77], frozen(model)(["red"])[0])
+    assert torch.equal(frozen(model)(["red", LONG]).states[0, :77], frozen(model)(["red"]).states[0])
 
 
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_states_are_kept_in_the_runs_precision(model: LoadedModel, precision: str, dtype: torch.dtype) -> None:
-    states = frozen(model, precision)(["red"])
+    states = frozen(model, precision)(["red"]).states
     assert states.dtype == dtype
-    torch.testing.assert_close(states.float(), model.text(["red"]), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(states.float(), model.text(["red"]).states, rtol=1e-2, atol=1e-2)
 
 
 def test_they_are_encoded_in_the_encoders_own_precision(model: LoadedModel) -> None:
-    exact = model.text(["red"])
+    exact = model.text(["red"]).states
     encode = frozen(model, "bf16")
     Denoiser(model, encode, "bf16")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(encode(["red"]), exact.bfloat16())
+        assert torch.equal(encode(["red"]).states, exact.bfloat16())

@@ -49,29 +49,29 @@ def linear(weights: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("clip_skip", [1, 2, 5])
 def test_states_are_those_of_the_formula(model: LoadedModel, clip_skip: int) -> None:
-    text, config = model.text, model.text.model.config
+    text, config = model.text[0], model.text[0].model.config
     weights = {name_in_files(n).removeprefix("text_model."): p.double() for n, p in text.model.named_parameters()}
     ids = torch.tensor(text.chunks(CAPTION))
     layers = config.num_hidden_layers + 1 - clip_skip
     wanted = by_formula(weights, ids, config.num_attention_heads, layers)
-    states = TextEncoder(text.model, text.tokenizer, clip_skip)([CAPTION])
+    states = TextEncoder(text.model, text.tokenizer, clip_skip)([CAPTION]).states
     assert float((states - wanted).norm() / wanted.norm()) < 1e-6
 
 
 @torch.no_grad()
 def test_the_mask_is_causal_for_each_caption_of_a_batch(model: LoadedModel) -> None:
-    one, other = model.text(["red circle"]), model.text(["red square"])
+    one, other = model.text(["red circle"]).states, model.text(["red square"]).states
     assert torch.equal(one[:, :2], other[:, :2])
     assert not torch.equal(one[:, 2:], other[:, 2:])
-    torch.testing.assert_close(model.text(["red circle", "red square"]), torch.cat([one, other]))
+    torch.testing.assert_close(model.text(["red circle", "red square"]).states, torch.cat([one, other]))
 
 
 def test_parameters_have_the_names_of_files_in_every_version(model: LoadedModel) -> None:
-    names = [name for name, _ in model.text.model.named_parameters()]
+    names = [name for name, _ in model.text[0].model.named_parameters()]
     in_files = [name_in_files(name) for name in names]
     assert all(name.startswith("text_model.e") or "final_layer_norm" in name for name in in_files)
     assert [name_in_files(name) for name in in_files] == in_files
-    assert list(own_names(model.text.model, dict.fromkeys(in_files))) == names
+    assert list(own_names(model.text[0].model, dict.fromkeys(in_files))) == names
 
 
 def test_both_layouts_of_a_text_encoder_are_known() -> None:
@@ -103,7 +103,7 @@ def test_a_layers_output_is_found_whether_it_is_alone_or_first_of_several(as_tup
             return x
 
     model = Model()
-    assert float(layer_output(model, torch.zeros(1), -2)) == 2
+    assert float(layer_output(model, torch.zeros(1), -2)[0]) == 2
     assert not any(layer._forward_hooks for layer in model.encoder.layers)  # none stays behind
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from benchmarks.gpu.copies import Copies
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
+from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import add_adapters, remove_adapters
 from tests.training.bench import Bench
@@ -87,7 +88,7 @@ def test_rows_of_a_table_come_in_the_type() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_the_weights_stay_what_and_where_they_are(model: LoadedModel, dtype: torch.dtype) -> None:
-    for part in (model.unet, model.text.model):
+    for part in (model.unet, model.text[0].model):
         before = {name: (value, value.dtype, value.data_ptr()) for name, value in part.named_parameters()}
         compute_in(part, dtype)
         after = dict(part.named_parameters())
@@ -98,11 +99,11 @@ def test_the_weights_stay_what_and_where_they_are(model: LoadedModel, dtype: tor
 @torch.no_grad()
 def test_every_layer_of_the_model_computes_in_the_type(model: LoadedModel, standalone: StandaloneHost) -> None:
     """So that the whole is exactly what a checkpoint in that type computes."""
-    unet, text = copy.deepcopy(model.unet).to(BF16), copy.deepcopy(model.text.model).to(BF16)
+    unet, text = copy.deepcopy(model.unet).to(BF16), copy.deepcopy(model.text[0].model).to(BF16)
     compute_in(model.unet, BF16)
-    compute_in(model.text.model, BF16)
-    tokens = torch.tensor(model.text.chunks("a red circle"))
-    states = model.text.model(tokens).last_hidden_state
+    compute_in(model.text[0].model, BF16)
+    tokens = torch.tensor(model.text[0].chunks("a red circle"))
+    states = model.text[0].model(tokens).last_hidden_state
     assert torch.equal(states, text(tokens).last_hidden_state)
     noisy, t = torch.randn(1, 4, 8, 8).to(BF16), torch.tensor([500])
     assert torch.equal(model.unet(noisy, t, states).sample, unet(noisy, t, states).sample)
@@ -110,7 +111,7 @@ def test_every_layer_of_the_model_computes_in_the_type(model: LoadedModel, stand
 
 @torch.no_grad()
 def test_back_in_their_own_type_layers_compute_as_ever(model: LoadedModel) -> None:
-    noisy, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), model.text(["red"])
+    noisy, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), model.text(["red"]).states
     before = model.unet(noisy, t, states).sample
     compute_in(model.unet, BF16)
     assert not torch.equal(model.unet(noisy.to(BF16), t, states.to(BF16)).sample.float(), before)
@@ -119,7 +120,7 @@ def test_back_in_their_own_type_layers_compute_as_ever(model: LoadedModel) -> No
 
 
 def test_adapters_are_left_alone_and_come_off(model: LoadedModel) -> None:
-    adapters = add_adapters(model.unet, None, rank=2, alpha=1)
+    adapters = add_adapters({"lora_unet_": model.unet}, SD1, rank=2, alpha=1)
     compute_in(model.unet, BF16)
     assert all(type(layer.lora_A["lora_train"]) in (nn.Linear, nn.Conv2d) for layer in adapters.layers.values())
     assert all(parameter.dtype == FP32 for parameter in adapters.parameters())
@@ -152,7 +153,7 @@ def test_no_saved_tensor_of_a_step_is_a_copy_of_a_frozen_weight(
     tmp_path: Path, standalone: StandaloneHost, weights: torch.dtype, precision: str, text_lr: float
 ) -> None:
     bench = Bench(standalone, tmp_path, precision=precision, weights=weights, training__text_lr=text_lr)
-    parts = [bench.model.unet, bench.model.text.model]
+    parts = [bench.model.unet, bench.model.text[0].model]
     with kept(*parts) as found:
         bench.trainer.step(bench.step(1))
     assert found.saved > 500
@@ -160,7 +161,7 @@ def test_no_saved_tensor_of_a_step_is_a_copy_of_a_frozen_weight(
 
 
 def test_the_search_for_copies_finds_those_of_autocast(model: LoadedModel) -> None:
-    add_adapters(model.unet, None, rank=2, alpha=1)
+    add_adapters({"lora_unet_": model.unet}, SD1, rank=2, alpha=1)
     with kept(model.unet) as found, torch.autocast("cpu", BF16):
         model.unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 64)).sample.sum().backward()
     assert found.count > 200

@@ -6,7 +6,8 @@ import pytest
 from safetensors import safe_open
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.model.families import SD1, V1_CONFIG, family_of, native_resolution, prediction_type
+from lora_trainer.model.families import SD1, family_of, native_resolution, prediction_type
+from lora_trainer.model.sd1 import V1_CONFIG
 from tests.helpers import CHECKPOINT
 
 UNET = ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"]

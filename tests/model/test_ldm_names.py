@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,7 +14,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file
 
 from lora_trainer.hosts.standalone.checkpoint import checkpoint_config
-from lora_trainer.model.ldm_names import unet_to_ldm, vae_to_ldm
+from lora_trainer.model.ldm_names import ldm_to_unet, unet_to_ldm, vae_to_ldm
 from tests.helpers import CHECKPOINT
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -36,6 +38,44 @@ def test_every_unet_name_goes_back_to_where_it_came_from(state: dict[str, torch.
     assert back.keys() == ldm.keys()
     assert all(back[name] is ldm[name] for name in ldm)
     assert len(back) == 686
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], set[int], int]] = {
+    "SD1": ({"cross_attention_dim": 768}, {1, 2, 3}, 686),
+    "SDXL": (
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "use_linear_projection": True,
+            "cross_attention_dim": 2048,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        {0, 1},
+        1676,
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dot", [".", "_"])
+def test_every_layer_of_full_size_models_has_the_name_of_diffusers_own_converter(layout: str, dot: str) -> None:
+    """Without weights: tensors' names stand in for them, in both spellings and both ways."""
+    settings, attention_up, count = LAYOUTS[layout]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**settings)
+    names = [name for name, _ in unet.named_parameters() if not name.startswith("add_embedding")]
+    ldm = {UNET + unet_to_ldm(name, attention_up): name for name in names}
+    assert len(ldm) == len(names) == count
+    config = {**unet.config, "addition_embed_type": None}  # its layers have no number of a block
+    assert convert_ldm_unet_checkpoint(dict(ldm), config) == {name: name for name in names}
+    for name in names:
+        there = unet_to_ldm(name.replace(".", dot), attention_up, dot=dot)
+        assert there == unet_to_ldm(name, attention_up).replace(".", dot)
+        assert ldm_to_unet(there, attention_up, dot=dot) == name.replace(".", dot)
 
 
 def test_every_vae_name_goes_back_to_where_it_came_from(state: dict[str, torch.Tensor]) -> None:
@@ -77,12 +117,6 @@ def test_upsampler_stands_behind_attention_where_there_is_any() -> None:
 
 @pytest.mark.parametrize("name", ["", "add_embedding.linear_1", "down_blocks.0.motion.0.weight", "conv_inner.weight"])
 def test_unknown_part_is_an_error(name: str) -> None:
-    with pytest.raises(KeyError):
-        unet_to_ldm(name)
-
-
-def test_no_two_modules_of_full_size_sd1_share_a_name() -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-    names = [name for name, _ in unet.named_parameters()]
-    assert len({unet_to_ldm(name) for name in names}) == len(names) == 686
+    for rename in (unet_to_ldm, ldm_to_unet):
+        with pytest.raises(KeyError):
+            rename(name)

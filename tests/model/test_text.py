@@ -22,7 +22,7 @@ def tokenizer(standalone: StandaloneHost) -> Any:
     from lora_trainer.config.train import TrainConfig
 
     with standalone.session(TrainConfig(name="test")) as session:
-        return session.model.text.tokenizer
+        return session.model.text[0].tokenizer
 
 
 def webui_chunks(tokens: list[int], comma: int, start: int, end: int, backtrack: int) -> list[list[int]]:
@@ -97,37 +97,37 @@ def test_captions_are_literal(tokenizer: Any, caption: str) -> None:
 @torch.no_grad()
 def test_chunks_are_encoded_alone_and_joined(model: LoadedModel) -> None:
     caption = " ".join(["red circle ,"] * 40)
-    chunks = model.text.chunks(caption)
+    chunks = model.text[0].chunks(caption)
     assert len(chunks) > 1
-    alone = [model.text.model(torch.tensor([c])).last_hidden_state for c in chunks]
-    torch.testing.assert_close(model.text([caption]), torch.cat(alone, dim=1))
+    alone = [model.text[0].model(torch.tensor([c])).last_hidden_state for c in chunks]
+    torch.testing.assert_close(model.text([caption]).states, torch.cat(alone, dim=1))
 
 
 @torch.no_grad()
 def test_shorter_captions_are_filled_with_empty_chunks(model: LoadedModel) -> None:
     long = " ".join(["red"] * 100)
-    both = model.text(["blue ring", long])
+    both = model.text(["blue ring", long]).states
     assert both.shape == (2, 154, 64)
-    torch.testing.assert_close(both[:1], torch.cat([model.text(["blue ring"]), model.text([""])], dim=1))
-    torch.testing.assert_close(both[1:], model.text([long]))
+    torch.testing.assert_close(both[:1], torch.cat([model.text(["blue ring"]).states, model.text([""]).states], dim=1))
+    torch.testing.assert_close(both[1:], model.text([long]).states)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip_skip", [0, 1, 2, 3, 12])
 def test_clip_skip_leaves_out_the_last_layers_but_not_the_norm(model: LoadedModel, clip_skip: int) -> None:
-    shortened = copy.deepcopy(model.text.model)
+    shortened = copy.deepcopy(model.text[0].model)
     encoder = tower(shortened).encoder
     encoder.layers = encoder.layers[: len(encoder.layers) - max(0, clip_skip - 1)]
-    encoder = TextEncoder(model.text.model, model.text.tokenizer, clip_skip)
+    encoder = TextEncoder(model.text[0].model, model.text[0].tokenizer, clip_skip)
     ids = torch.tensor(encoder.chunks("red circle"))
-    torch.testing.assert_close(encoder(["red circle"]), shortened(ids).last_hidden_state)
+    torch.testing.assert_close(encoder(["red circle"]).states, shortened(ids).last_hidden_state)
 
 
 def test_gradients_reach_the_text_encoder(model: LoadedModel) -> None:
-    view = copy.deepcopy(model.text.model)
+    view = copy.deepcopy(model.text[0].model)
     view.requires_grad_(True)
     for clip_skip in (1, 2):
         view.zero_grad()
-        TextEncoder(view, model.text.tokenizer, clip_skip)(["red circle"]).square().sum().backward()
+        TextEncoder(view, model.text[0].tokenizer, clip_skip)(["red circle"]).states.square().sum().backward()
         grad = tower(view).encoder.layers[0].mlp.fc1.weight.grad
         assert grad.abs().sum() > 0

@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig
 
 from lora_trainer.core.errors import RunError
 from lora_trainer.hosts.standalone.checkpoint import Checkpoint
-from lora_trainer.model.families import UNET_PREFIX, V1_CONFIG
+from lora_trainer.model.family import UNET
+from lora_trainer.model.sd1 import V1_CONFIG
 from lora_trainer.model.view import text_view, unet_view
 from tests.helpers import CHECKPOINT
 
@@ -34,7 +35,7 @@ def with_params(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def parts(checkpoint: Checkpoint) -> list[tuple[torch.nn.Module, Parameters]]:
     return [
         (unet_view(checkpoint.unet, checkpoint.config), checkpoint.unet),
-        (text_view(checkpoint.text, checkpoint.text_config), checkpoint.text),
+        (text_view(checkpoint.texts[0], checkpoint.text_configs[0]), checkpoint.texts[0]),
     ]
 
 
@@ -50,18 +51,18 @@ def test_every_parameter_is_the_same_object_and_no_byte_is_copied(checkpoint: Ch
 
 
 def test_names_may_have_the_checkpoints_prefix(checkpoint: Checkpoint) -> None:
-    prefixed = {UNET_PREFIX + name: value for name, value in checkpoint.unet.items()}
+    prefixed = {UNET.stored + name: value for name, value in checkpoint.unet.items()}
     view = unet_view(prefixed, checkpoint.config)
     assert view.conv_in.weight is checkpoint.unet["input_blocks.0.0.weight"]
 
 
 def test_view_is_for_use_and_its_flags_are_the_owners(checkpoint: Checkpoint) -> None:
-    state = copy.deepcopy(checkpoint.unet), copy.deepcopy(checkpoint.text)
+    state = copy.deepcopy(checkpoint.unet), copy.deepcopy(checkpoint.texts[0])
     for owned in state:
         for index, parameter in enumerate(owned.values()):
             parameter.requires_grad_(index % 2 == 0)
     before = [[p.requires_grad for p in owned.values()] for owned in state]
-    views = unet_view(state[0], checkpoint.config), text_view(state[1], checkpoint.text_config)
+    views = unet_view(state[0], checkpoint.config), text_view(state[1], checkpoint.text_configs[0])
     assert [[p.requires_grad for p in owned.values()] for owned in state] == before
     assert not any(module.training for view in views for module in view.modules())
 
@@ -139,7 +140,7 @@ def test_yaml_may_leave_out_what_old_ones_do(checkpoint: Checkpoint) -> None:
 def test_missing_and_extra_weights_are_said(checkpoint: Checkpoint, change: str) -> None:
     for owned, view in (
         (dict(checkpoint.unet), lambda p: unet_view(p, checkpoint.config)),
-        (dict(checkpoint.text), lambda p: text_view(p, checkpoint.text_config)),
+        (dict(checkpoint.texts[0]), lambda p: text_view(p, checkpoint.text_configs[0])),
     ):
         if change == "missing":
             owned.popitem()
@@ -151,6 +152,6 @@ def test_missing_and_extra_weights_are_said(checkpoint: Checkpoint, change: str)
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
 def test_wrong_text_config_is_a_sentence(checkpoint: Checkpoint, field: str) -> None:
-    values = checkpoint.text_config.to_dict()
+    values = checkpoint.text_configs[0].to_dict()
     with pytest.raises(RunError, match="The checkpoint's weights do not"):
-        text_view(checkpoint.text, CLIPTextConfig(**{**values, field: values[field] * 2}))
+        text_view(checkpoint.texts[0], CLIPTextConfig(**{**values, field: values[field] * 2}))

@@ -32,7 +32,7 @@ def delta(down: torch.Tensor, up: torch.Tensor, alpha: float, like: torch.Tensor
 
 def key_of(prefix: str, name: str) -> str:
     """A module's key in files; transformers 5 leaves the level ``text_model`` out of its own names."""
-    level = "text_model_" if prefix == "lora_te_" and not name.startswith("text_model") else ""
+    level = "text_model_" if prefix.startswith("lora_te") and not name.startswith("text_model") else ""
     return prefix + level + name.replace(".", "_")
 
 
@@ -60,7 +60,7 @@ def outputs(unet: nn.Module, text: nn.Module) -> torch.Tensor:
 
 def of_model(model: LoadedModel) -> torch.Tensor:
     """:func:`outputs` of a view."""
-    return outputs(model.unet, model.text.model)
+    return outputs(model.unet, model.text[0].model)
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -13,11 +13,10 @@ from torch import nn
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
+from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import (
     ADAPTER,
-    TEXT_PREFIX,
-    UNET_PREFIX,
     Adapters,
     Shape,
     _inject,
@@ -36,11 +35,11 @@ Tensors = dict[str, torch.Tensor]
 @pytest.fixture
 def base(model: LoadedModel) -> tuple[nn.Module, nn.Module]:
     """Copies of UNet and text encoder that no adapter touches."""
-    return copy.deepcopy(model.unet), copy.deepcopy(model.text.model)
+    return copy.deepcopy(model.unet), copy.deepcopy(model.text[0].model)
 
 
 def both(model: LoadedModel, **values: object) -> Adapters:
-    return add_adapters(model.unet, model.text.model, **{"rank": 4, "alpha": 2.0, **values})
+    return add_adapters(model.parts, SD1, **{"rank": 4, "alpha": 2.0, **values})
 
 
 def other(standalone: StandaloneHost) -> LoadedModel:
@@ -78,7 +77,7 @@ def test_sd1_has_192_and_72_layers_under_kohyas_names(model: LoadedModel) -> Non
 def test_convolutions_are_added_with_a_rank_of_their_own(model: LoadedModel) -> None:
     inner = {"conv1", "conv2", "conv_shortcut", "time_emb_proj"}
     wanted = {
-        UNET_PREFIX + name.replace(".", "_")
+        "lora_unet_" + name.replace(".", "_")
         for name, _ in model.unet.named_modules()
         if ("resnets." in name and name.rpartition(".")[2] in inner) or name.endswith("samplers.0.conv")
     }
@@ -97,10 +96,10 @@ def test_convolutions_are_added_with_a_rank_of_their_own(model: LoadedModel) -> 
 
 @pytest.mark.parametrize(("unet", "text", "count"), [(True, False, 192), (False, True, 72)])
 def test_one_part_alone(model: LoadedModel, unet: bool, text: bool, count: int) -> None:
-    adapters = add_adapters(model.unet if unet else None, model.text.model if text else None, rank=2, alpha=1)
+    adapters = add_adapters(model.unet if unet else None, model.text[0].model if text else None, rank=2, alpha=1)
     assert len(adapters.layers) == count
-    assert len(adapters.parameters(UNET_PREFIX)) == 2 * 192 * unet
-    assert len(adapters.parameters(TEXT_PREFIX)) == 2 * 72 * text
+    assert len(adapters.parameters("lora_unet_")) == 2 * 192 * unet
+    assert len(adapters.parameters("lora_te_")) == 2 * 72 * text
     assert len(adapters.parameters()) == 2 * count
 
 
@@ -145,7 +144,7 @@ def test_down_starts_kaiming_uniform_and_up_zero(model: LoadedModel) -> None:
 
 def test_start_depends_on_the_seed_alone(standalone: StandaloneHost) -> None:
     def start(seed: int) -> Tensors:
-        return add_adapters(None, other(standalone).text.model, rank=4, alpha=2, seed=seed).state_dict()
+        return add_adapters({"lora_te_": other(standalone).text[0].model}, SD1, rank=4, alpha=2, seed=seed).state_dict()
 
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -158,7 +157,7 @@ def test_start_depends_on_the_seed_alone(standalone: StandaloneHost) -> None:
 
 
 def test_unet_starts_the_same_with_and_without_a_text_encoder(standalone: StandaloneHost) -> None:
-    alone = add_adapters(other(standalone).unet, None, rank=4, alpha=2).state_dict()
+    alone = add_adapters({"lora_unet_": other(standalone).unet}, SD1, rank=4, alpha=2).state_dict()
     together = both(other(standalone)).state_dict()
     assert all(torch.equal(tensor, together[name]) for name, tensor in alone.items())
 
@@ -166,7 +165,7 @@ def test_unet_starts_the_same_with_and_without_a_text_encoder(standalone: Standa
 def test_only_adapters_are_trained_and_in_fp32(model: LoadedModel) -> None:
     model.unet.half()
     try:
-        adapters = add_adapters(model.unet, None, rank=2, alpha=1)
+        adapters = add_adapters({"lora_unet_": model.unet}, SD1, rank=2, alpha=1)
         trained = {id(p) for p in model.unet.parameters() if p.requires_grad}
         assert trained == {id(p) for p in adapters.parameters()}
         assert {p.dtype for p in adapters.parameters()} == {torch.float32}
@@ -177,7 +176,7 @@ def test_only_adapters_are_trained_and_in_fp32(model: LoadedModel) -> None:
 
 @pytest.mark.parametrize(("alpha", "stored"), [(0, 6.0), (1.5, 1.5), (12, 12.0)])
 def test_alpha_of_zero_is_the_rank(model: LoadedModel, alpha: float, stored: float) -> None:
-    adapters = add_adapters(model.unet, None, rank=6, alpha=alpha, convolutions=Shape(3, 0))
+    adapters = add_adapters({"lora_unet_": model.unet}, SD1, rank=6, alpha=alpha, convolutions=Shape(3, 0))
     assert set(file_shapes(adapters.state_dict()).values()) == {Shape(6, stored), Shape(3, 3.0)}
 
 
@@ -190,7 +189,7 @@ def test_adapters_compute_what_the_definition_says(
     tensors = randomise(adapters)
     adapters.set_multiplier(multiplier)
     wanted = outputs(
-        merged(base[0], tensors, UNET_PREFIX, multiplier), merged(base[1], tensors, TEXT_PREFIX, multiplier)
+        merged(base[0], tensors, "lora_unet_", multiplier), merged(base[1], tensors, "lora_te_", multiplier)
     )
     assert relative_error(of_model(model), wanted) <= 1e-5
     assert relative_error(outputs(*base), wanted) > 1e-3
@@ -213,7 +212,7 @@ def test_each_kind_of_layer_alone(
 ) -> None:
     model, tensors = with_convolutions
     base = other(standalone).unet
-    layer, plain = model.unet.get_submodule(name), merged(base, tensors, UNET_PREFIX).get_submodule(name)
+    layer, plain = model.unet.get_submodule(name), merged(base, tensors, "lora_unet_").get_submodule(name)
     features = plain.weight.shape[1]
     x = torch.randn((3, features) if kind == "linear" else (2, features, 6, 6))
     with torch.no_grad():
@@ -267,7 +266,7 @@ def in_half_precision() -> Any:
 def test_weights_that_are_cast_once_are_those_that_are_cast_each_time(model: LoadedModel) -> None:
     adapters = both(model, convolutions=CONV)
     randomise(adapters)
-    for part in (model.unet, model.text.model):
+    for part in (model.unet, model.text[0].model):
         compute_in(part, torch.bfloat16)
     each, gradients_of_each = of_half(model), gradients_of(adapters)
     with adapters.cast_once(torch.bfloat16):
@@ -282,7 +281,7 @@ def test_weights_that_are_cast_once_are_those_that_are_cast_each_time(model: Loa
 def of_half(model: LoadedModel) -> torch.Tensor:
     """A loss of the whole model in bf16, with its gradients in the adapters."""
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
-    output = model.unet(noisy, torch.tensor([300]), model.text(["red circle"])).sample
+    output = model.unet(noisy, torch.tensor([300]), model.text(["red circle"]).states).sample
     output.float().square().sum().backward()
     return output.detach()
 
@@ -349,11 +348,11 @@ def test_a_view_without_its_adapters_is_as_it_was_and_takes_others(model: Loaded
     before, modules = of_model(model), dict(model.unet.named_modules())
     randomise(both(model, convolutions=CONV))
     assert not torch.equal(of_model(model), before)
-    remove_adapters(model.unet, model.text.model)
+    remove_adapters(*model.parts.values())
     assert dict(model.unet.named_modules()) == modules
     assert torch.equal(of_model(model), before)
-    remove_adapters(model.unet, model.text.model)  # there are none any more
-    adapters = adapters_for(model.unet, model.text.model, tensors)
+    remove_adapters(*model.parts.values())  # there are none any more
+    adapters = adapters_for(model.parts, tensors)
     assert all(torch.equal(value, tensors[name]) for name, value in adapters.state_dict().items())
 
 
@@ -371,8 +370,8 @@ def test_file_of_any_ranks_is_put_on_a_fresh_view(
         tensors[f"{key}.lora_up.weight"] = up[:, :1].repeat(1, rank, *[1] * (up.ndim - 2))
         tensors[f"{key}.alpha"] = torch.tensor(0.5 + index % 3)
     model, plain = other(standalone), other(standalone)
-    adapters = adapters_for(model.unet, model.text.model, tensors)
-    wanted = outputs(merged(plain.unet, tensors, UNET_PREFIX), merged(plain.text.model, tensors, TEXT_PREFIX))
+    adapters = adapters_for(model.parts, tensors)
+    wanted = outputs(merged(plain.unet, tensors, "lora_unet_"), merged(plain.text[0].model, tensors, "lora_te_"))
     assert relative_error(of_model(model), wanted) <= 1e-5
     stored = adapters.state_dict()
     assert stored.keys() == tensors.keys()
@@ -388,7 +387,7 @@ def test_missing_or_zero_alpha_is_the_rank(tensors: Tensors, alpha: float | None
 
 
 def test_text_alone_from_a_file(model: LoadedModel, tensors: Tensors) -> None:
-    adapters = adapters_for(model.unet, model.text.model, {n: t for n, t in tensors.items() if "_te_" in n})
+    adapters = adapters_for(model.parts, {n: t for n, t in tensors.items() if "_te_" in n})
     assert len(adapters.layers) == 72
 
 
@@ -425,7 +424,7 @@ def changed(tensors: Tensors, change: str) -> Tensors:
 @pytest.mark.parametrize("change", ["SDXL text", "SDXL UNet", "wider", "up of another rank"])
 def test_file_of_another_architecture_is_one_sentence(model: LoadedModel, tensors: Tensors, change: str) -> None:
     with pytest.raises(InputError, match="another kind of checkpoint") as caught:
-        adapters_for(model.unet, model.text.model, changed(tensors, change))
+        adapters_for(model.parts, changed(tensors, change))
     assert "\n" not in str(caught.value)
 
 
@@ -491,7 +490,7 @@ def test_an_alpha_that_a_file_can_only_round_is_the_same_alpha(alpha: float, dty
 
 def test_a_file_of_kohyas_with_a_rounded_alpha_is_continued(standalone: StandaloneHost) -> None:
     model = other(standalone)
-    adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=0.7, seed=3)
+    adapters = add_adapters(model.parts, SD1, rank=4, alpha=0.7, seed=3)
     half = {name: tensor.half() for name, tensor in adapters.state_dict().items()}
     adapters.load(half)
     assert {layer.lora_alpha[ADAPTER] for layer in adapters.layers.values()} == {0.7}
@@ -516,7 +515,7 @@ def test_initial_weights_come_from_the_seed_and_the_layers_name_alone(standalone
         with standalone.session(config()) as session:
             model = session.model
             state = torch.random.get_rng_state()
-            adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=2, seed=seed)
+            adapters = add_adapters(model.parts, SD1, rank=4, alpha=2, seed=seed)
             assert torch.equal(torch.random.get_rng_state(), state)
             return adapters.state_dict()
 

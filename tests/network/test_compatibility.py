@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Shape, add_adapters
 from lora_trainer.network.lora_file import save_lora
@@ -25,7 +26,7 @@ WITH_CONVOLUTIONS = pytest.mark.parametrize("convolutions", [None, Shape(3, 2.0)
 
 
 def trained_file(folder: Path, model: LoadedModel, convolutions: Shape | None) -> Path:
-    adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=1.0, convolutions=convolutions)
+    adapters = add_adapters(model.parts, SD1, rank=4, alpha=1.0, convolutions=convolutions)
     save_lora(folder / "trained.safetensors", randomise(adapters), {}, "fp32")
     return folder / "trained.safetensors"
 
@@ -49,13 +50,13 @@ def pipeline(standalone: StandaloneHost, monkeypatch: pytest.MonkeyPatch) -> Sta
         model = session.model
     unet = UNet2DConditionModel.from_config(model.unet.config)
     unet.load_state_dict({name: value.clone() for name, value in model.unet.state_dict().items()})
-    text = copy.deepcopy(model.text.model)
+    text = copy.deepcopy(model.text[0].model)
     if not hasattr(text, "load_adapter"):
         text.load_adapter = types.MethodType(load_adapter, text)
     return StableDiffusionPipeline(
         vae=AutoencoderKL(),
         text_encoder=text,
-        tokenizer=model.text.tokenizer,
+        tokenizer=model.text[0].tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         safety_checker=None,

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from lora_trainer.cli.main import main
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.plain_json import json_text
+from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import file_shapes
-from lora_trainer.network.lora_file import is_finite, read_lora, require_sd1
+from lora_trainer.network.lora_file import is_finite, read_lora, require_family
 from lora_trainer.network.ops.files import Baking, Ingredient, bake_file, merge_files, resize_file
 from lora_trainer.network.ops.info import info
 from lora_trainer.network.ops.resize import Rule
@@ -139,7 +140,7 @@ def attempts(path: Path, other: Path, out: Path) -> list[Callable[[], Any]]:
         lambda: merge_files([Ingredient(other), Ingredient(path, 0.3)], out / "ranked.safetensors", 2).to_dict(),
         lambda: heat_map("a", [LoraFile(path, "epoch 1"), LoraFile(other, "epoch 2")]),
         lambda: heat_csv(heat_map("a", [LoraFile(path, "epoch 1")])),
-        lambda: require_sd1(path),
+        lambda: require_family(path, SD1),
         lambda: [vars(shape) for shape in file_shapes(read_lora(path)).values()],
     ]
 
@@ -306,7 +307,7 @@ def test_a_lora_of_another_program_is_called_what_it_is(
         code, _, err = cli(capsys, *arguments)
         assert (code, err.count("\n"), words in err) == (2, 1, True)
     with pytest.raises(InputError, match=words) as caught:
-        require_sd1(path)
+        require_family(path, SD1)
     assert caught.value.field == "network.continue_from"
 
 
@@ -320,7 +321,7 @@ def test_kohyas_names_with_pefts_parts_are_used_as_the_webui_does(tmp_path: Path
     path = CASES / "peft-lora-2" / "ab.safetensors"
     found = info(path)
     assert ("problem" in found, found["ranks"], found["kinds"]) == (False, [4], {"LoRA": 1})
-    require_sd1(path)
+    require_family(path, SD1)
     made = some_lora()
     swapped = {n.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): t for n, t in made.items()}
     save_file(swapped, tmp_path / "a.safetensors")

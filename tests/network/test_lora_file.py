@@ -11,8 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import Adapters, add_adapters
-from lora_trainer.network.lora_file import describe, file_name, read_lora, read_metadata, require_sd1, save_lora, verify
+from lora_trainer.network.lora_file import (
+    describe,
+    file_name,
+    read_lora,
+    read_metadata,
+    require_family,
+    save_lora,
+    verify,
+)
 from tests.helpers import CHECKPOINT, config
 from tests.network.plain import randomise
 
@@ -152,7 +161,7 @@ def test_views_and_transposed_tensors_are_written_right(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ what is read
-@pytest.mark.parametrize("read", [read_lora, read_metadata, require_sd1, describe])
+@pytest.mark.parametrize("read", [read_lora, read_metadata, require_family, describe])
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -203,18 +212,18 @@ def test_extension_may_be_upper_case_and_metadata_missing(tmp_path: Path, tensor
 def test_architecture_is_told_by_the_names(tmp_path: Path, tensors: Tensors, key: str, fits: bool) -> None:
     save_file({**tensors, key: torch.zeros(1)}, tmp_path / "a.safetensors")
     if fits:
-        require_sd1(tmp_path / "a.safetensors")
+        require_family(tmp_path / "a.safetensors", SD1)
     else:
         with pytest.raises(InputError, match="another kind of checkpoint"):
-            require_sd1(tmp_path / "a.safetensors")
+            require_family(tmp_path / "a.safetensors", SD1)
 
 
 def test_checkpoint_and_empty_file_are_no_loras(tmp_path: Path) -> None:
     save_file({}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="is a checkpoint, not a LoRA"):
-        require_sd1(CHECKPOINT)
+        require_family(CHECKPOINT, SD1)
     with pytest.raises(InputError, match="has nothing in it") as caught:
-        require_sd1(tmp_path / "a.safetensors")
+        require_family(tmp_path / "a.safetensors", SD1)
     assert caught.value.field == "network.continue_from"
 
 
@@ -225,7 +234,7 @@ def test_what_nothing_can_be_trained_on_from_is_told_when_it_is_asked_for(
     key = next(iter(tensors)).partition(".")[0]
     save_file({**tensors, f"{key}.{part}": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=f"is not a plain LoRA .it has {key}.{part}") as caught:
-        require_sd1(tmp_path / "a.safetensors")
+        require_family(tmp_path / "a.safetensors", SD1)
     assert caught.value.field == "network.continue_from"
 
 
@@ -246,7 +255,7 @@ def test_file_is_described(tmp_path: Path, tensors: Tensors) -> None:
 @pytest.fixture(scope="module")
 def adapters(standalone: StandaloneHost) -> Adapters:
     with standalone.session(config()) as session:
-        made = add_adapters(None, session.model.text.model, rank=2, alpha=0.3)
+        made = add_adapters({"lora_te_": session.model.text[0].model}, SD1, rank=2, alpha=0.3)
     randomise(made)
     return made
 

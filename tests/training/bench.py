@@ -11,9 +11,9 @@ from lora_trainer.dataset.latents import LatentCache
 from lora_trainer.dataset.plan import Plan, SampleUse, Step
 from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
-from lora_trainer.diffusion.conditioning import frozen_conditioning
-from lora_trainer.diffusion.denoiser import Conditioning
+from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document
@@ -40,18 +40,18 @@ class Bench:
     ) -> None:
         self.config = TrainConfig.from_dict(document(root, training__steps=0, **changes))
         self.items = scan(self.config.data).items
-        self.latents = LatentCache(root / "cache", "none")
+        self.latents = LatentCache(root / "cache", "none", SD1.latent)
         for index, item in enumerate(self.items):
             generator = torch.Generator().manual_seed(index)
             self.latents._latents[item.path, False] = torch.randn(4, 8, 8, generator=generator)
         with host.session(self.config) as session:
             self.model: LoadedModel = session.model
         if weights != torch.float32:
-            for part in (self.model.unet, self.model.text.model):
+            for part in (self.model.unet, self.model.text[0].model):
                 own_weights(part, weights)
         captions = Captions(self.items, self.config.data, 0, 1)
         plan = Plan(self.items, self.config)
-        text: Conditioning = self.model.text
+        text: Encode = self.model.text
         if not self.config.training.text_lr:
             text = frozen_conditioning(self.model.text, self.model.device, precision)
         self.trainer = Trainer(self.config, self.model, self.items, plan, self.latents, captions, text, precision)

@@ -78,14 +78,14 @@ def test_it_is_what_the_same_step_takes_on_real_tensors(
 
 
 def test_fp16_is_computed_where_the_cpu_has_none(model: LoadedModel, tmp_path: Path) -> None:
-    for part in (model.unet, model.text.model):
+    for part in (model.unet, model.text[0].model):
         own_weights(part, torch.float16)
     assert PreparedRun(model, tmp_path).expected("fp16").peak < 0.7 * PreparedRun(model, tmp_path).expected("fp32").peak
 
 
 def test_it_allocates_nothing_and_leaves_the_model_as_it_is(model: LoadedModel, tmp_path: Path) -> None:
     work = PreparedRun(model, tmp_path, training__text_lr=1e-4, training__checkpointing=True)
-    parts = (model.unet, model.text.model)
+    parts = (model.unet, model.text[0].model)
     before = [(name, p, p.data_ptr(), p._version) for part in parts for name, p in part.named_parameters()]
     random = torch.get_rng_state()
     allocated = Allocated()
@@ -101,7 +101,7 @@ def test_it_allocates_nothing_and_leaves_the_model_as_it_is(model: LoadedModel, 
 
 def test_a_model_without_memory_is_enough(model: LoadedModel, tmp_path: Path) -> None:
     known = PreparedRun(model, tmp_path).expected()
-    for part in (model.unet, model.text.model):
+    for part in (model.unet, model.text[0].model):
         own_weights(part, torch.float32)
         part.to("meta")
     assert PreparedRun(model, tmp_path).expected() == known

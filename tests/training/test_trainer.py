@@ -62,7 +62,7 @@ def test_only_what_is_trained_is_in_training_mode(standalone: StandaloneHost, tm
     bench = Bench(standalone, tmp_path, training__text_lr=rate)
     bench.gradient(2)
     assert bench.model.unet.training
-    assert bench.model.text.model.training == bool(rate)
+    assert bench.model.text[0].model.training == bool(rate)
 
 
 def test_gradients_are_clipped_to_the_length_asked_for(standalone: StandaloneHost, tmp_path: Path) -> None:

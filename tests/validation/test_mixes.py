@@ -23,6 +23,7 @@ from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.background import BackgroundTasks
 from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.queue import JobQueue
+from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.blocks.stack import MixRule, parse_stack
 from lora_trainer.network.lora_file import save_lora
@@ -124,7 +125,7 @@ def host(standalone: StandaloneHost) -> StandaloneHost:
     for name in ("one", "two"):
         with standalone.session(config()) as session:
             model = session.model
-            adapters = add_adapters(model.unet, model.text.model, rank=2 if name == "one" else 3, alpha=2.0)
+            adapters = add_adapters(model.parts, SD1, rank=2 if name == "one" else 3, alpha=2.0)
             trained = randomise(adapters, 0.1 if name == "one" else 0.15)
         save_lora(standalone.folders.loras / f"{name}.safetensors", trained, {}, "fp32")
     shutil.copy(standalone.folders.loras / "one.safetensors", standalone.folders.loras / "same.safetensors")

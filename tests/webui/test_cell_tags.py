@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import SD, SDXL, Architecture
+from lora_trainer.model.block_lists import SD, SDXL, Architecture
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.runs.saved_files import NO_LORA, RunFiles, epoch_values
 from lora_trainer.webui.cell_tags import CellTag, block_choices, block_lists, compose, masked, single_blocks

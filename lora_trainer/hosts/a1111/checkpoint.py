@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, RunError
-from lora_trainer.model.families import UNET_PREFIX, CheckpointInfo, family_of
+from lora_trainer.model.families import CheckpointInfo, family_of
+from lora_trainer.model.family import UNET
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.precision import without_autocast
 
@@ -69,13 +70,13 @@ def info_of_file(chosen: Any) -> CheckpointInfo | None:
     try:
         with safe_open(chosen.filename, framework="pt") as file:
             keys = list(file.keys())
-            first = UNET_PREFIX + "input_blocks.0.0.weight"
+            first = UNET.stored + "input_blocks.0.0.weight"
             channels = file.get_slice(first).get_shape()[1] if first in keys else None
     except (SafetensorError, OSError, ValueError):
         return None  # a .ckpt, or gone
     name = Path(chosen.filename).name
     family = family_of(keys, channels, name=name)
-    return CheckpointInfo(name, chosen.sha256 or "", chosen.hash or "", family, "epsilon")
+    return CheckpointInfo(name, chosen.sha256 or "", chosen.hash or "", family, family.prediction)
 
 
 def is_put_away(sd_model: Any) -> bool:
@@ -88,7 +89,7 @@ def is_put_away(sd_model: Any) -> bool:
 def checkpoint_info(sd_model: Any) -> CheckpointInfo:
     """What the loaded checkpoint is; raises :class:`InputError` for kinds that cannot be trained."""
     require_trainable(sd_model)
-    keys = [UNET_PREFIX + name for name, _ in sd_model.model.diffusion_model.named_parameters()]
+    keys = [UNET.stored + name for name, _ in sd_model.model.diffusion_model.named_parameters()]
     keys += [_text_marker(sd_model)]
     channels = getattr(sd_model.model.diffusion_model, "in_channels", None)
     info = sd_model.sd_checkpoint_info
@@ -195,7 +196,7 @@ def require_trainable(sd_model: Any) -> None:
 def native_view(sd_model: Any, config: TrainConfig) -> LoadedModel:
     """The model as training sees it; its weights are the WebUI's own."""
     from lora_trainer.model.schedule import unrounded
-    from lora_trainer.model.text import TextEncoder
+    from lora_trainer.model.text import TextEncoder, TextEncoders
     from lora_trainer.model.view import text_view, unet_view
 
     info = checkpoint_info(sd_model)
@@ -215,7 +216,7 @@ def native_view(sd_model: Any, config: TrainConfig) -> LoadedModel:
     return LoadedModel(
         info=info,
         unet=unet_view(dict(sd_model.model.diffusion_model.named_parameters()), unet_config),
-        text=encoder,
+        text=TextEncoders([encoder]),
         # FP8 weights leave it in half precision, also when they are off again (sd_models.py:416)
         alphas_cumprod=unrounded(schedule.detach().float().cpu(), unet_config),
         encode=lambda pixels: encode_pixels(sd_model, pixels),

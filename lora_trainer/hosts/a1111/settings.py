@@ -9,7 +9,7 @@ from modules import extensions, paths, shared
 
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.i18n import error_sentence, translator
-from lora_trainer.network.blocks.block_map import SD, SDXL, Architecture
+from lora_trainer.model.block_lists import SD, SDXL, Architecture
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
 

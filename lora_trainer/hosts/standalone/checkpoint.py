@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.standalone.tokenizer import clip_folder, load_tokenizer, text_config
 from lora_trainer.model.contents import unreadable
-from lora_trainer.model.families import SD1_TEXT_PREFIX, UNET_PREFIX, V1_CONFIG, CheckpointInfo
+from lora_trainer.model.families import CheckpointInfo, family_of
+from lora_trainer.model.family import UNET
 from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.model.sd1 import SD1
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +36,18 @@ class Checkpoint:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         state = load_file(path)
-        self.unet = _parameters(state, UNET_PREFIX, self.device, dtype, nn.Parameter)
-        text = _parameters(state, SD1_TEXT_PREFIX, self.device, dtype, nn.Parameter)
-        self.text = {n: p for n, p in text.items() if not n.endswith("position_ids")}
+        family = family_of(state, name=path)
+        self.unet = _parameters(state, family.unet.stored, self.device, dtype, nn.Parameter)
+        self.texts = [_parameters(state, part.stored, self.device, dtype, nn.Parameter) for part in family.encoders]
         self.vae = _load_vae(state, self.config, self.device)
         self.vae_key = hash_tensors(p for n, p in self.vae.named_parameters() if n.startswith(("encoder", "quant")))
         self.alphas_cumprod = ldm_alphas(self.config)
         self.text_folder = clip_folder(path, self.config)
         self.tokenizer = load_tokenizer(self.text_folder)
-        self.text_config = text_config(self.text_folder, self.text)
-        self.scale = float(self.config["model"]["params"].get("scale_factor", 0.18215))
+        self.text_configs = [
+            text_config(self.text_folder, part, text) for part, text in zip(family.encoders, self.texts, strict=True)
+        ]
+        self.scale = float(self.config["model"]["params"].get("scale_factor", family.latent.scale))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) in −1…1 → the posterior's mean times the scale factor, fp32."""
@@ -54,13 +58,16 @@ class Checkpoint:
 
     def view(self, info: CheckpointInfo, clip_skip: int) -> LoadedModel:
         """A fresh view of the same parameters."""
-        from lora_trainer.model.text import TextEncoder
+        from lora_trainer.model.text import TextEncoder, TextEncoders
         from lora_trainer.model.view import text_view, unet_view
 
         return LoadedModel(
             info=info,
             unet=unet_view(self.unet, self.config),
-            text=TextEncoder(text_view(self.text, self.text_config), self.tokenizer, clip_skip),
+            text=TextEncoders(
+                TextEncoder(text_view(text, config), self.tokenizer, clip_skip)
+                for text, config in zip(self.texts, self.text_configs, strict=True)
+            ),
             alphas_cumprod=self.alphas_cumprod,
             encode=self.encode,
             vae_key=self.vae_key,
@@ -80,7 +87,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
 
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
-        return V1_CONFIG
+        return dict(SD1.config)
     try:
         config = yaml.safe_load(beside.read_text(encoding="utf-8-sig"))
         config["model"]["params"]["unet_config"]["params"]["model_channels"]
@@ -101,7 +108,7 @@ def read_header(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
-            name = UNET_PREFIX + "input_blocks.0.0.weight"
+            name = UNET.stored + "input_blocks.0.0.weight"
             shapes = {name: file.get_slice(name).get_shape()} if name in keys else {}
             return keys, shapes
     except (SafetensorError, OSError, ValueError) as error:
@@ -114,7 +121,7 @@ def _parameters(
     return {
         name.removeprefix(prefix): kind(value.to(device, dtype), requires_grad=False)
         for name, value in state.items()
-        if name.startswith(prefix) and value.is_floating_point()
+        if name.startswith(prefix) and value.is_floating_point() and not name.endswith("position_ids")
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from lora_trainer.model.loaded import LoadedModel
 
@@ -21,26 +22,27 @@ class Drawing:
     """A diffusers pipeline on a view of its own, with the LoRA of a file on it.
 
     Args:
-        checkpoint: gives VAE and tokenizer.
+        checkpoint: gives the VAE.
         model: the view.
         path: the LoRA file, or ``None`` for the checkpoint alone.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: LoadedModel, path: Path | None) -> None:
-        from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+        import diffusers
 
         from lora_trainer.network.adapters import adapters_for
         from lora_trainer.network.lora_file import read_lora
 
         self.path = path
         self.text = model.text
-        self._adapters = adapters_for(model.unet, model.text.model, read_lora(path)) if path else None
-        self.pipeline = StableDiffusionPipeline(
+        self._blocks = model.info.family.blocks
+        self._adapters = adapters_for(model.parts, read_lora(path)) if path else None
+        self.pipeline = getattr(diffusers, model.info.family.pipeline)(
             vae=checkpoint.vae,
-            text_encoder=model.text.model,
-            tokenizer=checkpoint.tokenizer,
+            text_encoder=model.text[0].model,
+            tokenizer=model.text[0].tokenizer,
             unet=model.unet.eval(),
-            scheduler=EulerAncestralDiscreteScheduler(steps_offset=1),  # each picture sets its own
+            scheduler=diffusers.EulerAncestralDiscreteScheduler(steps_offset=1),  # each picture sets its own
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -49,12 +51,14 @@ class Drawing:
 
     def set_weight(self, weight: float, lbw: str = "") -> None:
         """The number and the list in ``<lora:name:0.8:lbw=list>``; raises :class:`InputError` for a wrong list."""
-        from lora_trainer.network.blocks.block_map import SD
         from lora_trainer.network.blocks.weights import factors, resolve
 
         if self._adapters is None:
             return
         self._adapters.set_multiplier(weight)
-        if lbw:
-            blocks = resolve(lbw, SD)
-            self._adapters.scale_each(factors(self._adapters.layers, blocks, weight, weight))
+        if not lbw:
+            return
+        if self._blocks is None:
+            raise InputError("Block weights are for checkpoints of SD1, SD2 and SDXL, and another kind is loaded.")
+        blocks = resolve(lbw, self._blocks)
+        self._adapters.scale_each(factors(self._adapters.layers, blocks, weight, weight))

@@ -18,14 +18,8 @@ from lora_trainer.hosts.fair_lock import FairLock
 from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, cached_hash, checkpoint_config, read_header
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.hosts.standalone.session import StandaloneSession
-from lora_trainer.model.families import (
-    SD1,
-    UNET_PREFIX,
-    CheckpointInfo,
-    family_of,
-    native_resolution,
-    prediction_type,
-)
+from lora_trainer.model.families import SD1, CheckpointInfo, family_of, native_resolution, prediction_type
+from lora_trainer.model.family import UNET
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
 if TYPE_CHECKING:
@@ -61,7 +55,7 @@ class StandaloneHost:
         """Look into the checkpoint's header only; raises :class:`InputError`."""
         path = self._path(config)
         keys, shapes = read_header(path)
-        channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", [0, None])[1]
+        channels = shapes.get(UNET.stored + "input_blocks.0.0.weight", [0, None])[1]
         family = family_of(keys, channels, name=path)
         if not any(key.startswith(VAE_PREFIX) for key in keys):
             raise InputError(

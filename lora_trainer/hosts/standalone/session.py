@@ -60,7 +60,7 @@ class StandaloneSession:
             trained_betas=betas.tolist(), prediction_type=self._info.prediction, steps_offset=1, **arguments
         )
         with torch.no_grad():
-            states = drawing.text([*(r.prompt for r in requests), request.negative])
+            states = drawing.text([*(r.prompt for r in requests), request.negative]).states
             output = pipeline(
                 prompt_embeds=states[:-1],
                 negative_prompt_embeds=states[-1:].expand(len(requests), -1, -1),

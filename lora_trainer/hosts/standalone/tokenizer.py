@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import expand
+from lora_trainer.model.family import TextPart
 
 if TYPE_CHECKING:
     import torch
@@ -71,17 +72,11 @@ def _tokenizer_from_words(path: Path) -> Any:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def text_config(folder: Path | None, parameters: Mapping[str, torch.Tensor]) -> Any:
-    """The CLIP config in the folder, or CLIP ViT-L/14's (which SD1 uses)."""
+def text_config(folder: Path | None, part: TextPart, parameters: Mapping[str, torch.Tensor]) -> Any:
+    """The CLIP config in the folder, or the family's own for this text encoder."""
     from transformers import CLIPTextConfig
 
-    if folder is not None and (folder / "config.json").is_file():
-        return CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-    return CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-        vocab_size=parameters["text_model.embeddings.token_embedding.weight"].shape[0],
-    )
+    if folder is not None and (folder / part.folder / "config.json").is_file():
+        return CLIPTextConfig.from_pretrained(folder / part.folder, local_files_only=True)
+    words = parameters["text_model.embeddings.token_embedding.weight"].shape[0]
+    return CLIPTextConfig(**part.config, vocab_size=words)

@@ -7,65 +7,15 @@ LDM names for SDXL, LyCORIS alike) and in the WebUI's own, so that a preview and
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.model.ldm_names import RESNET
-
-
-def _numbered(prefix: str, numbers: Iterable[int]) -> tuple[str, ...]:
-    return tuple(f"{prefix}{n:02d}" for n in numbers)
-
-
-BASE = "BASE"
-TEXT_BLOCKS = ("TE1", "TE2")
-ALL_BLOCKS = (BASE, *_numbered("IN", range(12)), "M00", *_numbered("OUT", range(12)))
-"""All 26 in their order; BASE stands for the text encoders."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model family's block lists.
-
-    Attributes:
-        name: as a person calls it.
-        attention: the blocks of a LoRA on attention and feed-forward layers.
-        convolutions: all blocks, for a LoRA on the resnets too.
-        text_encoders: ``TE1``, and ``TE2`` where there are two.
-    """
-
-    name: str
-    attention: tuple[str, ...]
-    convolutions: tuple[str, ...]
-    text_encoders: tuple[str, ...]
-
-    @property
-    def lists(self) -> dict[int, tuple[str, ...]]:
-        """Number of values → the blocks in order, the longest last."""
-        return {len(blocks): blocks for blocks in (self.attention, self.convolutions)}
-
-    @property
-    def lengths(self) -> str:
-        """``"17 or 26"``."""
-        return " or ".join(str(n) for n in self.lists)
-
-
-SD = Architecture(
-    "SD1/SD2",
-    (BASE, *_numbered("IN", (1, 2, 4, 5, 7, 8)), "M00", *_numbered("OUT", range(3, 12))),
-    ALL_BLOCKS,
-    TEXT_BLOCKS[:1],
-)
-SDXL = Architecture(
-    "SDXL",
-    (BASE, *_numbered("IN", (4, 5, 7, 8)), "M00", *_numbered("OUT", range(6))),
-    (BASE, *_numbered("IN", range(9)), "M00", *_numbered("OUT", range(9))),
-    TEXT_BLOCKS,
-)
-ARCHITECTURES = (SD, SDXL)
+from lora_trainer.model.block_lists import ALL_BLOCKS, BASE, SD, SDXL, TEXT_BLOCKS, Architecture
+from lora_trainer.model.ldm_names import unet_to_ldm
 
 _UNET_PREFIXES = ("lora_unet_", "oft_unet_", "diffusion_model_")
 _TEXT_PREFIXES = {
@@ -81,47 +31,10 @@ _HF_TEXT = re.compile(r"text_model_encoder_layers_(\d+)_(.+)")
 _OPENCLIP_TEXT = re.compile(r"resblocks_(\d+)_(.+)")
 _DEEP_TRANSFORMER = re.compile(r"_transformer_blocks_[1-9]")
 
-_FIRST_UPSAMPLER = "up_blocks_0_upsamplers_0_conv"
 _ONLY_SD = re.compile(
     r"diffusion_model_(input_blocks_[12]_1_|(input|output)_blocks_(9|10|11)_|output_blocks_[678]_1_|.*_transformer_blocks_0_)"
 )
 """Layers that SD1 and SD2 have and SDXL has not, in LDM's names; its transformers are never alone, but 2 or 10 deep."""
-
-Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
-
-
-def _resnet(suffix: str) -> str:
-    return RESNET.get(suffix, suffix).replace(".", "_")
-
-
-_DIFFUSERS: list[Rule] = [
-    (re.compile(pattern), rename)
-    for pattern, rename in (
-        (r"conv_in", lambda m: "input_blocks_0_0"),
-        (r"conv_out", lambda m: "out_2"),
-        (r"time_embedding_linear_([12])", lambda m: f"time_embed_{2 * int(m[1]) - 2}"),
-        (
-            r"down_blocks_(\d+)_attentions_(\d+)_(.+)",
-            lambda m: f"input_blocks_{1 + 3 * int(m[1]) + int(m[2])}_1_{m[3]}",
-        ),
-        (
-            r"down_blocks_(\d+)_resnets_(\d+)_(.+)",
-            lambda m: f"input_blocks_{1 + 3 * int(m[1]) + int(m[2])}_0_{_resnet(m[3])}",
-        ),
-        (r"down_blocks_(\d+)_downsamplers_0_conv", lambda m: f"input_blocks_{3 + 3 * int(m[1])}_0_op"),
-        (r"mid_block_attentions_\d+_(.+)", lambda m: f"middle_block_1_{m[1]}"),
-        (r"mid_block_resnets_(\d+)_(.+)", lambda m: f"middle_block_{2 * int(m[1])}_{_resnet(m[2])}"),
-        (r"up_blocks_(\d+)_attentions_(\d+)_(.+)", lambda m: f"output_blocks_{3 * int(m[1]) + int(m[2])}_1_{m[3]}"),
-        (
-            r"up_blocks_(\d+)_resnets_(\d+)_(.+)",
-            lambda m: f"output_blocks_{3 * int(m[1]) + int(m[2])}_0_{_resnet(m[3])}",
-        ),
-        (
-            r"up_blocks_(\d+)_upsamplers_0_conv",
-            lambda m: f"output_blocks_{2 + 3 * int(m[1])}_{2 if int(m[1]) else 1}_conv",
-        ),
-    )
-]
 
 
 def ldm_name(key: str, architecture: Architecture = SD) -> str:
@@ -136,11 +49,8 @@ def ldm_name(key: str, architecture: Architecture = SD) -> str:
     for prefix in _UNET_PREFIXES:
         if key.startswith(prefix):
             rest = key[len(prefix) :]
-            if architecture is SDXL and rest == _FIRST_UPSAMPLER:
-                return "diffusion_model_output_blocks_2_2_conv"  # behind an attention, which SD1 does not have there
-            for pattern, rename in _DIFFUSERS:
-                if match := pattern.fullmatch(rest):
-                    return "diffusion_model_" + rename(match)
+            with contextlib.suppress(KeyError):  # it is LDM's name already, or unknown
+                rest = unet_to_ldm(rest, architecture.attention_up, dot="_")
             return "diffusion_model_" + rest
     text = _text_part(key)
     return f"{'1_' if text[0] else ''}transformer_{text[1]}" if text else key

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import ARCHITECTURES, Architecture
+from lora_trainer.model.block_lists import ARCHITECTURES, Architecture
 
 SHIPPED_LISTS = Path(__file__).parent / "block_presets.txt"
 SHIPPED_ELEMENTS = Path(__file__).parent / "element_presets.txt"

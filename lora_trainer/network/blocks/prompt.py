@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import Architecture
+from lora_trainer.model.block_lists import Architecture
 from lora_trainer.network.blocks.lora_tag import BLOCK_ARGUMENTS, KNOWN, WEBUI_ARGUMENTS, LoraTag, argument, parse_tag
 from lora_trainer.network.blocks.presets import Presets
 from lora_trainer.network.blocks.weights import BlockWeights, resolve

@@ -10,16 +10,8 @@ from dataclasses import dataclass
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.randomness import python_rng
-from lora_trainer.network.blocks.block_map import (
-    ALL_BLOCKS,
-    ARCHITECTURES,
-    BASE,
-    TEXT_BLOCKS,
-    Architecture,
-    block_of,
-    spellings,
-    text_encoder_of,
-)
+from lora_trainer.model.block_lists import ALL_BLOCKS, ARCHITECTURES, BASE, TEXT_BLOCKS, Architecture
+from lora_trainer.network.blocks.block_map import block_of, spellings, text_encoder_of
 from lora_trainer.network.blocks.presets import LENGTHS, Presets, shipped_presets
 
 _FROM_TAG = re.compile(r"X(?:([+-])(\d+\.?\d*|\.\d+))?")

@@ -1,8 +1,7 @@
-"""The weights of an SD1 checkpoint file under kohya's module names, read one at a time."""
+"""The weights of a checkpoint file under kohya's module names, read one at a time."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,10 @@ from safetensors import SafetensorError, safe_open
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import is_file
 from lora_trainer.model.contents import unreadable
-from lora_trainer.model.families import SD1, SD1_TEXT_PREFIX, UNET_PREFIX, family_of
-from lora_trainer.model.ldm_names import RESNET
+from lora_trainer.model.families import family_of
+from lora_trainer.model.family import ModelFamily
+from lora_trainer.model.ldm_names import ldm_to_unet
 from lora_trainer.network.blocks.block_map import ldm_name
-
-_RESNET_BACK = {ldm.replace(".", "_"): name for name, ldm in RESNET.items()}
-_TOP = {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding_linear_1"}
-_TOP["time_embed_2"] = "time_embedding_linear_2"
-_BLOCK = re.compile(r"(input|output)_blocks_(\d+)_(\d)_(.+)")
 
 
 class CheckpointWeights:
@@ -29,6 +24,7 @@ class CheckpointWeights:
 
     Attributes:
         path: of the file.
+        family: what it is.
         keys: kohya's module name → the tensor's name in the file.
     """
 
@@ -36,12 +32,11 @@ class CheckpointWeights:
         self.path = path
         self._file = file
         names = list(file.keys())
-        if family_of(names, name=path) != SD1:
-            raise InputError("{path} is not an SD1 checkpoint; only these can be compared here.", path=path)
+        self.family = family_of(names, name=path)
         self.keys: dict[str, str] = {}
         for name in sorted(names):
             if name.endswith(".weight") and len(file.get_slice(name).get_shape()) in (2, 4):
-                key = kohya_name(name)
+                key = kohya_name(name, self.family)
                 if key:
                     self.keys[key] = name
         self._by_ldm = {ldm_name(key): key for key in self.keys}
@@ -54,7 +49,7 @@ class CheckpointWeights:
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[CheckpointWeights]:
-    """Open an SD1 checkpoint.
+    """Open a checkpoint of a family that can be trained.
 
     Raises:
         InputError: missing, damaged, or of another family.
@@ -71,39 +66,16 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointWeights]:
         yield CheckpointWeights(path, opened)
 
 
-def kohya_name(name: str) -> str | None:
+def kohya_name(name: str, family: ModelFamily) -> str | None:
     """``lora_unet_down_blocks_0_attentions_0_proj_in`` for a tensor of a checkpoint; ``None`` for the VAE."""
     module = name.removesuffix(".weight")
-    if module.startswith(SD1_TEXT_PREFIX):
-        inner = module[len(SD1_TEXT_PREFIX) :].replace(".", "_")
-        return f"lora_te_{inner}" if "_encoder_" in inner else None
-    if not module.startswith(UNET_PREFIX):
+    part = next((part for part in family.parts if module.startswith(part.stored)), None)
+    if part is None:
         return None
-    renamed = _diffusers_name(module[len(UNET_PREFIX) :].replace(".", "_"))
-    return None if renamed is None else f"lora_unet_{renamed}"
-
-
-def _diffusers_name(ldm: str) -> str | None:
-    """The way back from :func:`lora_trainer.network.blocks.block_map.ldm_name`."""
-    if ldm in _TOP:
-        return _TOP[ldm]
-    middle = re.fullmatch(r"middle_block_(\d)_(.+)", ldm)
-    if middle:
-        if middle[1] == "1":
-            return f"mid_block_attentions_0_{middle[2]}"
-        return f"mid_block_resnets_{int(middle[1]) // 2}_{_RESNET_BACK.get(middle[2], middle[2])}"
-    match = _BLOCK.fullmatch(ldm)
-    if not match:
+    inner = module[len(part.stored) :].replace(".", "_")
+    if part is not family.unet:
+        return part.prefix + inner if "_encoder_" in inner else None
+    try:
+        return part.prefix + ldm_to_unet(inner, family.blocks.attention_up if family.blocks else (), dot="_")
+    except KeyError:
         return None
-    side, number, place, rest = match[1], int(match[2]), int(match[3]), match[4]
-    if side == "input":
-        if rest == "op":
-            return f"down_blocks_{number // 3 - 1}_downsamplers_0_conv"
-        block, layer = divmod(number - 1, 3)
-    else:
-        block, layer = divmod(number, 3)
-        if rest == "conv":
-            return f"up_blocks_{block}_upsamplers_0_conv"
-    kind = "attentions" if place else "resnets"
-    suffix = rest if place else _RESNET_BACK.get(rest, rest)
-    return f"{'down' if side == 'input' else 'up'}_blocks_{block}_{kind}_{layer}_{suffix}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,18 +11,13 @@ import torch
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.plain_json import json_text
+from lora_trainer.model.family import ModelFamily
 from lora_trainer.network import lowrank
 from lora_trainer.network.lora_file import is_finite
 from lora_trainer.network.modules import lora_factors, lora_parts
 from lora_trainer.network.ops.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.ops.merge import Progress
 from lora_trainer.network.ops.provenance import in_precision
-
-_ATTENTION = re.compile(
-    r"lora_unet_.*attentions_\d+_(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)))"
-)
-_CONVOLUTION = re.compile(r"lora_unet_.*(resnets_\d+_(conv1|conv2|conv_shortcut|time_emb_proj)|samplers_0_conv)")
-_TEXT = re.compile(r"lora_te_.*layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def extract(
         change = _difference(base, tuned, key)
         size = float(torch.linalg.norm(change)) ** 2
         everything += size
-        ours = _wanted(key, conv_rank is not None) and not (skip_text and key.startswith("lora_te_"))
+        ours = _wanted(base.family, key, conv_rank is not None) and not (skip_text and _is_text(base.family, key))
         if ours and size:
             parts = in_precision(_decomposed(change, rank, conv_rank, clamp_quantile), precision)
             modules[key] = parts
@@ -97,12 +91,12 @@ def extract(
     return Extracted(modules, math.sqrt(wrong / inside), math.sqrt(inside / everything), unchanged)
 
 
-def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
+def metadata(family: ModelFamily, rank: int, conv_rank: int | None) -> dict[str, str]:
     """The entries that other programs look for in a LoRA file."""
     arguments = {} if conv_rank is None else {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
     return {
-        "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
+        "ss_v2": str(family.is_v2),
+        "ss_base_model_version": family.base_version,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
@@ -118,8 +112,12 @@ def _check(rank: int, conv_rank: int | None, clamp_quantile: float) -> None:
         raise InputError("The clamp quantile must be above 0.5 and at most 1, not {value:g}.", value=clamp_quantile)
 
 
-def _wanted(key: str, convolutions: bool) -> bool:
-    return bool(_ATTENTION.fullmatch(key) or _TEXT.fullmatch(key) or (convolutions and _CONVOLUTION.fullmatch(key)))
+def _wanted(family: ModelFamily, key: str, convolutions: bool) -> bool:
+    return any(part.adapts(key, convolutions=convolutions) for part in family.parts)
+
+
+def _is_text(family: ModelFamily, key: str) -> bool:
+    return key.startswith(tuple(part.prefix for part in family.encoders))
 
 
 def _shared(base: CheckpointWeights, tuned: CheckpointWeights) -> list[str]:
@@ -151,9 +149,8 @@ def _difference(base: CheckpointWeights, tuned: CheckpointWeights, key: str) -> 
 
 
 def _text_differs(base: CheckpointWeights, tuned: CheckpointWeights, keys: list[str], threshold: float) -> bool:
-    return any(
-        float(_difference(base, tuned, key).abs().max()) > threshold for key in keys if key.startswith("lora_te_")
-    )
+    text = [key for key in keys if _is_text(base.family, key)]
+    return any(float(_difference(base, tuned, key).abs().max()) > threshold for key in text)
 
 
 def _decomposed(

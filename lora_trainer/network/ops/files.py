@@ -291,6 +291,7 @@ def extract_file(
             precision=precision,
             progress=progress,
         )
+        entries = metadata(first.family, rank, conv_rank)
     entry = {
         "made": "extracted",
         "base": base.name,
@@ -298,7 +299,7 @@ def extract_file(
         "clamp_quantile": clamp_quantile,
         "error": found.error,
     }
-    header = derived.derived_metadata(metadata(rank, conv_rank), output, entry, found.modules)
+    header = derived.derived_metadata(entries, output, entry, found.modules)
     digest = derived.write_derived(output, found.modules, header)
     facts = {"error": found.error, "covered": found.covered, "unchanged": found.unchanged}
     return Made(output, digest, facts)

@@ -12,14 +12,8 @@ from typing import Any
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import (
-    ALL_BLOCKS,
-    BASE,
-    TEXT_BLOCKS,
-    architecture_of,
-    block_of,
-    text_encoder_of,
-)
+from lora_trainer.model.block_lists import ALL_BLOCKS, BASE, TEXT_BLOCKS
+from lora_trainer.network.blocks.block_map import architecture_of, block_of, text_encoder_of
 from lora_trainer.network.lora_file import describe, read_lora, read_metadata
 from lora_trainer.network.modules import EMBEDDING, delta_norm, group, is_dora, kind_of, rank_of
 

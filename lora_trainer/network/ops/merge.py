@@ -10,8 +10,9 @@ import torch
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.messages import Notice
+from lora_trainer.model.block_lists import Architecture
 from lora_trainer.network import lowrank
-from lora_trainer.network.blocks.block_map import Architecture, architecture_of, ldm_name
+from lora_trainer.network.blocks.block_map import architecture_of, ldm_name
 from lora_trainer.network.blocks.stack import sum_notices
 from lora_trainer.network.lowrank import Factors
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of

@@ -13,7 +13,8 @@ from lora_trainer import __version__
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import free_name
 from lora_trainer.core.plain_json import json_text, parse_json
-from lora_trainer.network.blocks.block_map import SDXL, architecture_of
+from lora_trainer.model.block_lists import SDXL
+from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.lora_file import DTYPES, write_tensors
 
 RECORD = "lora_train_made_from"

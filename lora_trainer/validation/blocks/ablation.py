@@ -30,7 +30,8 @@ from lora_trainer.core.files import file_hash, save_picture, write_json, write_t
 from lora_trainer.core.messages import Notice
 from lora_trainer.dataset.images import read_picture
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
-from lora_trainer.network.blocks.block_map import Architecture, architecture_of
+from lora_trainer.model.block_lists import Architecture
+from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.blocks.weights import of_blocks
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
@@ -87,7 +88,7 @@ class AnalysisPlan:
         Raises:
             InputError: the LoRA is for another kind of checkpoint.
         """
-        if checkpoint.family.name not in self.architecture.name:
+        if checkpoint.family.blocks != self.architecture:
             raise InputError(
                 "{path} is a LoRA for {architecture}, but the checkpoint is {family}; load a checkpoint of its kind.",
                 path=self.file.name,

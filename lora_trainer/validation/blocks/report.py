@@ -19,7 +19,8 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash, write_json
 from lora_trainer.core.messages import Notice
 from lora_trainer.hosts.base import LoraUse, Session
-from lora_trainer.network.blocks.block_map import TEXT_BLOCKS, Architecture, architecture_of
+from lora_trainer.model.block_lists import TEXT_BLOCKS, Architecture
+from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.blocks.presets import Presets, shipped_presets
 from lora_trainer.network.blocks.weights import BlockWeights, number_text, of_blocks, resolve
 from lora_trainer.network.lora_file import read_metadata

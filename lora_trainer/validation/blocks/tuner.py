@@ -22,8 +22,8 @@ import torch
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.randomness import python_rng
-from lora_trainer.diffusion.conditioning import frozen_conditioning
-from lora_trainer.diffusion.denoiser import Conditioning, Denoiser
+from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
+from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.diffusion.noise import keyed_noise
 from lora_trainer.hosts.base import Session
 from lora_trainer.model.memory import free_memory, is_out_of_memory, out_of_memory
@@ -130,7 +130,7 @@ class Tuner:
         tensors = read_lora(file)
         with session.turn():
             try:
-                self.adapters = adapters_for(model.unet, model.text.model, tensors)
+                self.adapters = adapters_for(model.parts, tensors)
             except InputError:
                 self.close()
                 raise
@@ -142,12 +142,12 @@ class Tuner:
         self._index = {key: numbers.get(place) for key, place in places.items()}
         chosen = resolve_precision(precision, model.device, model.unet.dtype)
         self._scale = _FP16_SCALE if chosen == "fp16" else 1.0
-        self._denoiser = Denoiser(model, self._conditioning(chosen), chosen)
+        self._denoiser = Denoiser(model, self._encoder(chosen), chosen)
 
     def close(self) -> None:
         """Leave the model's view as it was found."""
         model = self._session.model
-        remove_adapters(model.unet, model.text.model)
+        remove_adapters(*model.parts.values())
         model.unet.disable_gradient_checkpointing()
 
     # -------------------------------------------------------------- measuring
@@ -183,8 +183,7 @@ class Tuner:
         batch, captions = latent.expand(len(cells), *latent.shape), [item.caption] * len(cells)
         try:
             with self._session.turn():
-                model.unet.eval()
-                model.text.model.eval()
+                model.evaluate()
                 self._apply(torch.tensor(weights, device=model.device))
                 return self._denoiser.losses(batch, noise, torch.tensor(levels), captions).tolist()
         except (RuntimeError, MemoryError) as error:
@@ -253,8 +252,8 @@ class Tuner:
         t = min(int((stratum + share) * width), self._denoiser.schedule.timesteps - 1)
         noise = self._noise(latent, key, number, t, stratum)
         with self._session.turn():
-            model.unet.train()  # gradient checkpointing asks for it; nothing in the view is random
-            model.text.model.train()
+            for part in model.parts.values():
+                part.train()  # gradient checkpointing asks for it; nothing in the view is random
             free = weights.to(model.device, torch.float32).requires_grad_()
             self._apply(free)
             loss = self._denoiser.losses(latent[None], noise[None], torch.tensor([t]), [item.caption])
@@ -269,8 +268,8 @@ class Tuner:
     def _noise(self, latent: torch.Tensor, *key: object) -> torch.Tensor:
         return keyed_noise(latent.shape, 0.0, self.effort.seed, "block tuning", *key)
 
-    def _conditioning(self, precision: str) -> Conditioning:
-        """The text encoder itself when the LoRA works on it, else captions that are encoded once."""
+    def _encoder(self, precision: str) -> Encode:
+        """The text encoders themselves when the LoRA works on them, else captions that are encoded once."""
         model = self._session.model
         if any(block.startswith("TE") for block in self.blocks):
             return model.text

@@ -58,7 +58,7 @@ def find_pictures(
     if folder:
         data = DataConfig(folder=folder, resolution=data.resolution, bucket_step=data.bucket_step, trigger=data.trigger)
     dataset = scan(data)
-    latents = LatentCache(host.folders.cache / "latents", session.model.vae_key)
+    latents = LatentCache(host.folders.cache / "latents", session.model.vae_key, session.model.info.family.latent)
     wanted = latents.missing(dataset.items, flip=False)
     dataset = encode_each(dataset, wanted, latents, session.model.encode, session.turn)
     items, kind = dataset.items, FOLDER

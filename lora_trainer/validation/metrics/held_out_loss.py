@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, LoraTrainError, explain
 from lora_trainer.core.files import file_hash
@@ -28,6 +26,7 @@ from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import Dataset, Item, scan
 from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.hosts.base import Host, Session
+from lora_trainer.model.conditioning import Conditioning
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.precision import resolve_precision
 from lora_trainer.network.adapters import Adapters, adapters_for, file_shapes, remove_adapters
@@ -258,7 +257,7 @@ class _Bench:
         self.problems: list[tuple[str, LoraTrainError]] = []
         self._session = session
         self._model = session.model
-        self._latents = LatentCache(host.folders.cache / "latents", self._model.vae_key)
+        self._latents = LatentCache(host.folders.cache / "latents", self._model.vae_key, self._model.info.family.latent)
         candidates = self._candidates(config, fingerprint)
         self.of = len(candidates)
         self.pictures = _choose(candidates, most, config.training.seed)
@@ -268,7 +267,7 @@ class _Bench:
         contents = [(index, item.key, item.caption, item.fit) for index, item in self.pictures]
         self._area = _AREA.get(self._model.device.type, _AREA["cuda"])
         self.key = (_identity(self._model), precision, self._strata, self._area, contents)
-        self._states: dict[str, torch.Tensor] = {}
+        self._known: dict[str, Conditioning] = {}
         self._file: Path | None = None
         self._shapes: object = None
         self._adapters: Adapters | None = None
@@ -302,7 +301,7 @@ class _Bench:
         except InputError as error:
             self.clear()
             raise _Unusable(error) from error
-        self._states.clear()
+        self._known.clear()
 
     def _load(self, file: Path) -> None:
         """Copy the weights into the adapters that are there, or make others if the modules or ranks are others."""
@@ -310,7 +309,7 @@ class _Bench:
         shapes = file_shapes(tensors)
         if self._adapters is None or shapes != self._shapes:
             self.clear()
-            self._adapters = adapters_for(self._model.unet, self._model.text.model, tensors)
+            self._adapters = adapters_for(self._model.parts, tensors)
             self._shapes = shapes
         else:
             self._adapters.copy_from(tensors)
@@ -318,13 +317,13 @@ class _Bench:
 
     def clear(self) -> None:
         """Take the adapters off the model."""
-        remove_adapters(self._model.unet, self._model.text.model)
+        remove_adapters(*self._model.parts.values())
         self._adapters = self._file = self._shapes = None
-        self._states.clear()
+        self._known.clear()
 
     def losses(self) -> list[float]:
         """The pictures' losses with the model as it is now, measured in short turns."""
-        self._denoiser.evaluate()
+        self._model.evaluate()
         found: list[list[float]] = [[] for _ in self.pictures]
         place = 0
         while place < len(found):
@@ -349,12 +348,12 @@ class _Bench:
         levels = self._strata[len(losses) : len(losses) + together]
         losses += self._denoiser.fixed_losses(index, latent, item.caption, levels).tolist()
 
-    def _encode(self, captions: Sequence[str]) -> torch.Tensor:
-        """States of captions that are all the same, (B, 77·n, C); encoded once as long as the weights stay."""
+    def _encode(self, captions: Sequence[str]) -> Conditioning:
+        """Of captions that are all the same; encoded once as long as the weights stay."""
         caption = captions[0]
-        if caption not in self._states:
-            self._states[caption] = self._model.text([caption])
-        return self._states[caption].expand(len(captions), -1, -1)
+        if caption not in self._known:
+            self._known[caption] = self._model.text([caption])
+        return self._known[caption].repeated(len(captions))
 
 
 def _choose(items: Sequence[Item], most: int, seed: int) -> list[tuple[int, Item]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_trainer.hosts.a1111.network_views import network_view, original
-from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.model.block_lists import SD
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.network.ops.bake import baked_parts
 from tests.network.made import Parts, lokr, lora, randn

@@ -7,11 +7,10 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.model.block_lists import ALL_BLOCKS, SD, SDXL
+from lora_trainer.model.families import SD1
 from lora_trainer.model.ldm_names import unet_to_ldm
 from lora_trainer.network.blocks.block_map import (
-    ALL_BLOCKS,
-    SD,
-    SDXL,
     architecture_of,
     block_map,
     block_of,
@@ -92,7 +91,7 @@ def test_every_layer_of_the_unet_has_its_ldm_name(unet: UNet2DConditionModel) ->
     names = weighted(unet)
     for name in names:
         wanted = "diffusion_model_" + unet_to_ldm(name).replace(".", "_")
-        assert ldm_name("lora_unet_" + name.replace(".", "_")) in (wanted, wanted.replace("out_0", "conv_norm_out"))
+        assert ldm_name("lora_unet_" + name.replace(".", "_")) == wanted
     blocks = {block_of("lora_unet_" + name.replace(".", "_")) for name in names}
     assert blocks == {*ALL_BLOCKS[1:], None}
 
@@ -110,7 +109,7 @@ def test_checkpoint_names_lead_back_to_kohyas(unet: UNet2DConditionModel) -> Non
             assert weights(key).equal(file.get_tensor("model.diffusion_model.middle_block.1.proj_in.weight"))
         assert weights("lora_unet_middle_block_1_proj_in").equal(weights(key))
         assert weights("lora_unet_nothing") is None
-    assert kohya_name("first_stage_model.decoder.conv_in.weight") is None
+    assert kohya_name("first_stage_model.decoder.conv_in.weight", SD1) is None
 
 
 TE1 = "lora_te1_text_model_encoder_layers_0_mlp_fc1"

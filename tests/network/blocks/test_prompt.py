@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.network.blocks.block_map import SD, SDXL
+from lora_trainer.model.block_lists import SD, SDXL
 from lora_trainer.network.blocks.lora_tag import BLOCK_ARGUMENTS
 from lora_trainer.network.blocks.presets import Presets
 from lora_trainer.network.blocks.prompt import as_the_webui_reads, block_use, is_ours, webui_reads

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.block_map import ALL_BLOCKS, SD, SDXL, Architecture, block_of, ldm_name
+from lora_trainer.model.block_lists import ALL_BLOCKS, SD, SDXL, Architecture
+from lora_trainer.network.blocks.block_map import block_of, ldm_name
 from lora_trainer.network.blocks.presets import load_presets, parse_elements, parse_lists, shipped_presets
 from lora_trainer.network.blocks.weights import BlockWeights, factors, number_text, parse_rules, resolve, single_block
 

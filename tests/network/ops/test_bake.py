@@ -11,7 +11,7 @@ import torch
 
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.core.files import free_name
-from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.model.block_lists import SD
 from lora_trainer.network.blocks.weights import factors, resolve
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group, kind_of, scale_of

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.model.families import SD1
 from lora_trainer.network.lora_file import read_metadata, save_lora
 from lora_trainer.network.ops.checkpoint_weights import open_checkpoint
 from lora_trainer.network.ops.extract import Extracted, extract, metadata
@@ -131,7 +132,7 @@ def test_unusable_checkpoint_is_one_sentence(tmp_path: Path, name: str, content:
 
 
 def test_metadata_of_an_extracted_lora() -> None:
-    made = metadata(8, 4)
+    made = metadata(SD1, 8, 4)
     assert (made["ss_network_dim"], json.loads(made["ss_network_args"])["conv_dim"]) == ("8", "4")
     assert all(isinstance(value, str) for value in made.values())
 

@@ -21,8 +21,9 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash
 from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.model.families import SD1, CheckpointInfo, Family
-from lora_trainer.network.blocks.block_map import SD, block_of
+from lora_trainer.model.block_lists import SD
+from lora_trainer.model.families import SD1, SDXL, CheckpointInfo
+from lora_trainer.network.blocks.block_map import block_of
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.network.modules import group
 from lora_trainer.validation.blocks.ablation import AnalysisPlan, analyze, changed_share, plan_analysis
@@ -261,7 +262,7 @@ def test_what_cannot_be_analysed_is_one_sentence(file: Path, change: dict[str, A
 
 
 def test_a_file_that_is_gone_or_of_another_kind_is_one_sentence(plan: AnalysisPlan, tmp_path: Path) -> None:
-    xl = replace(CHECKPOINT, family=Family("SDXL", "sdxl", "", 1024))
+    xl = replace(CHECKPOINT, family=SDXL)
     with pytest.raises(InputError, match="is a LoRA for SD1/SD2, but the checkpoint is SDXL"):
         plan.on(xl)
     plan.file.unlink()

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import Host
-from lora_trainer.network.blocks.block_map import SD, SDXL, block_of
+from lora_trainer.model.block_lists import SD, SDXL
+from lora_trainer.network.blocks.block_map import block_of
 from lora_trainer.network.blocks.presets import Presets, load_presets, shipped_presets
 from lora_trainer.network.blocks.weights import resolve
 from lora_trainer.network.ops.files import Baking, bake_file

@@ -25,6 +25,7 @@ from lora_trainer.dataset.scan import scan
 from lora_trainer.diffusion.noise import keyed_noise
 from lora_trainer.hosts.base import Session
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Shape, add_adapters
 from lora_trainer.network.blocks.block_map import block_of
@@ -57,7 +58,7 @@ def file(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) -
     """A LoRA on all attention layers of UNet and text encoder, with an alpha that is not the rank."""
     path = tmp_path_factory.mktemp("file") / "a.safetensors"
     with standalone.session(TrainConfig(name="test")) as session:
-        adapters = add_adapters(session.model.unet, session.model.text.model, rank=2, alpha=3.0)
+        adapters = add_adapters(session.model.parts, SD1, rank=2, alpha=3.0)
         save_lora(path, randomise(adapters, 0.1), {}, "fp32")
     return path
 
@@ -116,8 +117,8 @@ def plain_loss(
         return 0.8 * weights[(block_of(key) or "").replace("BASE", "TE1")]
 
     unet = with_deltas(model.unet, tensors, "lora_unet_", factor)
-    text = with_deltas(model.text.model, tensors, "lora_te_", factor)
-    ids = model.text.tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    text = with_deltas(model.text[0].model, tensors, "lora_te_", factor)
+    ids = model.text[0].tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
     alpha = float(model.alphas_cumprod[t])
     noisy = (math.sqrt(alpha) * latent + math.sqrt(1 - alpha) * noise).double()
     guess = unet(noisy[None], torch.tensor([t]), text(ids).last_hidden_state).sample[0]
@@ -178,7 +179,7 @@ def test_modules_of_no_block_stay_as_they_are(
     standalone: StandaloneHost, session: Session, config: TrainConfig, tmp_path: Path
 ) -> None:
     with standalone.session(config) as other:
-        adapters = add_adapters(other.model.unet, None, rank=2, alpha=2.0, convolutions=Shape(2, 2.0))
+        adapters = add_adapters({"lora_unet_": other.model.unet}, SD1, rank=2, alpha=2.0, convolutions=Shape(2, 2.0))
         tensors = randomise(adapters)
     key = "lora_unet_time_embedding_linear_1"
     weight = session.model.unet.time_embedding.linear_1.weight
@@ -296,7 +297,7 @@ def test_the_model_is_used_in_turns_only_and_left_as_it_was(
 ) -> None:
     inside = [0]
     turn = session.turn
-    parts = (session.model.unet, session.model.text.model)
+    parts = (session.model.unet, session.model.text[0].model)
     before = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
 
     @contextmanager

@@ -93,14 +93,14 @@ def plain_losses(model: LoadedModel, pictures: list[Path], lora: Path | None, we
     """mean ‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε, t, caption)‖² of each picture, with the LoRA added to the weights."""
     tensors = load_file(lora) if lora else {}
     unet = merged(model.unet, tensors, "lora_unet_", weight).eval()
-    text = merged(model.text.model, tensors, "lora_te_", weight).eval()
+    text = merged(model.text[0].model, tensors, "lora_te_", weight).eval()
     found = []
     for index, path in enumerate(pictures):
         losses = []
         pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
         latent = model.encode(torch.from_numpy(pixels)[None])[0]
         caption = "zorp, " + path.with_suffix(".txt").read_text(encoding="utf-8").strip()
-        ids = model.text.tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        ids = model.text[0].tokenizer(caption, padding="max_length", max_length=77, return_tensors="pt").input_ids
         states = text(ids).last_hidden_state
         for level in range(LEVELS):
             t = int((level + 0.5) * 1000 / LEVELS)

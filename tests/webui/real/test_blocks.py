@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_trainer.network.blocks.block_map import SD
+from lora_trainer.model.block_lists import SD
 from lora_trainer.network.blocks.weights import factors, resolve
 from lora_trainer.network.modules import group
 from lora_trainer.network.ops.bake import bake

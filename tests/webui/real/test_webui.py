@@ -86,7 +86,7 @@ with host.session(TrainConfig(name="probe")) as session:
     theirs = {id(p) for p in shared.sd_model.model.diffusion_model.parameters()}
     text = {id(p) for p in shared.sd_model.cond_stage_model.parameters()}
     ours = {id(p) for p in session.model.unet.parameters()}
-    our_text = {id(p) for p in session.model.text.model.parameters()}
+    our_text = {id(p) for p in session.model.text[0].model.parameters()}
     result = [ours == theirs, len(ours), our_text == text, len(our_text)]
 """) == [True, 686, True, 196]
 
@@ -123,8 +123,8 @@ with queue_lock, torch.no_grad():
     theirs = model.model.diffusion_model(x, t, context=states)
 with A1111Host().session(TrainConfig(name="probe")) as session:
     with session.turn(), torch.no_grad():
-        adapters_for(session.model.unet, session.model.text.model, read_lora(path))
-        our_states = session.model.text(captions)
+        adapters_for(session.model.parts, read_lora(path))
+        our_states = session.model.text(captions).states
         ours = session.model.unet(x, t, our_states).sample
 relative = lambda a, b: float((a - b).norm() / b.norm())
 result = [relative(ours, theirs), relative(our_states, states)]
