@@ -43,7 +43,7 @@ Updates = dict[Any, Any]
 _SHOW_CHECKPOINT = "(title) => { if (title && window.selectCheckpoint) window.selectCheckpoint(title); return []; }"
 """Chooses a checkpoint in the WebUI's list at the top of the page, as its own cards do (javascript/ui.js)."""
 
-_ADVISED = "() => { if (window.loraTrainAdvised) window.loraTrainAdvised(); return []; }"
+_ADVISED = "() => { loraTrain.advised(); return []; }"
 """Tells the page that the answer is there (lora_train_form.js)."""
 
 

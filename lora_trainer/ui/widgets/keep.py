@@ -41,7 +41,7 @@ class Keeper:
         names, widgets = list(self._widgets), list(self._widgets.values())
         whole = together([Refresh(self.restore, [self._kept], widgets), *others])
         filled = opened.click(whole.show, whole.inputs, whole.outputs, _js=_READ, **_HIDDEN)
-        filled.then(None, None, None, _js="() => { window.loraTrainFilled = true; }")
+        filled.then(None, None, None, _js="() => { loraTrain.filled = true; }")
         self._keep.click(None, widgets, None, _js=_WRITE.replace("NAMES", json_text(names)), **_HIDDEN)
         return filled
 
@@ -84,7 +84,7 @@ _WRITE = f"""(...values) => {{
     const names = NAMES;
     const kept = JSON.stringify(Object.fromEntries(names.map((name, place) => [name, values[place]])));
     try {{
-        if (window.loraTrainFilled && localStorage.getItem("{_KEY}") !== kept) localStorage.setItem("{_KEY}", kept);
+        if (loraTrain.filled && localStorage.getItem("{_KEY}") !== kept) localStorage.setItem("{_KEY}", kept);
     }} catch {{ /* a browser that keeps nothing */ }}
     return [];
 }}"""
