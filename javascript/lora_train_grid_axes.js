@@ -49,7 +49,7 @@ loraTrain.define("gridAxes", ["gridData", "gridPieces"], ({ gridData, gridPieces
         tabs(axis, labels) {
             const chosen = this.viewer.place[axis];
             return labels.map((label, place) =>
-                gridPieces.button("lt-tab", label, () => this.set(axis, place), {
+                gridPieces.button(label, () => this.set(axis, place), {
                     "aria-pressed": String(place === chosen),
                 }),
             );
@@ -64,9 +64,9 @@ loraTrain.define("gridAxes", ["gridData", "gridPieces"], ({ gridData, gridPieces
             const step = (by) => this.set(axis, (chosen + by + labels.length) % labels.length);
             const onchange = (event) => this.set(axis, Number(event.target.value));
             return [
-                gridPieces.button("lt-tab", "‹", () => step(-1), { title: "−1" }),
+                gridPieces.button("‹", () => step(-1), { title: "−1" }),
                 make("select", { onchange }, ...options),
-                gridPieces.button("lt-tab", "›", () => step(1), { title: "+1" }),
+                gridPieces.button("›", () => step(1), { title: "+1" }),
             ];
         }
 

@@ -88,7 +88,7 @@ loraTrain.define("gridDetail", ["gridPieces", "gridSend"], ({ find, gridPieces, 
             const settings = `${view.settings}, Seed: ${view.seeds[place.seed]}`;
             const used = () => this.say(find("#txt2img_prompt") ? "used" : "copied");
             const use = this.button("use", used, {
-                className: "lt-button lt-primary lt-use",
+                className: "lt-primary lt-use",
                 data: { act: "use", prompt, negative: view.negative, settings, replace: "" },
             });
             const off = { disabled: !group.tag };

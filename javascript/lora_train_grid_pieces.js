@@ -1,13 +1,12 @@
 // Small pieces that several parts of the grid's viewer show.
 loraTrain.define("gridPieces", [], ({ make }) => {
-    const button = (className, text, onclick, props = {}) =>
-        make("button", { type: "button", className, onclick, ...props }, text);
+    const button = (text, onclick, props = {}) => make("button", { type: "button", onclick, ...props }, text);
 
     return {
         button,
 
         /** A button that is known by its name; `text` is an element or what the document calls it. */
-        named: (name, text, onclick, props = {}) => button("lt-button", text, onclick, { data: { act: name }, ...props }),
+        named: (name, text, onclick, props = {}) => button(text, onclick, { data: { act: name }, ...props }),
 
         row: (...children) => make("div", { className: "lt-v-buttons" }, ...children),
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gradio as gr
 
 from lora_trainer.core.i18n import translator
@@ -19,7 +21,7 @@ def blocks_page(jobs: Jobs) -> tuple[gr.Blocks, BlocksPanel]:
             with gr.Column(scale=5, min_width=320), gr.Accordion("8", open=True):
                 panel = BlocksPanel(jobs, translator(jobs.host.language()))
         poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
-        panel.connect()
-        poll.click(panel.polled.show, panel.polled.inputs, panel.polled.outputs, queue=False, show_progress="hidden")
+        panel.connect(SimpleNamespace())  # it needs nothing of the other panels
+        panel.watch.refresh.on(poll.click)
         page.load(None, None, None, _js=standalone.scripts())
     return page, panel
