@@ -8,6 +8,8 @@ NEWEST := -c constraints-newest.txt
 NEWEST_BIN := .venv-newest/bin
 NEWEST_READY := .venv-newest/.ready
 CORE := $(addprefix tests/,dataset model diffusion network runs hosts training validation jobs cli demo)
+# The page's scripts are linted by oxlint, a program that a Python package brings; its rules stand in .oxlintrc.json.
+SCRIPTS := --report-unused-disable-directives --deny-warnings javascript
 
 .PHONY: demo test test-newest bench gpu soak lint ui clean
 
@@ -18,6 +20,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/oxlint $(SCRIPTS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-newest: $(NEWEST_READY)
@@ -41,6 +44,7 @@ lint: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/oxlint --fix $(SCRIPTS)
 
 ui: $(READY)
 	$(BIN)/lora-trainer ui $(ARGS)

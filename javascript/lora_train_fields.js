@@ -1,23 +1,20 @@
 // Shows what is wrong with a field at the field itself: the sentences of an error notice name their widget
-// (ui/views.py, error_notice). A press on such a sentence goes to the field.
-(() => {
-    if (window.loraTrainFields) return;
-    window.loraTrainFields = true;
+// (ui/html/common.py, error_notice). A press on such a sentence goes to the field.
+loraTrain.define("fields", [], ({ find, findAll, make, whenChanged }) => {
+    const sentences = () => findAll("#lora_train .lt-error [data-field]:not([data-field=''])");
+    const widgetOf = (sentence) => find(`#${CSS.escape(sentence.dataset.field)}`);
+    const saidAt = (widget) => widget.querySelector(":scope > .lt-wrong-text");
 
-    const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
-    const sentences = () => [...root().querySelectorAll("#lora_train .lt-error [data-field]:not([data-field=''])")];
-    const widgetOf = (sentence) => root().querySelector(`#${CSS.escape(sentence.dataset.field)}`);
-
-    /** Open the folds and tabs that a widget lies in. */
+    /** Open the folds that a widget lies in. */
     const reveal = (widget) => {
         for (let each = widget.parentElement; each && each.id !== "lora_train"; each = each.parentElement) {
-            const fold = each.querySelector(":scope > .label-wrap:not(.open)");
-            if (fold) fold.click();
+            each.querySelector(":scope > .label-wrap:not(.open)")?.click();
         }
     };
 
+    /** The wrong widgets with their sentences; a sentence that is new opens what its widget lies in. */
     const shown = new WeakSet();
-    const mark = () => {
+    const wrong = () => {
         const found = new Map();
         for (const sentence of sentences()) {
             const widget = widgetOf(sentence);
@@ -26,34 +23,26 @@
             if (!shown.has(sentence)) reveal(widget); // the fold may have been closed since the last one
             shown.add(sentence);
         }
-        for (const widget of root().querySelectorAll("#lora_train .lt-wrong")) {
-            if (!found.has(widget)) {
-                widget.classList.remove("lt-wrong");
-                widget.querySelectorAll(":scope > .lt-wrong-text").forEach((text) => text.remove());
-            }
-        }
-        for (const [widget, text] of found) {
-            let said = widget.querySelector(":scope > .lt-wrong-text");
-            if (!said) {
-                said = document.createElement("div");
-                said.className = "lt-wrong-text";
-                widget.append(said);
-            }
-            if (said.textContent !== text) said.textContent = text;
-            widget.classList.add("lt-wrong");
-        }
+        return found;
     };
 
-    let due = 0;
-    const watch = () => {
-        const page = root().querySelector("#lora_train");
-        if (!page) return setTimeout(watch, 200);
-        new MutationObserver(() => {
-            clearTimeout(due);
-            due = setTimeout(mark, 50);
-        }).observe(page, { childList: true, subtree: true });
+    const say = (widget, text) => {
+        let said = saidAt(widget);
+        if (!said) widget.append((said = make("div", { className: "lt-wrong-text" })));
+        if (said.textContent !== text) said.textContent = text;
+        widget.classList.add("lt-wrong");
     };
-    watch();
+
+    const mark = () => {
+        const found = wrong();
+        for (const widget of findAll("#lora_train .lt-wrong")) {
+            if (found.has(widget)) continue;
+            widget.classList.remove("lt-wrong");
+            saidAt(widget)?.remove();
+        }
+        for (const [widget, text] of found) say(widget, text);
+    };
+    whenChanged(mark);
 
     // what is typed now is something else: the sentence about what stood there before goes
     document.addEventListener("input", (event) => {
@@ -72,7 +61,6 @@
         if (!widget) return;
         reveal(widget);
         widget.scrollIntoView({ block: "center" });
-        const input = widget.querySelector("input, textarea");
-        if (input) input.focus({ preventScroll: true });
+        widget.querySelector("input, textarea")?.focus({ preventScroll: true });
     });
-})();
+});

@@ -19,12 +19,21 @@ _ROOT = Path(__file__).parent.parent.parent
 
 def page(jobs: Jobs) -> gr.Blocks:
     """The tab with its style and scripts."""
-    style = (_ROOT / "style.css").read_text(encoding="utf-8")
-    scripts = [path.read_text(encoding="utf-8") for path in sorted((_ROOT / "javascript").glob("*.js"))]
-    with gr.Blocks(css=style, title="LoRA Train", analytics_enabled=False) as demo:
+    with gr.Blocks(css=style(), title="LoRA Train", analytics_enabled=False) as demo:
         tab.build(jobs)
-        demo.load(None, None, None, _js="() => {" + "\n".join(scripts) + "}")
+        demo.load(None, None, None, _js=scripts())
     return demo
+
+
+def style() -> str:
+    """The page's style sheet, which the WebUI loads by itself."""
+    return (_ROOT / "style.css").read_text(encoding="utf-8")
+
+
+def scripts() -> str:
+    """The page's scripts as one function, in the order in which the WebUI loads them by itself."""
+    files = sorted((_ROOT / "javascript").glob("*.js"))
+    return "() => {" + "\n".join(path.read_text(encoding="utf-8") for path in files) + "}"
 
 
 def serve(host: Host, port: int) -> None:

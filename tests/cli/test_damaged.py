@@ -154,11 +154,11 @@ def test_the_command_line_lists_the_damaged_run_among_the_others(
 def test_the_page_shows_the_damaged_run_and_the_next_one_can_be_chosen(world: World) -> None:
     world.write("manifest", b"null")
     tab = world._tab
-    shown = dict(zip(tab._parts(tab._shown_run(BAD), BAD), tab._poll(BAD, {}), strict=False))
+    shown = dict(zip(tab.watch.widgets, tab.watch.show(BAD, {}), strict=False))
     assert "Damaged" in shown["status"]
     assert "manifest.json is damaged" in shown["status"]
     assert set(shown["run"]["choices"]) == {GOOD, BAD} or {c[0] for c in shown["run"]["choices"]} == {GOOD, BAD}
-    shown = dict(zip(tab._parts(tab._shown_run(GOOD), GOOD), tab._poll(GOOD, {}), strict=False))
+    shown = dict(zip(tab.watch.widgets, tab.watch.show(GOOD, {}), strict=False))
     assert GOOD in shown["status"]
 
 
@@ -172,7 +172,7 @@ def test_what_is_damaged_of_grid_and_blocks_is_told_there(world: World) -> None:
         assert answer.status_code == (422 if kind == "grid" else 200)
         assert f"{world.files[kind].name} is damaged" in told[0]
         panel = world._tab.block_weights
-        parts = panel._parts(BAD, BAD, "") if kind != "grid" else world._tab.validate.parts(world.jobs.runs.get(BAD))
+        parts = panel.parts(BAD, BAD, "") if kind != "grid" else world._tab.validate.parts(world.jobs.runs.get(BAD))
         _, show = parts["grid_verdict" if kind == "grid" else kind]
         assert f"{world.files[kind].name} is damaged" in show()
         world.restore(kind)

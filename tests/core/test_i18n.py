@@ -433,5 +433,5 @@ def test_what_is_wrong_with_pictures_and_checkpoint_is_said_in_chinese(tmp_path:
 @pytest.mark.usefixtures("language")
 def test_missing_checkpoint_is_said_in_chinese(tmp_path: Path) -> None:
     host = StandaloneHost(tmp_path, str(tmp_path / "none.safetensors"), "zh")
-    base = Tab(Jobs(host))._poll(None, {})[0]
+    base = Tab(Jobs(host)).watch.show(None, {})[0]
     assert "none.safetensors 不存在" in base

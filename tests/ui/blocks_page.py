@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gradio as gr
 
 from lora_trainer.core.i18n import translator
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.ui import standalone
 from lora_trainer.ui.panels.blocks import BlocksPanel
-from tests.helpers import ROOT
 
 
 def blocks_page(jobs: Jobs) -> tuple[gr.Blocks, BlocksPanel]:
     """The page and its panel."""
-    style = (ROOT / "style.css").read_text(encoding="utf-8")
-    script = (ROOT / "javascript" / "lora_train.js").read_text(encoding="utf-8")
-    with gr.Blocks(css=style, analytics_enabled=False) as page:
+    with gr.Blocks(css=standalone.style(), analytics_enabled=False) as page:
         with gr.Row(elem_id="lora_train", equal_height=False):
             with gr.Column(scale=6, min_width=320):
                 gr.Markdown("Settings stand here.")
             with gr.Column(scale=5, min_width=320), gr.Accordion("8", open=True):
                 panel = BlocksPanel(jobs, translator(jobs.host.language()))
         poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
-        panel.connect()
-        poll.click(panel.polled.show, panel.polled.inputs, panel.polled.outputs, queue=False, show_progress="hidden")
-        page.load(None, None, None, _js=f"() => {{ {script} }}")
+        panel.connect(SimpleNamespace())  # it needs nothing of the other panels
+        panel.watch.refresh.on(poll.click)
+        page.load(None, None, None, _js=standalone.scripts())
     return page, panel

@@ -19,7 +19,7 @@ ARGUMENTS = [
 NO_BROWSER = "NO BROWSER: the tests of the page are skipped; install chromium"
 READY = "() => typeof executedOnLoaded === 'undefined' || (executedOnLoaded && Object.keys(opts).length > 0)"
 """The WebUI has called what waits for its page (script.js) and knows its settings: before, it may miss a press."""
-FILLED = "() => window.loraTrainFilled && document.querySelector('#lora_train_base')?.textContent.trim()"
+FILLED = "() => window.loraTrain?.filled && document.querySelector('#lora_train_base')?.textContent.trim()"
 MEASURE = """elements => elements.map(element => {
     const {x, y, width, height} = element.getBoundingClientRect();
     return {x, y, width, height};

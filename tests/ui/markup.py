@@ -11,7 +11,7 @@ OWN_TAGS = {
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "line", "circle", "polyline", "text"),
 }
 OWN_ATTRIBUTES = {
-    *("scope", "colspan", "data-poll", "data-replace", "data-negative", "data-field"),
+    *("scope", "colspan", "data-replace", "data-negative", "data-field"),
     *("data-settings", "data-run", "data-loras", "data-newest"),
     *("class", "role", "title", "alt", "src", "style", "data-prompt", "aria-valuenow", "aria-valuemin", "aria-label"),
     *("href", "download", "data-view", "data-revision", "data-number", "data-then"),

@@ -302,3 +302,16 @@ def test_what_is_wrong_stands_at_the_field_and_goes_when_it_is_changed(page: Pag
     assert page.locator(".toast-wrap .error").count() == 0
     fill(page, network__rank=8, training__clip_skip=1)
     expect(page.locator("#lora_train .lt-wrong-text")).to_have_count(0)
+
+
+def test_gradio_puts_in_all_parts_of_the_page_at_one_time(page: Page) -> None:
+    """The scripts look for the other parts as soon as the tab is there (lora_train.js, whenMade)."""
+    page.add_init_script(
+        """new MutationObserver(() => {
+            if (window.whole !== undefined || !document.querySelector("#lora_train")) return;
+            window.whole = Boolean(document.querySelector("#lora_train_keep"));
+        }).observe(document, { childList: true, subtree: true });"""
+    )
+    page.reload()
+    page.wait_for_function("window.whole !== undefined")
+    assert page.evaluate("whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -15,9 +16,12 @@ from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
+from lora_trainer.ui import standalone
+from lora_trainer.ui.panels.follow import Follower
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
-from tests.helpers import ROOT, config
+from lora_trainer.ui.widgets.refresh import together
+from tests.helpers import config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -27,7 +31,6 @@ if not chromium():
     pytest.skip(NO_BROWSER, allow_module_level=True)
 
 expect.set_options(timeout=60_000)
-SCRIPT = ROOT / "javascript" / "lora_train.js"
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
             save_lora(jobs.host.folders.loras / f"{name}.safetensors", randomise(adapters, 0.1), {}, "fp16")
     with gr.Blocks(analytics_enabled=False) as demo:
         with gr.Column(elem_id="lora_train"):
-            panels = ToolsPanel(jobs, translator("en")), StacksPanel(jobs, translator("en"))
+            tools, stacks = ToolsPanel(jobs, translator("en")), StacksPanel(jobs, translator("en"))
+            page = SimpleNamespace(run=gr.Textbox(visible=False))
+            poll = gr.Button("poll", elem_id="lora_train_poll", elem_classes="lt-hidden")
+        panels = tools, stacks, Follower(jobs, tools, stacks)
         for panel in panels:
-            demo.load(panel.opened.show, panel.opened.inputs, panel.opened.outputs, queue=False)
-        demo.load(None, None, None, _js=f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
+            panel.connect(page)
+        together([panel.watch.refresh for panel in panels]).on(poll.click)
+        demo.load(None, None, None, _js=standalone.scripts())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

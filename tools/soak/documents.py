@@ -121,11 +121,11 @@ class World:
     def _page(self) -> None:
         tab = self._tab
         panel: BlocksPanel = tab.block_weights
-        answers = [*tab._poll(BAD, {})[:-1], *panel._poll(BAD, BAD, "", {})[:-1]]
+        answers = [*tab.watch.show(BAD, {})[:-1], *panel.watch.show(BAD, BAD, "", {})[:-1]]
         sent = json.dumps(answers, default=str, ensure_ascii=False).encode()  # as gradio sends it
         assert len(sent) < 1_000_000, "a page of megabytes"
-        tab._reuse(BAD)
-        tab._resume(BAD)
+        tab.training._reuse(BAD)
+        tab.training._resume(BAD)
 
     def _command_line(self) -> None:
         for arguments in (["runs"], ["runs", "--json"], ["runs", BAD], ["runs", BAD, "--json"]):

@@ -16,7 +16,7 @@ from lora_trainer.core.i18n import Translate, filled, message_sentence
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.jobs.blocks import Cost
 from lora_trainer.ui.html.common import duration, notice, progress_bar
-from lora_trainer.ui.html.markup import joined, markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup
 
 _SHOWN = 80
 """Side in pixels of a small picture, which is sent at twice the size for sharp screens."""
@@ -29,7 +29,7 @@ _MANY = 20
 """Columns; with more there is seldom room for numbers."""
 
 
-def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> str:
+def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> Markup:
     """‖ΔW‖ with files as rows and blocks as columns; ``chosen`` is the name of the file whose row is marked."""
     t = translate
     if not heat["rows"]:
@@ -59,7 +59,7 @@ def heat_table(heat: Mapping[str, Any], chosen: str, translate: Translate) -> st
 
 def _heat_row(
     row: Mapping[str, Any], blocks: Sequence[str], scale: tuple[float, int], chosen: bool, t: Translate
-) -> str:
+) -> Markup:
     label = _label(row, t)
     marked = markup(' class="lt-chosen"') if chosen else ""
     if row["problem"]:
@@ -75,7 +75,7 @@ def _heat_row(
     return markup('<tr{marked}><th scope="row">{label}</th>{cells}</tr>', marked=marked, label=label, cells=cells)
 
 
-def _heat_cell(label: str, block: str, norm: float | None, largest: float, times: int) -> str:
+def _heat_cell(label: str, block: str, norm: float | None, largest: float, times: int) -> Markup:
     if norm is None:
         return markup('<td title="{label} · {block}: –">–</td>', label=label, block=block)
     back, front = _colour(norm / largest if largest else 0.0)
@@ -113,7 +113,7 @@ def _colour(share: float) -> tuple[str, str]:
 
 
 # ------------------------------------------------------------------ by pictures
-def analysis_report(document: Mapping[str, Any], request: int, translate: Translate) -> str:
+def analysis_report(document: Mapping[str, Any], request: int, translate: Translate) -> Markup:
     """The notes, and each block with bars and small pictures of one prompt and seed."""
     t = translate
     request = min(max(request, 0), len(document["requests"]) - 1)
@@ -153,7 +153,7 @@ def _block_row(
     heads: Sequence[str],
     largest: float,
     t: Translate,
-) -> str:
+) -> Markup:
     bars = _bar("lt-bar-only", entry["only"], largest) + _bar("lt-bar-without", entry["without"], largest)
     if entry["leak"]:
         bars += _bar("lt-bar-leak", {"rms": _leak(entry)}, largest)
@@ -169,7 +169,7 @@ def _block_row(
     )
 
 
-def _bar(kind: str, numbers: Mapping[str, float], largest: float) -> str:
+def _bar(kind: str, numbers: Mapping[str, float], largest: float) -> Markup:
     spread = f" ±{numbers['rms_sd']:.3f}" if numbers.get("rms_sd") else ""
     share = f" · {numbers['share']:.1%} > 20" if "share" in numbers else ""
     title = f"{numbers['rms']:.4f}{spread}{share}"
@@ -189,7 +189,7 @@ def _leak(entry: Mapping[str, Any]) -> float:
     return (leak["only"]["rms"] + leak["without"]["rms"]) / 2 if leak else 0.0
 
 
-def _thumbnail(path: str, text: str) -> str:
+def _thumbnail(path: str, text: str) -> Markup:
     try:
         data = _small(path, Path(path).stat().st_mtime_ns)
     except (OSError, PictureError):
@@ -207,7 +207,7 @@ def _small(path: str, modified: int) -> str:
 
 
 # ------------------------------------------------------------------ learned weights
-def tuning_report(document: Mapping[str, Any], translate: Translate) -> str:
+def tuning_report(document: Mapping[str, Any], translate: Translate) -> Markup:
     """The verdict, what was compared, the weights as bars and the list to type."""
     t = translate
     first, *others = document["sentences"]
@@ -215,7 +215,7 @@ def tuning_report(document: Mapping[str, Any], translate: Translate) -> str:
     return notice(filled(first, t), kind) + _sentences(others, t) + _compared(document, t) + _weights(document, t)
 
 
-def _compared(document: Mapping[str, Any], t: Translate) -> str:
+def _compared(document: Mapping[str, Any], t: Translate) -> Markup:
     names = {
         "tuned": t("learned block weights"),
         "single": t("one weight, {weight}", weight=document["single"]["name"]),
@@ -250,7 +250,7 @@ def _compared(document: Mapping[str, Any], t: Translate) -> str:
     )
 
 
-def _compared_row(name: str, found: Mapping[str, Any], use: Mapping[str, Any], best: bool, t: Translate) -> str:
+def _compared_row(name: str, found: Mapping[str, Any], use: Mapping[str, Any], best: bool, t: Translate) -> Markup:
     star = markup(' <span class="lt-badge lt-done">{recommended}</span>', recommended=t("recommended")) if best else ""
     error = found["error"] / found["before"]
     return markup(
@@ -266,7 +266,7 @@ def _compared_row(name: str, found: Mapping[str, Any], use: Mapping[str, Any], b
     )
 
 
-def _weights(document: Mapping[str, Any], t: Translate) -> str:
+def _weights(document: Mapping[str, Any], t: Translate) -> Markup:
     bars = joined(
         markup(
             '<div class="lt-weight{style}" title="{block}: {weight:g}"><span>{weight:g}</span><div>'
@@ -288,19 +288,19 @@ def _weights(document: Mapping[str, Any], t: Translate) -> str:
     )
 
 
-def _use(prompt: str, t: Translate) -> str:
+def _use(prompt: str, t: Translate) -> Markup:
     return markup(
         '<button class="lt-use" data-prompt="{prompt}">{label}</button>', prompt=prompt, label=t("To txt2img")
     )
 
 
 # ------------------------------------------------------------------ both
-def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> str:
+def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> Markup:
     lines = joined(markup("<li>{filled}</li>", filled=filled(note, t)) for note in notes)
-    return markup('<ul class="lt-notice">{lines}</ul>', lines=lines) if lines else ""
+    return markup('<ul class="lt-notice">{lines}</ul>', lines=lines) if lines else EMPTY
 
 
-def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
+def blocks_status(progress: Mapping[str, Any], translate: Translate) -> Markup:
     """How far an analysis or a tuning is, or why it ended."""
     t = translate
     state = progress.get("state", "")
@@ -319,10 +319,10 @@ def blocks_status(progress: Mapping[str, Any], translate: Translate) -> str:
         return _progress(says, done / of if of else 0.0, progress.get("seconds_left"), t)
     if state in ("failed", "stopped"):
         return notice(message_sentence(dict(progress), t), "error" if state == "failed" else "info")
-    return ""
+    return EMPTY
 
 
-def _progress(says: str, share: float, seconds_left: Any, t: Translate) -> str:
+def _progress(says: str, share: float, seconds_left: Any, t: Translate) -> Markup:
     left = duration(seconds_left) if isinstance(seconds_left, (int, float)) else ""
     time_left = markup("<span><b>{left}</b> {time_left}</span>", left=left, time_left=t("time left")) if left else ""
     return markup(
@@ -333,7 +333,7 @@ def _progress(says: str, share: float, seconds_left: Any, t: Translate) -> str:
     )
 
 
-def costs(analysis: Cost, tuning: Cost, translate: Translate) -> str:
+def costs(analysis: Cost, tuning: Cost, translate: Translate) -> Markup:
     """What both buttons would take, before one of them is pressed."""
     t = translate
 

@@ -6,16 +6,18 @@ from collections.abc import Callable
 
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.i18n import Translate
-from lora_trainer.ui.html.markup import markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, markup
 from lora_trainer.ui.widgets.fields import Fields, field_sentences, form_fields
 
 
-def notice(text: str, kind: str = "info") -> str:
+def notice(text: str, kind: str = "info") -> Markup:
     """A framed sentence; ``kind`` is info, good, warning or error."""
-    return markup('<div class="lt-notice lt-{kind}" role="status">{text}</div>', kind=kind, text=text) if text else ""
+    return (
+        markup('<div class="lt-notice lt-{kind}" role="status">{text}</div>', kind=kind, text=text) if text else EMPTY
+    )
 
 
-def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | None = None) -> str:
+def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | None = None) -> Markup:
     """An error's sentences, framed; the page's script marks the fields that they are about (lora_train_fields.js).
 
     Args:
@@ -28,13 +30,13 @@ def error_notice(error: LoraTrainError, translate: Translate, fields: Fields | N
     return markup('<div class="lt-notice lt-error" role="status">{lines}</div>', lines=lines)
 
 
-def answered(action: Callable[[], object], done: str, translate: Translate, fields: Fields | None = None) -> str:
+def answered(action: Callable[[], object], done: str, translate: Translate, fields: Fields | None = None) -> Markup:
     """Do something; the sentence ``done``, or what was wrong. ``done`` is empty where the status tells it."""
     try:
         action()
     except LoraTrainError as error:
         return error_notice(error, translate, fields)
-    return notice(translate(done)) if done else ""
+    return notice(translate(done)) if done else EMPTY
 
 
 def gigabytes(size: int) -> str:
@@ -54,7 +56,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
 
 
-def progress_bar(share: float) -> str:
+def progress_bar(share: float) -> Markup:
     """A bar, filled up to ``share`` of 1."""
     return markup(
         '<div class="lt-bar" role="progressbar" aria-valuenow="{share:.0f}">'

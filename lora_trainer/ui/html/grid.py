@@ -12,7 +12,7 @@ from lora_trainer.core.i18n import Translate, filled
 from lora_trainer.core.plain_json import json_text
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.ui.html import common, infotext
-from lora_trainer.ui.html.markup import joined, markup, single_quoted
+from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup, single_quoted
 from lora_trainer.ui.html.plots import Curve, chart
 
 LINES = 8
@@ -48,7 +48,7 @@ def _downloads(document: Mapping[str, Any], folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def grid_data(view: Mapping[str, Any], revision: str) -> str:
+def grid_data(view: Mapping[str, Any], revision: str) -> Markup:
     """What :func:`grid_view` made, for the viewer, which looks whether the revision is another."""
     quoted = single_quoted(json_text(view, compact=True))
     return markup(
@@ -206,7 +206,7 @@ def _texts(t: Translate) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------ around the viewer
-def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> str:
+def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> Markup:
     """The verdict in words, what went wrong, and links to the sheets and the table of numbers."""
     t = translate
     found = document["verdict"]
@@ -242,7 +242,7 @@ def _verdict_title(state: str, t: Translate) -> str:
     return titles.get(state, t("No verdict"))
 
 
-def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> str:
+def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> Markup:
     downloads = _downloads(document, folder)
     sheets = [path for path in downloads if path.suffix == ".png"]
 
@@ -261,10 +261,10 @@ def _links(document: Mapping[str, Any], folder: Path, t: Translate) -> str:
         )
         for path in downloads
     )
-    return markup('<div class="lt-links">{links}</div>', links=links) if links else ""
+    return markup('<div class="lt-links">{links}</div>', links=links) if links else EMPTY
 
 
-def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:
+def grid_losses(document: Mapping[str, Any], translate: Translate) -> Markup:
     """The loss over the epochs, a line a weight; empty when it was not measured."""
     t = translate
     columns = document["columns"]
@@ -286,6 +286,6 @@ def grid_losses(document: Mapping[str, Any], translate: Translate) -> str:
         name = t("weight {weight}", weight=f"{weight:g}")
         curves.append(Curve(f"lt-line-{place}", name, sorted(found), marked=True))
     if not any(curve.points for curve in curves[1:]):
-        return ""
+        return EMPTY
     title = t("Validation loss") if _is_held_out(document) else t("Loss on training pictures")
     return chart(title, curves, t("epoch") if unit == "epoch" else t("step"), last)

@@ -13,7 +13,7 @@ from lora_trainer.core.plain_json import json_text
 from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.ui.html import infotext
 from lora_trainer.ui.html.common import gigabytes, notice, progress_bar
-from lora_trainer.ui.html.markup import joined, markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup
 
 if TYPE_CHECKING:
     from lora_trainer.network.blocks.stack import Stack
@@ -40,7 +40,7 @@ TRAINING = {
 
 
 # ------------------------------------------------------------------ a file
-def info_report(found: Mapping[str, Any], card: Mapping[str, Any], translate: Translate) -> str:
+def info_report(found: Mapping[str, Any], card: Mapping[str, Any], translate: Translate) -> Markup:
     """What :func:`lora_trainer.network.ops.info.info` found in a file, for people.
 
     Args:
@@ -79,19 +79,19 @@ def _range(numbers: Sequence[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
 
 
-def _training(metadata: Mapping[str, Any], card: Mapping[str, Any], t: Translate) -> str:
+def _training(metadata: Mapping[str, Any], card: Mapping[str, Any], t: Translate) -> Markup:
     rows = [(t("Trigger"), str(card.get("activation text") or metadata.get("modelspec.trigger_phrase") or ""))]
     rows += [(t(TRAINING[key]), _entry(key, metadata[key])) for key in TRAINING if metadata.get(key)]
     rows = [(title, value) for title, value in rows if value and value != "None"]
     lines = joined(markup("<div><span>{title}</span> <b>{v}</b></div>", title=title, v=v[:300]) for title, v in rows)
-    table = markup('<div class="lt-facts">{lines}</div>', lines=lines) if lines else ""
+    table = markup('<div class="lt-facts">{lines}</div>', lines=lines) if lines else EMPTY
     tags = joined(
         markup("<span>{tag} <b>{count}</b></span>", tag=tag[:80], count=count)
         for tag, count in top_tags(metadata, TOP_TAGS)
     )
     if not lines and not tags:
         return notice(t("This file says nothing about its training."))
-    return table + (markup('<div class="lt-buckets">{tags}</div>', tags=tags) if tags else "")
+    return table + (markup('<div class="lt-buckets">{tags}</div>', tags=tags) if tags else EMPTY)
 
 
 def _entry(key: str, value: Any) -> str:
@@ -111,7 +111,7 @@ def top_tags(metadata: Mapping[str, Any], count: int) -> list[tuple[str, int]]:
     return counts.most_common(count)
 
 
-def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
+def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> Markup:
     largest = max((block["norm"] for block in blocks), default=0.0) or 1.0
     rows = joined(_block(block, largest, t) for block in blocks)
     heads = joined(markup("<th>{head}</th>", head=t(head)) for head in ("block", "modules", "rank", "‖ΔW‖", "strength"))
@@ -123,7 +123,7 @@ def _blocks(blocks: Sequence[Mapping[str, Any]], t: Translate) -> str:
     return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
-def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
+def _block(block: Mapping[str, Any], largest: float, t: Translate) -> Markup:
     share = block["norm"] / largest
     unknown = block["unknown"]
     more = markup(" <small>{unknown}</small>", unknown=t("+ {count} unknown", count=unknown)) if unknown else ""
@@ -140,18 +140,17 @@ def _block(block: Mapping[str, Any], largest: float, t: Translate) -> str:
 
 
 # ------------------------------------------------------------------ work in the line
-def task_cards(tasks: Iterable[BackgroundTask], poll: str, translate: Translate) -> str:
-    """How far each is, and what it made.
-
-    Args:
-        tasks: newest first.
-        poll: the button that the page presses once a second while one of them goes on.
-        translate: into the page's language.
-    """
-    return joined(_task_card(task, poll, translate) for task in tasks)
+def tasks_mark(tasks: Iterable[BackgroundTask]) -> list[Any]:
+    """What tells whether :func:`task_cards` would show something else."""
+    return [(each.id, each.state, each.done, each.of, bool(each.result), bool(each.error)) for each in tasks]
 
 
-def _task_card(task: BackgroundTask, poll: str, t: Translate) -> str:
+def task_cards(tasks: Iterable[BackgroundTask], translate: Translate) -> Markup:
+    """How far each is, and what it made; the newest first."""
+    return joined(_task_card(task, translate) for task in tasks)
+
+
+def _task_card(task: BackgroundTask, t: Translate) -> Markup:
     badge = markup('<span class="lt-badge lt-{state}">{states}</span>', state=task.state, states=t(STATES[task.state]))
     kind = t(KINDS[task.kind])
     head = markup(
@@ -159,22 +158,20 @@ def _task_card(task: BackgroundTask, poll: str, t: Translate) -> str:
     )
     if task.is_working:
         bar = progress_bar(task.done / task.of if task.of else 0.0)
-        return markup(
-            '<div class="lt-task lt-working" data-poll="{poll}">{head}{bar}</div>', poll=poll, head=head, bar=bar
-        )
+        return markup('<div class="lt-task">{head}{bar}</div>', head=head, bar=bar)
     result = _made(task.result, t) if task.state == "done" and task.kind != "mix" else ""
     return markup(
         '<div class="lt-task">{head}{said}{result}</div>', head=head, said=_said(task.error, t), result=result
     )
 
 
-def _said(error: LoraTrainError | None, t: Translate) -> str:
+def _said(error: LoraTrainError | None, t: Translate) -> Markup:
     if error is None:
-        return ""
+        return EMPTY
     return notice(error_sentence(error, t), "error")
 
 
-def _made(made: Any, t: Translate) -> str:
+def _made(made: Any, t: Translate) -> Markup:
     """A new file: what came out, and its prompt."""
     facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
     shown = joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=name) for value, name in facts)
@@ -214,7 +211,7 @@ def _fact(key: str, value: Any) -> str:
     return f"{value:.2%}" if key in ("error", "covered") else str(value)
 
 
-def use_button(prompt: str, translate: Translate, *, negative: str | None = None, settings: str = "") -> str:
+def use_button(prompt: str, translate: Translate, *, negative: str | None = None, settings: str = "") -> Markup:
     """A button that carries a prompt to txt2img: behind what is there, or with a ``negative`` in its place.
 
     Args:
@@ -235,7 +232,7 @@ def use_button(prompt: str, translate: Translate, *, negative: str | None = None
 
 
 # ------------------------------------------------------------------ stacks
-def stack_report(stack: Stack, translate: Translate) -> str:
+def stack_report(stack: Stack, translate: Translate) -> Markup:
     """The LoRAs in their order, the sum of their weights, and the tags to type."""
     t = translate
     rows = joined(
@@ -268,11 +265,11 @@ def stack_report(stack: Stack, translate: Translate) -> str:
     )
 
 
-def mixes_table(document: Mapping[str, Any], translate: Translate) -> str:
+def mixes_table(document: Mapping[str, Any], translate: Translate) -> Markup:
     """The mixes with their weights, and a button for each."""
     t = translate
     if not document["mixes"]:
-        return ""
+        return EMPTY
     names = [lora["name"] for lora in document["loras"]]
     request = document["request"]
     heads = joined(markup("<th>{head}</th>", head=head) for head in ("№", *names, t("sum"), t("prompt")))
@@ -285,7 +282,7 @@ def mixes_table(document: Mapping[str, Any], translate: Translate) -> str:
     return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
-def _mix_row(mix: Mapping[str, Any], names: Sequence[str], request: Mapping[str, Any], t: Translate) -> str:
+def _mix_row(mix: Mapping[str, Any], names: Sequence[str], request: Mapping[str, Any], t: Translate) -> Markup:
     weights = joined(markup("<td>{weights:g}</td>", weights=mix["weights"][name]) for name in names)
     if request["prompt"]:
         settings = infotext.with_seed(infotext.settings(request), request["seed"])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_trainer.ui.html.markup import joined, markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup
 
 Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 560, 190
@@ -23,7 +23,7 @@ class Curve:
     marked: bool = False
 
 
-def chart(title: str, curves: Sequence[Curve], x_label: str, last_x: float | None = None) -> str:
+def chart(title: str, curves: Sequence[Curve], x_label: str, last_x: float | None = None) -> Markup:
     """An SVG chart; empty text when there is nothing to draw.
 
     Args:
@@ -35,7 +35,7 @@ def chart(title: str, curves: Sequence[Curve], x_label: str, last_x: float | Non
     drawn = [curve for curve in curves if curve.points]
     values = [y for curve in drawn for _, y in curve.points if _is_drawable(y)]
     if not values:
-        return ""
+        return EMPTY
     right = max(last_x or 0.0, *(x for curve in drawn for x, _ in curve.points), 1.0)
     low, high, step = nice_range(min(values), max(values))
     parts = [*_grid(low, high, step, right, x_label)]
@@ -131,7 +131,7 @@ def _grid(low: float, high: float, step: float, right: float, x_label: str) -> l
             )
         )
     end = markup('x="{width}" y="{height}" text-anchor="end"', width=_WIDTH - _RIGHT, height=_HEIGHT - 28)
-    parts.append(markup('<text class="lt-axis" {end}>{x_label}</text>', end=end, x_label=x_label))
+    parts.append(markup("<text {end}>{x_label}</text>", end=end, x_label=x_label))
     return parts
 
 
@@ -139,7 +139,7 @@ def _number(value: float) -> str:
     return "0" if abs(value) < 1e-12 else f"{value:.4g}"
 
 
-def _line(curve: Curve, low: float, high: float, right: float) -> str:
+def _line(curve: Curve, low: float, high: float, right: float) -> Markup:
     points = [(_x(x, right), _y(y, low, high)) for x, y in curve.points if _is_drawable(y)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = ""

@@ -17,7 +17,7 @@ from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.ui.html.common import duration, gigabytes, notice, progress_bar
-from lora_trainer.ui.html.markup import joined, markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup
 from lora_trainer.ui.html.plots import Curve, chart, smooth, thin
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ GRID_PHASES = {
 RATES = {"unet": "UNet learning rate", "text": "Text encoder learning rate"}
 
 
-def base_model(health: dict[str, Any], translate: Translate) -> str:
+def base_model(health: dict[str, Any], translate: Translate) -> Markup:
     """The loaded checkpoint, or why there is none to train."""
     checkpoint = health["checkpoint"]
     if not checkpoint:
@@ -78,7 +78,7 @@ def base_model(health: dict[str, Any], translate: Translate) -> str:
     )
 
 
-def advice_list(found: Sequence[Advice], calculation: Calculation | None, translate: Translate) -> str:
+def advice_list(found: Sequence[Advice], calculation: Calculation | None, translate: Translate) -> Markup:
     """The step calculator's line and the warnings."""
     parts: list[str] = []
     if calculation:
@@ -91,7 +91,7 @@ def advice_list(found: Sequence[Advice], calculation: Calculation | None, transl
     return joined(parts)
 
 
-def _calculation(c: Calculation, t: Translate) -> str:
+def _calculation(c: Calculation, t: Translate) -> Markup:
     pairs = [
         (c.images, "picture an epoch", "pictures an epoch"),
         (c.steps_per_epoch, "step an epoch", "steps an epoch"),
@@ -105,7 +105,7 @@ def _calculation(c: Calculation, t: Translate) -> str:
     )
 
 
-def dataset_report(dataset: Dataset, translate: Translate) -> str:
+def dataset_report(dataset: Dataset, translate: Translate) -> Markup:
     """Counts, buckets, what is left out, and small pictures with their crop and caption."""
     t = translate
     report = dataset.report()
@@ -133,11 +133,11 @@ def dataset_report(dataset: Dataset, translate: Translate) -> str:
             buckets=buckets,
             pictures=pictures,
         )
-        + (notice(t("… and {count} more.", count=more)) if more > 0 else "")
+        + (notice(t("… and {count} more.", count=more)) if more > 0 else EMPTY)
     )
 
 
-def _problems(dataset: Dataset, t: Translate) -> str:
+def _problems(dataset: Dataset, t: Translate) -> Markup:
     sentences = [t(remark.template, **remark.values) for remark in dataset.remarks]
     if dataset.ignored:
         count = len(dataset.ignored)
@@ -160,10 +160,10 @@ def _problems(dataset: Dataset, t: Translate) -> str:
     if len(broken) > _NAMED_PROBLEMS:
         sentences.append(t("… and {count} more.", count=len(broken) - _NAMED_PROBLEMS))
     lines = joined(markup("<li>{s}</li>", s=s) for s in sentences)
-    return markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines) if lines else ""
+    return markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines) if lines else EMPTY
 
 
-def _thumbnail(item: Item, t: Translate) -> str:
+def _thumbnail(item: Item, t: Translate) -> Markup:
     try:
         image = read_picture(item.path)
     except PictureError as problem:
@@ -192,7 +192,7 @@ def _thumbnail(item: Item, t: Translate) -> str:
     )
 
 
-def estimate(measured: Estimate, translate: Translate) -> str:
+def estimate(measured: Estimate, translate: Translate) -> Markup:
     """What a run would take, and what to change when that is too much."""
     t = translate
     facts = [] if measured.needed is None else [(gigabytes(measured.needed), "memory needed")]
@@ -214,7 +214,7 @@ def estimate(measured: Estimate, translate: Translate) -> str:
 
 def status_card(
     manifest: dict[str, Any], waiting: int, translate: Translate, request: StopRequest | None = None
-) -> str:
+) -> Markup:
     """State, progress bar, speed, time left, loss and rates of a run.
 
     Args:
@@ -250,7 +250,7 @@ def status_card(
     )
 
 
-def _damaged_card(manifest: dict[str, Any], t: Translate) -> str:
+def _damaged_card(manifest: dict[str, Any], t: Translate) -> Markup:
     badge = markup('<span class="lt-badge lt-failed">{label}</span>', label=t(STATE_NAMES[DAMAGED]))
     head = markup('<div class="lt-head">{badge}<b>{name}</b></div>', badge=badge, name=manifest["name"])
     return markup('<div class="lt-status">{head}</div>', head=head) + notice(message_sentence(manifest, t), "error")
@@ -273,7 +273,7 @@ def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
     return manifest["step"], manifest["steps"]
 
 
-def _facts(m: dict[str, Any], t: Translate) -> str:
+def _facts(m: dict[str, Any], t: Translate) -> Markup:
     facts: list[tuple[str, str]] = [(f"{m['step']}/{m['steps']}", "step"), (f"{m['epoch']}/{m['epochs']}", "epoch")]
     if m.get("steps_per_second"):
         pace = m["steps_per_second"]
@@ -311,7 +311,7 @@ def rate_text(rate: float) -> str:
     )
 
 
-def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], translate: Translate) -> str:
+def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], translate: Translate) -> Markup:
     """Loss, validation loss and learning rates over the steps."""
     t = translate
     losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), (int, float))]
@@ -343,12 +343,12 @@ def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], trans
     )
 
 
-def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) -> str:
+def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) -> Markup:
     """The run's LoRA files with the text to type, and their losses."""
     t = translate
     files = manifest["files"]
     if not files:
-        return ""
+        return EMPTY
     best = _best_file(files)
     rows = joined(_file_row(entry, trigger, entry is best, t) for entry in reversed(files))
     heads = joined(markup("<th>{h}</th>", h=t(h)) for h in ("epoch", "prompt", "validation loss", "loss", "step"))
@@ -363,7 +363,7 @@ def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(tested, key=lambda f: f["metrics"]["validation"]) if tested else None
 
 
-def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) -> str:
+def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) -> Markup:
     metrics = entry.get("metrics", {})
 
     def number(name: str) -> str:
@@ -388,18 +388,18 @@ def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) 
     )
 
 
-def grid_status(grid: dict[str, Any], translate: Translate) -> str:
+def grid_status(grid: dict[str, Any], translate: Translate) -> Markup:
     """How far a grid is."""
     if not grid:
-        return ""
+        return EMPTY
     if grid["state"] in ("failed", "stopped"):
         return notice(message_sentence(grid, translate), "error" if grid["state"] == "failed" else "info")
     if grid["state"] == "done":
-        return ""
+        return EMPTY
     return _grid_progress(grid, translate)
 
 
-def _grid_progress(grid: dict[str, Any], t: Translate) -> str:
+def _grid_progress(grid: dict[str, Any], t: Translate) -> Markup:
     share = grid["done"] / grid["of"] if grid["of"] else 0.0
     left = grid.get("seconds_left")
     says = t(GRID_PHASES.get(grid.get("phase", ""), GRID_PHASES["pictures"]), done=grid["done"], of=grid["of"])

@@ -17,8 +17,10 @@ from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import UNFINISHED, Run
 from lora_trainer.ui.html import blocks as block_views
 from lora_trainer.ui.html import common
+from lora_trainer.ui.html.markup import EMPTY, Markup
+from lora_trainer.ui.panels.common import WholePage, choice, shown_run
 from lora_trainer.ui.widgets.fields import Shown
-from lora_trainer.ui.widgets.refresh import Refresh, together
+from lora_trainer.ui.widgets.refresh import HIDDEN, Part, Refresh, Watch
 
 _BAKE_SECONDS = 60.0
 """How long the answer waits for the new file; baking takes a second, but it may stand in line behind a merge."""
@@ -46,34 +48,44 @@ class BlocksPanel:
         self._blocks: BlockJobs = jobs.blocks
         self._t = translate
         self._build()
+        self.watch = Watch([self.run, self.file, self.request], self.widgets, self.parts)
 
     @property
-    def polled(self) -> Refresh:
-        """What the page's poll shows anew."""
-        return Refresh(self._poll, [self.run, self.file, self.request, self.seen], self._shown())
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        return {
+            "run": self.run,
+            "file": self.file,
+            "heat": self.heat,
+            "status": self.status,
+            "tuning": self.tuning,
+            "bake": self.bake,
+            "request": self.request,
+            "analysis": self.analysis,
+            "analyze": self.analyze,
+            "tune": self.tune,
+            "stop": self.stop,
+        }
 
-    def connect(self) -> None:
-        """Wire the widgets."""
-        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        polled = self.polled
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire the widgets; none of their events fills in the form."""
+        shown = self.watch.refresh
         for chosen in (self.run, self.file, self.request):
-            chosen.input(polled.show, polled.inputs, polled.outputs, **hidden)
+            shown.on(chosen.input)
         for chosen in (self.run, self.file):
-            chosen.input(lambda: "", None, [self.feedback], **hidden)  # it was about another file
+            chosen.input(lambda: "", None, [self.feedback], **HIDDEN)  # it was about another file
         subject = [self.run, self.file, self.weight]
         for event in (self.file.change, self.weight.change, self.prompts.blur, self.seeds.blur):
-            event(self._cost, [*subject, self.prompts, self.seeds], [self.cost], **hidden)
-        self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **hidden)
-        self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **hidden)
-        self.stop.click(self._stop, [self.run], [self.feedback], **hidden)
+            event(self._cost, [*subject, self.prompts, self.seeds], [self.cost], **HIDDEN)
+        self.analyze.click(self._analyze, [*subject, self.prompts, self.seeds], [self.feedback], **HIDDEN)
+        self.tune.click(self._tune, [*subject, self.pictures], [self.feedback], **HIDDEN)
+        self.stop.click(self._stop, [self.run], [self.feedback], **HIDDEN)
         self.bake.click(self._bake, [self.run, self.file], [self.feedback], queue=False)
+        return []
 
-    def follow(self, run: Any, others: Sequence[Refresh]) -> None:
-        """Take over the choice of a run from another list, whoever made it; ``others`` change with it."""
-        changed = together([Refresh(lambda name: [self._followed(name)], [run], [self.run]), *others])
-        followed = run.change(changed.show, changed.inputs, changed.outputs, queue=False, show_progress="hidden")
-        polled = self.polled
-        followed.then(polled.show, polled.inputs, polled.outputs, queue=False, show_progress="hidden")
+    def following(self, run: Any) -> Refresh:
+        """Takes over the choice of a run from another list, whoever made it."""
+        return Refresh(lambda name: [self._followed(name)], [run], [self.run])
 
     def _followed(self, name: str | None) -> Any:
         names = self._jobs.runs.names()
@@ -122,25 +134,13 @@ class BlocksPanel:
             choices=[], label=t("Prompt and seed"), visible=False, elem_id="lora_train_blocks_request"
         )
         self.analysis = gr.HTML(elem_id="lora_train_blocks_analysis")
-        self.seen = gr.State({})
-
-    def _shown(self) -> list[Any]:
-        return [
-            self.run, self.file, self.heat, self.status, self.tuning, self.bake, self.request, self.analysis,
-            self.analyze, self.tune, self.stop, self.seen,
-        ]  # fmt: skip
 
     # -------------------------------------------------------------- what is shown
-    def _poll(self, name: str | None, file: str | None, request: str | None, seen: dict[str, Any]) -> list[Any]:
-        """Everything that may have changed since ``seen``; what has not is left alone."""
-        parts = self._parts(name or "", file or "", request or "")
-        shown = [gr.update() if seen.get(key) == mark else make() for key, (mark, make) in parts.items()]
-        return [*shown, {key: mark for key, (mark, _) in parts.items()}]
-
-    def _parts(self, name: str, asked: str, request: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
-        """Key → what tells its state, and what shows it; in the order of the outputs."""
+    def parts(self, chosen: str | None, file_name: str | None, prompt: str | None) -> dict[str, Part]:
+        """The chosen run, file, and prompt and seed; see :attr:`widgets`."""
+        name, asked, request = chosen or "", file_name or "", prompt or ""
         t, names = self._t, self._jobs.runs.names()
-        run = self._run(name, names)
+        run = shown_run(self._jobs, name, names)
         paths = [Path(entry["path"]) for entry in run.manifest["files"]] if run else []
         stems = [path.stem for path in paths]
         file = asked if asked in stems else (stems[-1] if stems else "")
@@ -152,20 +152,20 @@ class BlocksPanel:
         def result(kind: str) -> dict[str, Any] | None:
             return known_result(run, path, kind) if run and path else None
 
-        def shown(kind: str, show: Callable[[dict[str, Any]], str]) -> str:
+        def shown(kind: str, show: Callable[[dict[str, Any]], Markup]) -> Markup:
             try:
                 document = read_result(run, path, kind) if run and path else None
-                return show(document) if document else ""
+                return show(document) if document else EMPTY
             except InputError as error:  # a damaged one
                 return common.error_notice(error, t)
 
-        def analysed(document: dict[str, Any]) -> str:
+        def analysed(document: dict[str, Any]) -> Markup:
             choices = _requests(document)
             return block_views.analysis_report(document, choices.index(request) if request in choices else 0, t)
 
         return {
-            "run": ((names, run and run.name), lambda: self._choice(names, run.name if run else None, name)),
-            "file": ((stems, file), lambda: self._choice(stems, file or None, asked)),
+            "run": ((names, run and run.name), lambda: choice(names, run.name if run else None, name)),
+            "file": ((stems, file), lambda: choice(stems, file or None, asked)),
             "heat": (
                 (run and run.name, [self._modified(each) for each in paths], file),
                 lambda: self._heat(run, file) if run else common.notice(t("No run yet.")),
@@ -180,21 +180,7 @@ class BlocksPanel:
             "stop": (busy, lambda: gr.update(visible=busy)),
         }
 
-    def _run(self, name: str, names: list[str]) -> Run | None:
-        for candidate in (name, *names):
-            try:
-                if candidate:
-                    return self._jobs.shown(candidate)
-            except InputError:
-                continue
-        return None
-
-    @staticmethod
-    def _choice(choices: list[str], value: str | None, asked: str) -> Any:
-        """A list to choose from. What the person chose is left alone: this answer may come after they chose again."""
-        return gr.update(choices=choices) if value == asked else gr.update(choices=choices, value=value)
-
-    def _heat(self, run: Run, file: str) -> str:
+    def _heat(self, run: Run, file: str) -> Markup:
         from lora_trainer.runs.saved_files import run_files
         from lora_trainer.validation.blocks.norms import heat_map
 
@@ -221,18 +207,18 @@ class BlocksPanel:
             return 0.0
 
     # -------------------------------------------------------------- buttons
-    def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+    def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         def start() -> None:
             self._blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
 
         return common.answered(start, "", self._t, _FIELDS)
 
-    def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
+    def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         """What the buttons would take; what is wrong with the fields is said when one is pressed."""
         try:
             found = self._blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
         except LoraTrainError:
-            return ""
+            return EMPTY
         return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
 
     def _wanted(self, file: str | None, weight: float | None, prompts: str, seeds: str) -> dict[str, Any]:
@@ -242,14 +228,14 @@ class BlocksPanel:
             "seeds": lists.seeds(seeds),
         }
 
-    def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
+    def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> Markup:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
         return common.answered(lambda: self._blocks.tune(run or "", body), "", self._t, _FIELDS)
 
-    def _stop(self, run: str | None) -> str:
+    def _stop(self, run: str | None) -> Markup:
         return common.answered(lambda: self._blocks.stop(run or ""), "", self._t)
 
-    def _bake(self, run: str | None, file: str | None) -> str:
+    def _bake(self, run: str | None, file: str | None) -> Markup:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""
         try:
             entry = self._jobs.settled(run or "")

@@ -1,19 +1,94 @@
-"""What the panels share."""
+"""What the panels share, and how they live.
+
+A panel is made where gradio is, with its widgets; then it is connected to the rest of the page, once all panels are
+there; then it is watched: it has ``widgets``, by name, and tells its ``parts`` by the same names, what their state is
+and what shows them (:mod:`lora_trainer.ui.widgets.refresh`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import gradio as gr
 
-from lora_trainer.core.errors import LoraTrainError
+from lora_trainer.core.errors import InputError, LoraTrainError
+from lora_trainer.core.i18n import Translate
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.stack import SUM_ADVISED, parse_stack
-
-HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-
+from lora_trainer.runs.run import Run
+from lora_trainer.ui.widgets.form import Form
+from lora_trainer.ui.widgets.refresh import HIDDEN, Refresh
 
 Values = dict[Any, Any]
+"""Values or updates by widget."""
+
+
+@dataclass(frozen=True)
+class WholePage:
+    """What panels need of the others.
+
+    Attributes:
+        form: the settings of a run.
+        preset: the list of presets, which tells what is trained.
+        run: the list of runs.
+        feedback: where answers stand that are about runs and settings.
+        about: state: which settings the report of pictures and the feedback are about.
+        shown: shows the chosen run anew.
+    """
+
+    form: Form
+    preset: Any
+    run: Any
+    feedback: Any
+    about: Any
+    shown: Refresh
+
+    @property
+    def fields(self) -> set[Any]:
+        """The widgets that say what to train."""
+        return {*self.form.widgets.values(), self.preset}
+
+
+class Panel(Protocol):
+    """A part of the page; see above."""
+
+    @property
+    def widgets(self) -> Mapping[str, Any]:
+        """What shows its parts, by their names."""
+
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire its widgets; returns the events that fill in the form."""
+
+
+def step(number: int, title: str, translate: Translate) -> gr.Accordion:
+    """One of the page's seven steps, for what is made within."""
+    return gr.Accordion(f"{number} · {translate(title)}", open=True, elem_id=f"lora_train_step_{number}")
+
+
+def shown_run(jobs: Jobs, asked: str | None, names: Sequence[str]) -> Run | None:
+    """The run that is asked for; without one what is worked on, else the newest: a reloaded page finds it again.
+
+    Args:
+        jobs: whose runs these are.
+        asked: name of the chosen one.
+        names: of all runs, newest first.
+    """
+    current = jobs.training.current()
+    for name in (asked, current.run.name if current else None, *names):
+        try:
+            if name:
+                return jobs.shown(name)
+        except InputError:
+            continue
+    return None
+
+
+def choice(choices: Sequence[str], value: str | None, asked: str) -> Any:
+    """A list to choose from. What the person chose is left alone: this answer may come after they chose again."""
+    offered = list(choices)
+    return gr.update(choices=offered) if value == asked else gr.update(choices=offered, value=value)
 
 
 def known_values(field: Any, values: Sequence[str], label: str, info: str, elem_id: str) -> Any:

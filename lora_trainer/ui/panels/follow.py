@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.jobs.library import SUFFIX, LoraFolder
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html.markup import markup
+from lora_trainer.ui.panels.common import WholePage
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
-from lora_trainer.ui.widgets.refresh import Refresh
+from lora_trainer.ui.widgets.refresh import HIDDEN, Marks, Part, Watch, changes
 
-HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _WEIGHT = 0.8
-Seen = dict[str, Any]
 
 
 class FolderWatch:
@@ -94,50 +94,65 @@ class Follower:
         self._watch = FolderWatch(jobs.files.loras)
         self._tools = tools
         self._stacks = stacks
-        self._stack = stacks.widgets["stack"]
+        self._stack = stacks.fields["stack"]
         self.loras = gr.HTML(elem_id="lora_train_loras", elem_classes="lt-hidden")
         self.look = gr.Button("", elem_id="lora_train_look", elem_classes="lt-hidden")
-        self.seen = gr.State({})
 
     @property
-    def outputs(self) -> list[Any]:
-        """What :meth:`follow` fills."""
-        return [self._tools.file, self._tools.adder, self._stacks.adder, self._stack, self.loras, self.seen]
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        adders = {"merge": self._tools.adder, "stacks": self._stacks.adder}
+        return {"file": self._tools.file, **adders, "stack": self._stack, "cards": self.loras}
 
-    def connect(self) -> None:
-        """Let the page look at the cards while the tab is not in view (lora_train_form.js)."""
-        self.look.click(self._look, [self.seen], [self.loras, self.seen], **HIDDEN)
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Let the page look at the cards while the tab is not in view (lora_train_cards.js)."""
+        inputs = [page.run, self._tools.file, self._stack]
+        self.watch = Watch(inputs, self.widgets, self.parts, remembers=True)
+        self.look.click(self._look, [self.watch.seen], [self.loras, self.watch.seen], **HIDDEN)
+        return []
 
-    def polled(self, run: Any) -> Refresh:
-        """What the page's poll shows anew; ``run`` is the widget with the chosen run's name."""
-        return Refresh(self.follow, [run, self._tools.file, self._stack, self.seen], self.outputs)
+    def parts(self, run: str | None, file: str | None, stack: str | None, seen: Marks) -> dict[str, Part]:
+        """What there is for tools and stacks; see :attr:`widgets`.
 
-    def follow(self, run: str | None, file: str | None, stack: str | None, seen: Seen) -> list[Any]:
-        """Updates of :attr:`outputs`; what has not changed since ``seen`` is left alone."""
+        Args:
+            run: name of the chosen run.
+            file: that is chosen for the tools.
+            stack: the lines of the stack.
+            seen: the marks of before: what was put in by them may be replaced.
+        """
         names, newest = self._watch.names(), self.newest(run)
-        offer = gr.update() if seen.get("names") == names else gr.update(choices=names)
-        chosen, line = offer, gr.update()
-        before = seen.get("newest", "")
-        if newest and newest != before:
-            if not file or file == before:
-                chosen = gr.update(choices=names, value=newest)
-            if (stack or "").strip() in ("", _line(before)):
-                line = gr.update(value=_line(newest))
-        cards, mark = self._cards(seen)
-        return [chosen, offer, offer, line, cards, {"names": names, "newest": newest or before, "mark": mark}]
+        before = seen.get("stack", "")
+        now = newest or before
 
-    def _look(self, seen: Seen) -> list[Any]:
+        def offer() -> Any:
+            return gr.update(choices=names)
+
+        def choose() -> Any:
+            offered = {} if seen.get("merge") == names else {"choices": names}
+            is_ours = now != before and (not file or file == before)
+            return gr.update(**offered, **({"value": now} if is_ours else {}))
+
+        def line() -> Any:
+            is_ours = now != before and (stack or "").strip() in ("", _line(before))
+            return gr.update(value=_line(now)) if is_ours else gr.update()
+
+        return {
+            "file": ((names, now), choose),
+            "merge": (names, offer),
+            "stacks": (names, offer),
+            "stack": (now, line),
+            "cards": self._cards(),
+        }
+
+    def _look(self, seen: Marks) -> list[Any]:
         self._watch.names()
-        cards, mark = self._cards(seen)
-        return [cards, {**seen, "mark": mark}]
+        updates, marks = changes({"cards": self._cards()}, seen)
+        return [*updates, {**seen, **marks}]
 
-    def _cards(self, seen: Seen) -> tuple[Any, str]:
-        """What the page's script compares the WebUI's cards with, and its mark."""
-        mark = self._watch.mark
-        if seen.get("mark") == mark:
-            return gr.update(), mark
-        name = self._watch.newest.rpartition("/")[2]
-        return markup('<i data-loras="{mark}" data-newest="{name}"></i>', mark=mark, name=name), mark
+    def _cards(self) -> Part:
+        """What the page's script compares the WebUI's cards with."""
+        mark, name = self._watch.mark, self._watch.newest.rpartition("/")[2]
+        return mark, lambda: markup('<i data-loras="{mark}" data-newest="{name}"></i>', mark=mark, name=name)
 
     def newest(self, name: str | None) -> str:
         """Name of a run's newest LoRA file below the LoRA folder; empty where there is none."""

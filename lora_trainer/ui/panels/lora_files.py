@@ -13,14 +13,14 @@ from lora_trainer.jobs.requests import tool_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import lora_files as tool_views
-from lora_trainer.ui.panels.common import HIDDEN, Values, add_lines, known_values, number
+from lora_trainer.ui.html.markup import EMPTY, Markup
+from lora_trainer.ui.panels.common import Values, WholePage, add_lines, known_values, number
 from lora_trainer.ui.widgets.fields import Fields, Shown
 from lora_trainer.ui.widgets.form import option_widget, parse
-from lora_trainer.ui.widgets.refresh import Refresh
+from lora_trainer.ui.widgets.refresh import HIDDEN, Part, Watch
 
 _SHOWN = 6
 _ID = "lora_train_tools"
-_POLL = f"#{_ID}_poll"
 
 
 class ToolsPanel:
@@ -34,7 +34,7 @@ class ToolsPanel:
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._tools = jobs.files
         self._t = translate
-        self.widgets: dict[str, dict[str, Any]] = {}
+        self.fields: dict[str, dict[str, Any]] = {}
         self.buttons: dict[str, Any] = {}
         self.known: dict[str, Any] = {}
         with gr.Column(elem_id=_ID):
@@ -46,7 +46,12 @@ class ToolsPanel:
                 self._build_tool("merge", ["files"], ["rank"])
                 self._build_tool("extract", ["base"], ["tuned"], ["rank"])
             self._build_work()
-        self._connect()
+        self.watch = Watch([], self.widgets, self.parts)
+
+    @property
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        return {"work": self.work, "stop": self.stop}
 
     # -------------------------------------------------------------- layout
     def _build_file(self) -> None:
@@ -92,7 +97,7 @@ class ToolsPanel:
         """Rows of fields, the experts' ones folded away, and the name of the new file beside the button."""
         named = [path for row in rows for path in row]
         rest = [o.path for o in tool_options(kind) if o.path not in (*named, "file", "output")]
-        self.widgets[kind] = {}
+        self.fields[kind] = {}
         for row in rows:
             self._build_row(kind, row)
         with gr.Accordion(self._t("For experts"), open=False):
@@ -111,7 +116,7 @@ class ToolsPanel:
     def _build_row(self, kind: str, paths: Sequence[str]) -> None:
         with gr.Row():
             for path in paths:
-                self.widgets[kind][path] = self._widget(kind, path)
+                self.fields[kind][path] = self._widget(kind, path)
 
     def _widget(self, kind: str, path: str) -> Any:
         """The field's widget; where the host has something to choose from, with a list that fills it in."""
@@ -130,29 +135,25 @@ class ToolsPanel:
         self.feedback = gr.HTML(elem_id=f"{_ID}_feedback")
         self.work = gr.HTML(elem_id=f"{_ID}_work")
         self.stop = gr.Button(self._t("Stop the work"), visible=False, elem_id=f"{_ID}_stop")
-        self.poll = gr.Button("poll", elem_id=f"{_ID}_poll", elem_classes="lt-hidden")
-        self.seen = gr.State("")
 
     # -------------------------------------------------------------- events
-    def _connect(self) -> None:
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire the widgets; none of their events fills in the form."""
         files = [self.file, self.adder]
         chosen = [self.file, self.path], [self.info, self.metadata, self.known["lbw"]]
         for event in (self.file.change, self.path.blur, self.path.submit):
             event(self._choose, *chosen, **HIDDEN)
         self.refresh.click(self._offer, None, files, **HIDDEN)
         self.adder.change(
-            self._add, [self.adder, self.widgets["merge"]["files"]], [self.widgets["merge"]["files"], self.adder],
+            self._add, [self.adder, self.fields["merge"]["files"]], [self.fields["merge"]["files"], self.adder],
             **HIDDEN,
         )  # fmt: skip
-        shown = [self.work, self.stop, *files, self.seen]
+        shown = self.watch.refresh
         for kind, button in self.buttons.items():
-            inputs = {self.file, self.path, *self.widgets[kind].values()}
-            begun = button.click(self._starting(kind), inputs, [self.feedback], **HIDDEN)
-            begun.then(self._poll, [self.seen], shown, **HIDDEN)
-        self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then(self._poll, [self.seen], shown, **HIDDEN)
-        self.poll.click(self._poll, [self.seen], shown, **HIDDEN)
-        self.opened = Refresh(self._load, [], shown)
-        """What the page shows when the tab is seen for the first time."""
+            inputs = {self.file, self.path, *self.fields[kind].values()}
+            shown.on(button.click(self._starting(kind), inputs, [self.feedback], **HIDDEN).then)
+        shown.on(self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then)
+        return []
 
     def _choose(self, chosen: str | None, path: str) -> list[Any]:
         """Show a file, and offer the presets for it."""
@@ -171,12 +172,12 @@ class ToolsPanel:
         return [report, found["metadata"], gr.update(choices=presets)]
 
     def _starting(self, kind: str) -> Callable[[Values], str]:
-        def start(values: Values) -> str:
+        def start(values: Values) -> Markup:
             try:
                 self._tools.start(kind, self._document(kind, values), outside=True)
             except LoraTrainError as error:
                 return common.error_notice(error, self._t, _fields(kind))
-            return ""
+            return EMPTY
 
         return start
 
@@ -184,7 +185,7 @@ class ToolsPanel:
         """The widgets' values; raises :class:`InputError` for an emptied number."""
         items = {item.path: item for item in tool_options(kind)}
         document = {
-            path: parse(items[path], values[widget]) for path, widget in self.widgets[kind].items() if widget in values
+            path: parse(items[path], values[widget]) for path, widget in self.fields[kind].items() if widget in values
         }
         for part in {"te", "unet"} & document.keys():
             document[part] = number(document[part]) if document[part] else None
@@ -192,7 +193,7 @@ class ToolsPanel:
             document["file"] = str(values.get(self.path) or "").strip() or values.get(self.file) or ""
         return document
 
-    def _stop(self) -> str:
+    def _stop(self) -> Markup:
         """Stop what is worked on."""
         working = [task for task in self._tools.tasks.list() if task.is_working]
         try:
@@ -200,7 +201,7 @@ class ToolsPanel:
                 self._tools.tasks.stop(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
-        return ""
+        return EMPTY
 
     def _add(self, chosen: list[str], text: str) -> list[Any]:
         return add_lines(chosen, text)
@@ -209,16 +210,15 @@ class ToolsPanel:
         names = self._tools.loras.names()
         return [gr.update(choices=names)] * 2
 
-    def _load(self) -> list[Any]:
-        return self._poll("")
-
-    def _poll(self, seen: str) -> list[Any]:
-        """The newest work; the list of files only when something of it has ended."""
+    # -------------------------------------------------------------- what is shown
+    def parts(self) -> dict[str, Part]:
+        """The newest work; see :attr:`widgets`."""
         tasks = self._tools.tasks.list()[:_SHOWN]
-        over = " ".join(task.id for task in tasks if not task.is_working) or "-"
         working = any(task.is_working for task in tasks)
-        offer = [gr.update()] * 2 if over == seen else self._offer()
-        return [tool_views.task_cards(tasks, _POLL, self._t), gr.update(visible=working), *offer, over]
+        return {
+            "work": (tool_views.tasks_mark(tasks), lambda: tool_views.task_cards(tasks, self._t)),
+            "stop": (working, lambda: gr.update(visible=working)),
+        }
 
 
 KNOWN = {

@@ -11,7 +11,7 @@ from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.i18n import Translate
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.training.proposals import Proposal, propose, proposed_steps, with_proposals
-from lora_trainer.ui.html.markup import joined, markup
+from lora_trainer.ui.html.markup import Markup, joined, markup
 
 
 class ProposalsBox:
@@ -45,7 +45,7 @@ class ProposalsBox:
 
 def proposals_table(
     config: TrainConfig, proposals: Sequence[Proposal], steps: int, purpose: str, translate: Translate
-) -> str:
+) -> Markup:
     """Each field with its value now, the proposed one, and why."""
     t = translate
     titles = {item.path: item.title for item in options()}
@@ -62,7 +62,7 @@ def proposals_table(
     )
 
 
-def _row(title: str, now: Any, proposal: Proposal, t: Translate) -> str:
+def _row(title: str, now: Any, proposal: Proposal, t: Translate) -> Markup:
     why = t(proposal.reason.template, **proposal.reason.values)
     changed = "" if now == proposal.value else markup(' class="lt-changed"')
     cells = (title, f"{now:g}", f"{proposal.value:g}", why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,16 +15,16 @@ from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import UNFINISHED, Run
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import run as views
-from lora_trainer.ui.html.markup import joined, markup
-from lora_trainer.ui.widgets.refresh import Refresh
+from lora_trainer.ui.html.markup import Markup, joined, markup
+from lora_trainer.ui.panels.common import WholePage
+from lora_trainer.ui.widgets.refresh import HIDDEN, Part, Refresh
 
 SHOWN = 50
 """Runs in the table; all of them are in the list above it."""
-Part = tuple[Any, Callable[[], Any]]
 
 
 class RunList:
-    """The widgets, and what happens when they are used. :meth:`build` makes them.
+    """The widgets, and what happens when they are used; made where gradio is now.
 
     Args:
         jobs: whose runs are shown.
@@ -34,15 +34,19 @@ class RunList:
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
         self._t = translate
+        self._build()
+        self.asking = [self.asked, self.question, self.answers, self.yes, self.only_run]
+        self.changed = Refresh(self._nothing_asked, [], self.asking)
+        """For another run nothing has been asked yet."""
 
     @property
-    def outputs(self) -> list[Any]:
-        """What :meth:`parts` shows, in its order."""
-        return [self.table, self.discard, self.delete]
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        return {"runs": self.table, "discard": self.discard, "delete": self.delete}
 
     # -------------------------------------------------------------- layout
-    def build(self) -> None:
-        """Make them, where gradio is now: the buttons that end a run for good are apart from those of every day."""
+    def _build(self) -> None:
+        """The buttons that end a run for good are apart from those of every day."""
         t = self._t
         with gr.Accordion(t("All runs"), open=False, elem_id="lora_train_all_runs"):
             self.table = gr.HTML(elem_id="lora_train_runs")
@@ -60,27 +64,20 @@ class RunList:
         self.choose = gr.Button("", elem_id="lora_train_run_choose", elem_classes="lt-hidden")
         self.asked = gr.State({})
 
-    def connect(self, run: Any, feedback: Any) -> None:
-        """Wire the widgets.
-
-        Args:
-            run: the widget with the chosen run's name.
-            feedback: where answers stand.
-        """
-        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        self.choose.click(self._choose, [self.wish], [run], **hidden)
-        asking = [self.asked, self.question, self.answers, self.yes, self.only_run]
-        self.discard.click(lambda name: self._ask("discard", name), [run], asking, **hidden)
-        self.delete.click(lambda name: self._ask("delete", name), [run], asking, **hidden)
-        self.no.click(self._nothing_asked, None, asking, **hidden)
-        self.changed = Refresh(self._nothing_asked, [], asking)
-        """For another run nothing has been asked yet."""
-        self.yes.click(lambda asked: self._end(asked, files=True), [self.asked], [feedback, *asking], **hidden)
-        self.only_run.click(lambda asked: self._end(asked, files=False), [self.asked], [feedback, *asking], **hidden)
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire the widgets; none of their events fills in the form."""
+        ended = [page.feedback, *self.asking]
+        self.choose.click(self._choose, [self.wish], [page.run], **HIDDEN)
+        self.discard.click(lambda name: self._ask("discard", name), [page.run], self.asking, **HIDDEN)
+        self.delete.click(lambda name: self._ask("delete", name), [page.run], self.asking, **HIDDEN)
+        self.changed.on(self.no.click)
+        self.yes.click(lambda asked: self._end(asked, files=True), [self.asked], ended, **HIDDEN)
+        self.only_run.click(lambda asked: self._end(asked, files=False), [self.asked], ended, **HIDDEN)
+        return []
 
     # -------------------------------------------------------------- what is shown
     def parts(self, run: Run | None, names: list[str]) -> dict[str, Part]:
-        """Key → what tells its state, and what shows it; in the order of :attr:`outputs`.
+        """Key → what tells its state, and what shows it; by the names of :attr:`widgets`.
 
         Args:
             run: the chosen run.
@@ -162,7 +159,7 @@ class RunList:
         return [common.notice(said, "good"), *self._nothing_asked()]
 
 
-def runs_table(rows: list[dict[str, Any]], chosen: str, count: int, translate: Translate) -> str:
+def runs_table(rows: list[dict[str, Any]], chosen: str, count: int, translate: Translate) -> Markup:
     """Name, state, place in line, losses, epoch and date of each run; a press on a name shows it."""
     t = translate
     if not rows:
@@ -179,7 +176,7 @@ def runs_table(rows: list[dict[str, Any]], chosen: str, count: int, translate: T
     return markup('<div class="lt-scroll">{table}</div>{more}', table=table, more=more)
 
 
-def _line(row: dict[str, Any], is_chosen: bool, t: Translate) -> str:
+def _line(row: dict[str, Any], is_chosen: bool, t: Translate) -> Markup:
     name, state = row["name"], str(row["state"] or "")
     button = markup('<button class="lt-choose" data-run="{name}">{name}</button>', name=name)
     if state not in views.STATE_NAMES:

@@ -15,14 +15,13 @@ from lora_trainer.jobs.requests import mix_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import lora_files as tool_views
-from lora_trainer.ui.panels.common import Values, add_lines, known_values
+from lora_trainer.ui.html.markup import EMPTY, Markup
+from lora_trainer.ui.panels.common import Values, WholePage, add_lines, known_values
 from lora_trainer.ui.widgets.fields import Fields, Shown
 from lora_trainer.ui.widgets.form import option_widget, parse
-from lora_trainer.ui.widgets.refresh import Refresh
+from lora_trainer.ui.widgets.refresh import HIDDEN, Part, Watch
 
 _ID = "lora_train_stacks"
-_POLL = f"#{_ID}_poll"
-HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _ROWS = (["count", "method", "spread"], ["most", "seed", "picture_seed"], ["prompt", "negative"])
 _MORE = ["width", "height", "steps", "cfg", "sampler"]
 
@@ -40,12 +39,18 @@ class StacksPanel:
         self._host = jobs.host
         self._t = translate
         self._options = {item.path: item for item in mix_options()}
-        self.widgets: dict[str, Any] = {}
+        self.fields: dict[str, Any] = {}
         with gr.Column(elem_id=_ID):
             self._build_stack()
             self._build_mixes()
             self._build_work()
-        self._connect()
+        self.watch = Watch([], self.widgets, self.parts)
+
+    @property
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        names = ("work", "stop", "gallery", "mixes", "prompts")
+        return {name: getattr(self, name) for name in names}
 
     # -------------------------------------------------------------- layout
     def _build_stack(self) -> None:
@@ -95,13 +100,11 @@ class StacksPanel:
             show_copy_button=True,
             elem_id=f"{_ID}_prompts",
         )
-        self.poll = gr.Button("poll", elem_id=f"{_ID}_poll", elem_classes="lt-hidden")
-        self.seen = gr.State("")
 
     def _add_row(self, paths: Sequence[str]) -> None:
         with gr.Row():
             for path in paths:
-                self.widgets[path] = self._widget(path)
+                self.fields[path] = self._widget(path)
 
     def _widget(self, path: str) -> Any:
         item, name = self._options[path], f"{_ID}_{path}"
@@ -120,29 +123,27 @@ class StacksPanel:
         return made
 
     # -------------------------------------------------------------- events
-    def _connect(self) -> None:
-        stack = self.widgets["stack"]
-        inputs = set(self.widgets.values())
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire the widgets; none of their events fills in the form."""
+        stack = self.fields["stack"]
+        inputs = set(self.fields.values())
         self.refresh.click(self._offer, None, [self.adder], **HIDDEN)
         added = self.adder.change(add_lines, [self.adder, stack], [stack, self.adder], **HIDDEN)
         added.then(self._report, [stack], [self.report], **HIDDEN)
         stack.blur(self._report, [stack], [self.report], **HIDDEN)
         listed = [self.feedback, self.mixes, self.prompts, self.gallery]
         self.show.click(self._show, inputs, listed, **HIDDEN)
-        shown = [self.work, self.stop, self.gallery, self.mixes, self.prompts, self.seen]
-        begun = self.draw.click(self._draw, inputs, [self.feedback], **HIDDEN)
-        begun.then(self._poll, [self.seen], shown, **HIDDEN)
-        self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then(self._poll, [self.seen], shown, **HIDDEN)
-        self.poll.click(self._poll, [self.seen], shown, **HIDDEN)
-        self.opened = Refresh(lambda: [*self._poll(""), self._offer()], [], [*shown, self.adder])
-        """What the page shows when the tab is seen for the first time."""
+        shown = self.watch.refresh
+        shown.on(self.draw.click(self._draw, inputs, [self.feedback], **HIDDEN).then)
+        shown.on(self.stop.click(self._stop, None, [self.feedback], **HIDDEN).then)
+        return []
 
     def _offer(self) -> Any:
         return gr.update(choices=self._mixing.loras.names())
 
-    def _report(self, text: str) -> str:
+    def _report(self, text: str) -> Markup:
         if not (text or "").strip():
-            return ""
+            return EMPTY
         try:
             stack, _ = self._mixing.stack(text)
         except LoraTrainError as error:
@@ -155,9 +156,7 @@ class StacksPanel:
 
     def _document(self, values: Values) -> dict[str, Any]:
         return {
-            path: parse(self._options[path], values[widget])
-            for path, widget in self.widgets.items()
-            if widget in values
+            path: parse(self._options[path], values[widget]) for path, widget in self.fields.items() if widget in values
         }
 
     def _show(self, values: Values) -> list[Any]:
@@ -168,40 +167,49 @@ class StacksPanel:
             return [common.error_notice(error, self._t, self._fields()), *[gr.update()] * 3]
         return ["", *self._listed(plan.document()), gr.update(value=None, visible=False)]
 
-    def _draw(self, values: Values) -> str:
+    def _draw(self, values: Values) -> Markup:
         try:
             self._mixing.draw(self._document(values))
         except LoraTrainError as error:
             return common.error_notice(error, self._t, self._fields())
-        return ""
+        return EMPTY
 
-    def _stop(self) -> str:
+    def _stop(self) -> Markup:
         working = [task for task in self._mixing.tasks.list() if task.is_working]
         try:
             if working:
                 self._mixing.tasks.stop(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
-        return ""
+        return EMPTY
 
     # -------------------------------------------------------------- what is shown
-    def _poll(self, seen: str) -> list[Any]:
-        """The newest batch, and how far those are that go on; pictures only when there are more than before."""
+    def parts(self) -> dict[str, Part]:
+        """The newest batch, and how far those are that go on; see :attr:`widgets`."""
         tasks = self._mixing.tasks.list()
         working = [task for task in tasks if task.is_working]
-        cards = tool_views.task_cards(working or tasks[:1], _POLL, self._t)
-        batch = next((task for task in tasks if task.result), None)
-        mark = f"{batch.id} {len(batch.result.document['mixes'])}" if batch else ""
-        if batch is None or mark == seen:
-            return [cards, gr.update(visible=bool(working)), *[gr.update()] * 3, mark]
-        document = batch.result.document
+        cards = working or tasks[:1]
+        batch = next((task.result.document for task in tasks if task.result), None)
+        mark = next((f"{task.id} {len(task.result.document['mixes'])}" for task in tasks if task.result), "")
+        gallery, table, prompts = (lambda place=place: self._batch(batch)[place] for place in range(3))
+        return {
+            "work": (tool_views.tasks_mark(cards), lambda: tool_views.task_cards(cards, self._t)),
+            "stop": (bool(working), lambda: gr.update(visible=bool(working))),
+            "gallery": (mark, gallery),
+            "mixes": (mark, table),
+            "prompts": (mark, prompts),
+        }
+
+    def _batch(self, document: Any) -> list[Any]:
+        """Updates of gallery, table and prompts; without a batch they stay as they are."""
+        if document is None:
+            return [gr.update()] * 3
         pictures = [
             (mix["picture"], f"{mix['number']} · {mix['tags']}")
             for mix in document["mixes"]
             if Path(mix["picture"]).is_file()
         ]
-        gallery = gr.update(value=pictures, visible=bool(pictures))
-        return [cards, gr.update(visible=bool(working)), gallery, *self._listed(document), mark]
+        return [gr.update(value=pictures, visible=bool(pictures)), *self._listed(document)]
 
     def _listed(self, document: Any) -> list[Any]:
         lines = "\n".join(" ".join(mix["prompt"].split()) for mix in document["mixes"])

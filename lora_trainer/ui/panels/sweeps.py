@@ -15,10 +15,11 @@ from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import Translate
 from lora_trainer.ui.html import common
+from lora_trainer.ui.html.markup import EMPTY, Markup
 from lora_trainer.ui.widgets.form import label_of
+from lora_trainer.ui.widgets.refresh import HIDDEN
 
 _NAMED = 6
-HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
 
 class SweepBox:
@@ -76,10 +77,10 @@ class SweepBox:
         """
         return parse_sweep(by_paths(text or "", self._paths))
 
-    def counted(self, text: str | None, config: Callable[[], TrainConfig]) -> str:
+    def counted(self, text: str | None, config: Callable[[], TrainConfig]) -> Markup:
         """How many runs these are, and their names; or what is wrong."""
         if not (text or "").strip():
-            return ""
+            return EMPTY
         try:
             runs = variants(config(), self.parse(text))
         except LoraTrainError as error:

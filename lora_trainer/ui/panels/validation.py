@@ -19,12 +19,13 @@ from lora_trainer.runs.run import UNFINISHED, Run
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import grid as grid_view
 from lora_trainer.ui.html import run as views
-from lora_trainer.ui.html.markup import markup
+from lora_trainer.ui.html.markup import EMPTY, Markup, markup
+from lora_trainer.ui.panels.common import WholePage
 from lora_trainer.ui.widgets.fields import Shown
 from lora_trainer.ui.widgets.form import dotted
+from lora_trainer.ui.widgets.refresh import HIDDEN, Part
 from lora_trainer.validation.grid import choice as choose
 
-Part = tuple[Any, Callable[[], Any]]
 _WEIGHTS = "0.3, 0.6, 0.8, 1.0"
 _SEEDS = "1, 2"
 _KEPT_ANSWERS = 100
@@ -55,9 +56,15 @@ class ValidatePanel:
         self._build_viewer()
 
     @property
-    def outputs(self) -> list[Any]:
-        """What :meth:`parts` shows, in its order."""
-        return [self.status, self.stop, self.verdict, self.document, self.chart]
+    def widgets(self) -> dict[str, Any]:
+        """What shows :meth:`parts`."""
+        return {
+            "grid_status": self.status,
+            "stop_draw": self.stop,
+            "grid_verdict": self.verdict,
+            "grid": self.document,
+            "grid_chart": self.chart,
+        }
 
     # -------------------------------------------------------------- layout
     def _build_wishes(self) -> None:
@@ -124,38 +131,27 @@ class ValidatePanel:
         self.verdict = gr.HTML(elem_id="lora_train_grid_verdict")
         self.viewer = gr.HTML(markup('<div class="lt-viewer"></div>'), elem_id="lora_train_grid")
         self.chart = gr.HTML(elem_id="lora_train_grid_chart")
-        hidden = {"elem_classes": "lt-hidden", "show_label": False}
         self.feedback = gr.HTML(elem_id="lora_train_grid_feedback", elem_classes="lt-hidden")
         self.document = gr.HTML(elem_id="lora_train_grid_data", elem_classes="lt-hidden")
-        self.wish = gr.Textbox(elem_id="lora_train_grid_wish", **hidden)
+        self.wish = gr.Textbox(elem_id="lora_train_grid_wish", elem_classes="lt-hidden", show_label=False)
         self.act = gr.Button("", elem_id="lora_train_grid_act", elem_classes="lt-hidden")
         self.go_on = gr.Button("", elem_id="lora_train_grid_continue", elem_classes="lt-hidden")
 
-    def connect(self, run: Any, form: Sequence[Any], fill: Callable[[Mapping[str, Any]], list[Any]]) -> Any:
-        """Wire the widgets.
+    def connect(self, page: WholePage) -> Sequence[Any]:
+        """Wire the widgets; returns the event that fills in the form."""
+        wishes = [page.run, self.epochs, self.weights, self.prompts, self.seeds, self.together, self.numbers, self.clip]
+        self.draw.click(self._draw, wishes, [self.status], **HIDDEN)
+        self.stop.click(self._stop, [page.run], [self.status], **HIDDEN)
 
-        Args:
-            run: the widget with the chosen run's name.
-            form: the form's widgets.
-            fill: makes updates of ``form`` from values by dotted key.
-
-        Returns:
-            The event that fills in the form.
-        """
-        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        wishes = [run, self.epochs, self.weights, self.prompts, self.seeds, self.together, self.numbers, self.clip]
-        self.draw.click(self._draw, wishes, [self.status], **hidden)
-        self.stop.click(self._stop, [run], [self.status], **hidden)
-
-        def act(wish: str) -> str:
+        def act(wish: str) -> Markup:
             return _answer_to(wish, self._once(wish, self._act))
 
         def go_on(wish: str) -> list[Any]:
             values, said = self._once(wish, self._continue)
-            return [*fill(values), _answer_to(wish, said, "form" if values else "")]
+            return [*page.form.updates(values), _answer_to(wish, said, "form" if values else "")]
 
-        self.act.click(act, [self.wish], [self.feedback], **hidden)
-        return self.go_on.click(go_on, [self.wish], [*form, self.feedback], **hidden)
+        self.act.click(act, [self.wish], [self.feedback], **HIDDEN)
+        return [self.go_on.click(go_on, [self.wish], [*page.form.widgets.values(), self.feedback], **HIDDEN)]
 
     # -------------------------------------------------------------- drawing
     def _draw(
@@ -168,7 +164,7 @@ class ValidatePanel:
         together: float | None,
         numbers: bool,
         clip: str,
-    ) -> str:
+    ) -> Markup:
         def start() -> Run:
             return self._jobs.grid(
                 name or "",
@@ -183,12 +179,12 @@ class ValidatePanel:
 
         return common.answered(start, "The grid is being drawn.", self._t, _FIELDS)
 
-    def _stop(self, name: str | None) -> str:
+    def _stop(self, name: str | None) -> Markup:
         return common.answered(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.", self._t)
 
     # -------------------------------------------------------------- what is shown
     def parts(self, run: Run | None) -> dict[str, Part]:
-        """Key → what tells its state, and what shows it; in the order of :attr:`outputs`."""
+        """Key → what tells its state, and what shows it; by the names of :attr:`widgets`."""
         entry = run.manifest.get("grid", {}) if run else {}
         drawn = _mark(run, "grid.json")
         drawing = entry.get("state") in UNFINISHED
@@ -200,30 +196,30 @@ class ValidatePanel:
             "grid_chart": (drawn, lambda: self._show(run, self._chart)),
         }
 
-    def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], str], *, tells: bool = False) -> str:
+    def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], Markup], *, tells: bool = False) -> Markup:
         """A part of the grid's page; one of them ``tells`` when the document is damaged."""
         from lora_trainer.validation.grid.document import known_grid
 
         if run is None:
-            return ""
+            return EMPTY
         try:
             return show(run, known_grid(run))
         except NotFound:  # there is no grid yet, or only an old one
-            return ""
+            return EMPTY
         except InputError as error:
-            return common.error_notice(error, self._t) if tells else ""
+            return common.error_notice(error, self._t) if tells else EMPTY
 
-    def _verdict(self, run: Run, document: dict[str, Any]) -> str:
+    def _verdict(self, run: Run, document: dict[str, Any]) -> Markup:
         return grid_view.verdict(document, _folder(run), self._t)
 
-    def _data(self, run: Run, document: dict[str, Any]) -> str:
+    def _data(self, run: Run, document: dict[str, Any]) -> Markup:
         folder = _folder(run)
         for path in grid_view.shown_files(document, folder):
             self.document.temp_files.add(str(path.absolute()))  # gradio serves what one of its widgets has made
         view = grid_view.grid_view(document, choose.votes(run), folder, self._t)
         return grid_view.grid_data(view, repr(_mark(run, "grid.json", "votes.json")))
 
-    def _chart(self, run: Run, document: dict[str, Any]) -> str:
+    def _chart(self, run: Run, document: dict[str, Any]) -> Markup:
         return grid_view.grid_losses(document, self._t)
 
     # -------------------------------------------------------------- the chosen cell
@@ -239,7 +235,7 @@ class ValidatePanel:
                     del self._granted[old]
             return self._granted[wish]
 
-    def _act(self, wish: str) -> str:
+    def _act(self, wish: str) -> Markup:
         """Do what the viewer asks for: an object with ``action``, ``run``, ``key``, ``column`` and ``weight``."""
         actions = {"vote": self._vote, "card": self._card, "preview": self._preview, "bake": self._bake}
         try:
@@ -259,21 +255,21 @@ class ValidatePanel:
         return choose.find_cell(run, str(asked.get("key", "")), column, weight)
 
     @staticmethod
-    def _vote(choice: choose.Choice, asked: Mapping[str, Any]) -> str:
+    def _vote(choice: choose.Choice, asked: Mapping[str, Any]) -> Markup:
         choose.vote(choice, asked.get("value", 0))
-        return ""
+        return EMPTY
 
-    def _card(self, choice: choose.Choice, asked: Mapping[str, Any]) -> str:
+    def _card(self, choice: choose.Choice, asked: Mapping[str, Any]) -> Markup:
         path = choose.write_card(choice)
         return self._said(self._t("Weight and activation text are in the card: {path}.", path=path))
 
-    def _preview(self, choice: choose.Choice, asked: Mapping[str, Any]) -> str:
+    def _preview(self, choice: choose.Choice, asked: Mapping[str, Any]) -> Markup:
         path, kept = choose.set_preview(choice)
         said = self._said(self._t("The picture is on the card: {path}.", path=path))
         names = ", ".join(path.name for path in kept)
         return said + common.notice(self._t("The one before is kept as {names}.", names=names)) if kept else said
 
-    def _bake(self, choice: choose.Choice, asked: Mapping[str, Any]) -> str:
+    def _bake(self, choice: choose.Choice, asked: Mapping[str, Any]) -> Markup:
         path = choose.bake_cell(choice)
         self._jobs.host.announce(path)
         return self._said(self._t("Baked: {path}. Use it at the weight 1.", path=path))
@@ -294,7 +290,7 @@ class ValidatePanel:
         return {**dotted(document), "network.continue_from": str(file), "name": ""}, common.notice(said)
 
     @staticmethod
-    def _said(sentence: str) -> str:
+    def _said(sentence: str) -> Markup:
         return common.notice(sentence, "good")
 
 
@@ -322,7 +318,7 @@ def _modified(path: Path) -> int:
         return 0
 
 
-def _answer_to(wish: str, said: str, then: str = "") -> str:
+def _answer_to(wish: str, said: str, then: str = "") -> Markup:
     """An answer for the viewer, which knows it by the wish's number; ``then`` is ``"form"`` to go to the form."""
     try:
         number = str(_asked(wish).get("number", ""))

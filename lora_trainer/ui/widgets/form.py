@@ -68,6 +68,15 @@ class Form:
                 target[key] = parse(self._options[path], values[widget])
         return document
 
+    def config(self, values: Mapping[Any, Any]) -> TrainConfig:
+        """The widgets' values as a configuration, without asking for a name yet.
+
+        Raises:
+            InputError: as for :meth:`document`, or a value is not allowed.
+        """
+        document = self.document(values)
+        return TrainConfig.from_dict({**document, "name": document["name"] or "unnamed"})
+
     def updates(self, values: Mapping[str, Any]) -> list[Any]:
         """A gradio update for every widget; those not in ``values`` stay as they are."""
         return [

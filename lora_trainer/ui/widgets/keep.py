@@ -9,10 +9,9 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer.core.plain_json import json_text, parse_json
-from lora_trainer.ui.widgets.refresh import Refresh, together
+from lora_trainer.ui.widgets.refresh import HIDDEN
 
 _KEY = "lora_train_form"
-_HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
 
 class Keeper:
@@ -29,20 +28,18 @@ class Keeper:
         self._kept = gr.Textbox(elem_id="lora_train_kept", elem_classes="lt-hidden", show_label=False)
         self._keep = gr.Button("", elem_id="lora_train_keep", elem_classes="lt-hidden")
 
-    def connect(self, opened: gr.Button, others: Sequence[Refresh]) -> Any:
+    def connect(self, opened: gr.Button) -> Any:
         """Wire it; returns the event after which the form is filled in.
 
         Nothing is kept before the form is filled in, else a page that loads would keep its own defaults.
 
         Args:
             opened: pressed by the page when the tab is seen for the first time.
-            others: what is shown by the same event; none of them takes values.
         """
         names, widgets = list(self._widgets), list(self._widgets.values())
-        whole = together([Refresh(self.restore, [self._kept], widgets), *others])
-        filled = opened.click(whole.show, whole.inputs, whole.outputs, _js=_READ, **_HIDDEN)
-        filled.then(None, None, None, _js="() => { window.loraTrainFilled = true; }")
-        self._keep.click(None, widgets, None, _js=_WRITE.replace("NAMES", json_text(names)), **_HIDDEN)
+        filled = opened.click(self.restore, [self._kept], widgets, _js=_READ, **HIDDEN)
+        filled.then(None, None, None, _js="() => { loraTrain.filled = true; }")
+        self._keep.click(None, widgets, None, _js=_WRITE.replace("NAMES", json_text(names)), **HIDDEN)
         return filled
 
     def restore(self, text: str | None) -> list[Any]:
@@ -84,7 +81,7 @@ _WRITE = f"""(...values) => {{
     const names = NAMES;
     const kept = JSON.stringify(Object.fromEntries(names.map((name, place) => [name, values[place]])));
     try {{
-        if (window.loraTrainFilled && localStorage.getItem("{_KEY}") !== kept) localStorage.setItem("{_KEY}", kept);
+        if (loraTrain.filled && localStorage.getItem("{_KEY}") !== kept) localStorage.setItem("{_KEY}", kept);
     }} catch {{ /* a browser that keeps nothing */ }}
     return [];
 }}"""

@@ -30,6 +30,7 @@ from lora_trainer.ui.panels.blocks import BlocksPanel
 from tests.helpers import CHECKPOINT
 from tests.network.made import KEYS, some_lora
 from tests.runs_helpers import document as run_document
+from tests.ui import watched
 from tests.ui.blocks_page import blocks_page
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
 from tests.ui.markup import HOSTILE, Page
@@ -113,14 +114,8 @@ def tuning(**changes: Any) -> dict[str, Any]:
 def poll(
     panel: BlocksPanel, run: str | None = None, file: str | None = None, request: str | None = None, seen: Any = None
 ) -> dict[str, Any]:
-    """What a poll puts where, as gradio would send it; what is left alone is not in it."""
-    *answers, marks = panel._poll(run, file, request, seen or {})
-    names = list(panel._parts(run or "", file or "", request or ""))
-    for widget, answer in zip(panel._shown(), [*answers, marks], strict=True):
-        value = answer.get("value") if isinstance(answer, dict) and "__type__" in answer else answer
-        if value is not None and not isinstance(widget, (gr.State, gr.Button)):
-            widget.postprocess(value)
-    return {"marks": marks, **{k: v for k, v in zip(names, answers, strict=True) if v != gr.update()}}
+    """What a poll shows of a run's file."""
+    return watched.poll(panel.watch, run, file, request, seen=seen)
 
 
 # ------------------------------------------------------------------ polling

@@ -16,6 +16,7 @@ from lora_trainer.ui.panels.follow import FolderWatch
 from lora_trainer.ui.tab import Tab
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
+from tests.ui.watched import poll
 
 
 @pytest.fixture
@@ -47,11 +48,7 @@ def add(tab: Tab, run: Run, file: str) -> None:
 
 def follow(tab: Tab, run: str, file: str | None = None, stack: str = "", seen: Any = None) -> dict[str, Any]:
     """The values and choices that are put in, by the panel's part."""
-    follower = tab.follower
-    *updates, marks = follower.follow(run, file, stack, seen or {})
-    names = ("file", "merge", "stacks", "stack", "cards")
-    shown = {name: update for name, update in zip(names, updates, strict=True) if update != gr.update()}
-    return {**shown, "marks": marks}
+    return poll(tab.follower.watch, run, file, stack, seen=seen)
 
 
 # ------------------------------------------------------------------ the folder
@@ -142,7 +139,9 @@ def test_block_weights_follow_the_chosen_run(tab: Tab) -> None:
         make_run(tab, name)
     assert tab.block_weights._followed("zorp")["value"] == "zorp"
     assert tab.block_weights._followed("gone") == gr.update()
-    changes = [d for d in tab.blocks.dependencies if d["targets"] == [tab.run._id] and d["trigger"] == "change"]
+    changes = [
+        d for d in tab.blocks.dependencies if d["targets"] == [tab.training.run._id] and d["trigger"] == "change"
+    ]
     assert any(tab.block_weights.run._id in d["outputs"] for d in changes)
 
 

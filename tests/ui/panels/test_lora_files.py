@@ -31,6 +31,7 @@ from lora_trainer.ui.panels.stacks import StacksPanel
 from tests.helpers import CHECKPOINT, LIMIT, until
 from tests.network.made import EVERY, KEYS, some_lora, tensors
 from tests.ui.markup import HOSTILE, Page
+from tests.ui.watched import poll
 
 english = translator("en")
 METADATA = {
@@ -67,8 +68,8 @@ def stacks(jobs: Jobs) -> StacksPanel:
 
 def press(panel: ToolsPanel, kind: str, file: str = "", **values: Any) -> str:
     """What the button of a tool answers, with these values typed and the others left as they are."""
-    shown = {widget: widget.value for widget in panel.widgets[kind].values()}
-    typed = {panel.widgets[kind][path]: value for path, value in values.items()}
+    shown = {widget: widget.value for widget in panel.fields[kind].values()}
+    typed = {panel.fields[kind][path]: value for path, value in values.items()}
     return panel._starting(kind)({panel.file: file, **shown, **typed})
 
 
@@ -157,15 +158,13 @@ def test_a_tool_makes_a_file_that_can_be_used(
     assert press(panel, kind, values.pop("file", ""), **values) == ""
     task = finished(panel)
     assert (task.state, task.title) == ("done", name)
-    work, stop, files, adder, seen = panel._poll("")
-    page = Page(work)
+    shown = poll(panel.watch)
+    page = Page(shown["work"])
     assert says in page.text
     assert page.one("button", "lt-use").attributes["data-prompt"] == f"<lora:{name}:1>"
-    assert not page.all("div", "lt-working")
-    assert stop == gr.update(visible=False)
-    for offered in (files, adder):
-        assert name in [Path(each).name for each in offered["choices"]]
-    assert panel._poll(seen)[2] == gr.update()
+    assert not page.all("div", "lt-bar")
+    assert shown["stop"] == gr.update(visible=False)
+    assert poll(panel.watch, seen=shown["marks"]).keys() == {"marks"}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_what_fails_is_shown_with_its_sentence(panel: ToolsPanel, jobs: Jobs) ->
     save_file(tensors({KEYS[1]: EVERY["loha"]}), jobs.host.folders.loras / "loha.safetensors")
     assert press(panel, "resize", "loha", rank=2) == ""
     finished(panel)
-    page = Page(panel._poll("")[0])
+    page = Page(poll(panel.watch)["work"])
     assert "LoHa" in page.one("div", "lt-error").text
     assert page.one("span", "lt-failed").text == "Failed"
 
@@ -206,11 +205,11 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     first = jobs.files.tasks.start("extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)])
     assert press(panel, "bake", "a") == press(other, "bake", "a") == ""
     until(lambda: first.of > 0)
-    page = Page(other._load()[0])
-    working = page.all("div", "lt-working")
-    assert [each.attributes["data-poll"] for each in working] == ["#lora_train_tools_poll"] * 3
+    shown = poll(other.watch)
+    page = Page(shown["work"])
+    assert len(page.all("div", "lt-bar")) == 3
     assert "25%" in page.text
-    assert other._poll("")[1] == gr.update(visible=True)
+    assert shown["stop"] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
     assert jobs.files.tasks.wait(finished(panel), 30)
@@ -240,7 +239,7 @@ def test_nothing_of_the_work_becomes_markup(text: str) -> None:
         BackgroundTask("2", "bake", text, "failed", error=InputError("{name} is named twice.", name=text)),
         BackgroundTask("3", "bake", text, "running", 1, 3),
     ]
-    assert Page(tool_views.task_cards(tasks, "#poll", english)).text.count(text) >= 4
+    assert Page(tool_views.task_cards(tasks, english)).text.count(text) >= 4
     stack = Stack((LoraTag("a", 1.0, lbw=text.translate({ord(c): None for c in ":=>"}) or "x"),))
     Page(tool_views.stack_report(stack, english))
     mix = {"number": 1, "weights": {text: 0.5}, "total": 0.5, "tags": text, "prompt": text}
@@ -271,8 +270,8 @@ def test_what_is_added_can_be_read(names: list[str], text: str) -> None:
 
 # ------------------------------------------------------------------ stacks
 def typed(stacks: StacksPanel, **values: Any) -> dict[Any, Any]:
-    shown = {widget: widget.value for widget in stacks.widgets.values()}
-    return {**shown, **{stacks.widgets[path]: value for path, value in values.items()}}
+    shown = {widget: widget.value for widget in stacks.fields.values()}
+    return {**shown, **{stacks.fields[path]: value for path, value in values.items()}}
 
 
 def test_a_stack_is_shown_with_its_sum_and_tags(stacks: StacksPanel) -> None:
@@ -301,7 +300,7 @@ def test_mixes_are_shown_as_prompts_and_are_the_same_again(stacks: StacksPanel) 
 def test_drawing_without_a_usable_checkpoint_is_a_sentence(stacks: StacksPanel) -> None:
     answer = stacks._draw(typed(stacks, stack="a: 1", checkpoint="/nowhere.safetensors"))
     assert "does not exist" in Page(answer).one("div", "lt-error").text
-    assert stacks._poll("")[-1] == ""
+    assert poll(stacks.watch)["marks"]["gallery"] == ""
     assert stacks._stop() == ""
 
 
@@ -314,16 +313,16 @@ def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPa
         Image.new("RGB", (8, 8)).save(path)
     task = stacks._mixing.tasks.start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
     assert stacks._mixing.tasks.wait(task, LIMIT)
-    work, stop, gallery, table, prompts, seen = stacks._poll("")
-    assert "Done" in work
-    assert stop == gr.update(visible=False)
-    assert [path for path, _ in gallery["value"]] == list(map(str, pictures))
-    assert gallery["value"][0][1].startswith("1 · <lora:a:")
-    assert len(Page(table).all("button", "lt-use")) == 2
-    assert prompts["visible"]
-    assert stacks._poll(seen)[2:5] == [gr.update()] * 3
+    shown = poll(stacks.watch)
+    assert "Done" in shown["work"]
+    assert shown["stop"] == gr.update(visible=False)
+    assert [path for path, _ in shown["gallery"]["value"]] == list(map(str, pictures))
+    assert shown["gallery"]["value"][0][1].startswith("1 · <lora:a:")
+    assert len(Page(shown["mixes"]).all("button", "lt-use")) == 2
+    assert shown["prompts"]["visible"]
+    assert poll(stacks.watch, seen=shown["marks"]).keys() == {"marks"}
     pictures[0].unlink()
-    assert [path for path, _ in stacks._poll("")[2]["value"]] == [str(pictures[1])]
+    assert [path for path, _ in poll(stacks.watch)["gallery"]["value"]] == [str(pictures[1])]
 
 
 @pytest.mark.parametrize("kind", [ToolsPanel, StacksPanel])

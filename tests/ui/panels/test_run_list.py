@@ -29,9 +29,7 @@ def jobs(tmp_path: Path) -> Jobs:
 @pytest.fixture
 def listed(jobs: Jobs) -> RunList:
     with gr.Blocks():
-        made = RunList(jobs, EN)
-        made.build()
-    return made
+        return RunList(jobs, EN)
 
 
 def make_run(jobs: Jobs, name: str, state: str = "done", **manifest: Any) -> Run:

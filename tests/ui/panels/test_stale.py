@@ -53,7 +53,7 @@ def test_what_was_asked_for_is_told_while_it_holds(tab: Tab, tmp_path: Path, wis
     run, _ = going_on(tab, tmp_path)
     before = poll(tab, "zorp")
     assert views.STOP_REQUESTS[wish] not in Page(before["status"]).text
-    assert tab._asking(StopRequest(wish))("zorp") == ""
+    assert tab.training._asking(StopRequest(wish))("zorp") == ""
     assert views.STOP_REQUESTS[wish] in Page(poll(tab, "zorp", before["marks"])["status"]).text
     run.update(state="paused" if wish == "pause" else "stopped", phase="", now=True)
     assert not any(sentence in status(tab) for sentence in views.STOP_REQUESTS.values())
@@ -135,35 +135,35 @@ def test_a_tuning_that_still_looks_at_its_pictures_says_so() -> None:
 
 # ------------------------------------------------------------------ another form
 def answers(tab: Tab, about: dict[str, Any], **values: Any) -> dict[Any, Any]:
-    return tab._advise({**typed(tab, **values), tab.about: about})
+    return tab.settings._advise({**typed(tab, **values), tab.about: about})
 
 
 def test_a_report_goes_when_the_form_is_about_other_pictures(tab: Tab, tmp_path: Path) -> None:
     folder = document(tmp_path)["data"]["folder"]
     form = {"data__folder": folder, "data__resolution": 64}
-    checked = tab._check(typed(tab, **form))
+    checked = tab.settings._check(typed(tab, **form))
     about = checked[tab.about]
-    assert tab.report not in answers(tab, about, **form, network__rank=4)
+    assert tab.settings.report not in answers(tab, about, **form, network__rank=4)
     for other in ({"data__resolution": 96}, {"data__repeats": 3}, {"data__folder": str(tmp_path)}):
-        assert answers(tab, about, **{**form, **other})[tab.report] == ""
+        assert answers(tab, about, **{**form, **other})[tab.settings.report] == ""
     assert answers(tab, about, **form | {"data__flip": True})[tab.about] == {}
 
 
 def test_a_measured_estimate_goes_with_any_other_setting(tab: Tab, tmp_path: Path) -> None:
     form = {"data__folder": document(tmp_path)["data"]["folder"]}
-    about = {"feedback": repr(tab._loose_config(typed(tab, **form)))}
-    assert tab.feedback not in answers(tab, about, **form)
+    about = {"feedback": repr(tab.form.config(typed(tab, **form)))}
+    assert tab.training.feedback not in answers(tab, about, **form)
     changed = answers(tab, about, **form, network__rank=4)
-    assert (changed[tab.feedback], changed[tab.about]) == ("", {})
+    assert (changed[tab.training.feedback], changed[tab.about]) == ("", {})
 
 
 def test_a_form_that_is_filled_in_gets_its_own_advice(tab: Tab) -> None:
     """By a preset, another run's settings or a grid's file: each is followed by the advice for it."""
     events = tab.blocks.dependencies
-    first = tab._form.widgets["network.rank"]._id
+    first = tab.form.widgets["network.rank"]._id
     outputs = [each["outputs"] for each in events]
-    filling = [n for n, those in enumerate(outputs) if first in those and tab.advice._id not in those]
-    advising = {each["trigger_after"] for each in events if tab.advice._id in each["outputs"]}
+    filling = [n for n, those in enumerate(outputs) if first in those and tab.settings.advice._id not in those]
+    advising = {each["trigger_after"] for each in events if tab.settings.advice._id in each["outputs"]}
     assert len(filling) >= 3
     assert set(filling) <= advising
 

@@ -100,8 +100,8 @@ def test_train_starts_the_runs_that_were_counted(tmp_path: Path, monkeypatch: py
         raise InputError("enough")
 
     monkeypatch.setattr(tab._jobs, "sweep", refuse)
-    shown = {widget: widget.value for widget in tab._form.widgets.values()}
+    shown = {widget: widget.value for widget in tab.form.widgets.values()}
     folder = document(tmp_path)["data"]["folder"]
-    values = {**shown, tab._form.widgets["name"]: "a", tab._form.widgets["data.folder"]: folder}
-    tab._train({**values, tab.sweeps.text: "Rank = 4, 8\nalpha = 2"})
+    values = {**shown, tab.form.widgets["name"]: "a", tab.form.widgets["data.folder"]: folder}
+    tab.training._train({**values, tab.training.sweeps.text: "Rank = 4, 8\nalpha = 2"})
     assert asked == [{"network.rank": [4, 8], "network.alpha": [2]}]

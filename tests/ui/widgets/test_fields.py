@@ -29,15 +29,15 @@ def tab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def submitted(tab: Tab, **values: Any) -> Page:
     """What pressing Train says, the form's values replaced by dotted key."""
-    shown = {widget: widget.value for widget in tab._form.widgets.values()}
-    shown |= {tab._form.widgets["name"]: "zorp", tab._form.widgets["data.folder"]: "pictures"}
-    shown |= {tab._form.widgets[path]: value for path, value in values.items()}
-    return Page(tab._train(shown)[tab.feedback])
+    shown = {widget: widget.value for widget in tab.form.widgets.values()}
+    shown |= {tab.form.widgets["name"]: "zorp", tab.form.widgets["data.folder"]: "pictures"}
+    shown |= {tab.form.widgets[path]: value for path, value in values.items()}
+    return Page(tab.training._train(shown)[tab.training.feedback])
 
 
 def test_every_widget_that_an_error_may_name_is_on_the_page(tab: Tab) -> None:
     there = {block.elem_id for block in tab.blocks.blocks.values()}
-    made = {form_fields()[path].widget for path in tab._form.widgets}
+    made = {form_fields()[path].widget for path in tab.form.widgets}
     assert len(made) > 50
     assert made <= there
 

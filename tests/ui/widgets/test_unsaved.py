@@ -76,4 +76,4 @@ def test_no_run_is_chosen_while_the_page_is_built(tmp_path: Path) -> None:
     jobs = Jobs(StandaloneHost(tmp_path, str(CHECKPOINT)))
     jobs.runs.create(TrainConfig.from_dict(document(tmp_path)), checkpoint={})
     tab = Tab(jobs)
-    assert [tab.run.value, tab.block_weights.run.value] == [None, None]
+    assert [tab.training.run.value, tab.block_weights.run.value] == [None, None]
