@@ -43,7 +43,7 @@ def form() -> Form:
 def tab_fields(root: Path, host_name: str) -> list[str]:
     host = StandaloneHost(root)
     host.name = host_name
-    return list(Tab(Jobs(host))._form.widgets)
+    return list(Tab(Jobs(host)).form.widgets)
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def reads(path: Path) -> set[str]:
 def test_every_option_is_read_by_what_does_the_work() -> None:
     parts = ("training", "dataset", "diffusion", "model", "network", "hosts", "runs", "jobs", "validation")
     modules = [path for part in parts for path in (PACKAGE / part).rglob("*.py")]
-    read = set().union(*map(reads, modules))
+    read = set().union(*(reads(path) for path in modules))
     assert {path for path in OPTIONS if path.rpartition(".")[2] not in read} == set()
 
 
