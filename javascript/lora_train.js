@@ -110,7 +110,7 @@
 
     window.loraTrain = {
         filled: false, // whether the form has been filled in (ui/widgets/keep.py)
-        advised: () => parts.form.advised(), // the server has answered (ui/tab.py)
+        advised: () => parts.form.advised(), // the server has answered (ui/panels/settings.py)
         /** Set up a part of the scripts, once, and not before those that it needs; it gets what they return, by name. */
         define: (name, needs, setUp) => {
             if (name in parts || waiting.some((each) => each.name === name)) return;

@@ -42,7 +42,7 @@ def _widgets(t):
     with gr.Row():
         together = gr.Slider(1, 16, 4, step=1, label=t("Pictures drawn together"))
         numbers = gr.Checkbox(True, label=t("Measure numbers"))
-    # chosen when the script is seen (lora_train.js): what is chosen here would be the newest run of the WebUI's start
+    # chosen when the script is seen (lora_train_poll.js): one chosen here would be the newest at the WebUI's start
     newest = gr.Button("", elem_id="lora_train_script_newest", elem_classes="lt-hidden")
     newest.click(_newest, None, [run], queue=False, show_progress="hidden")
     return [run, epochs, weights, together, numbers]

@@ -124,3 +124,12 @@ def test_what_changes_within_the_tab_is_looked_at_once(page: Page) -> None:
     assert page.evaluate("looks") == 1  # at once
     page.evaluate("for (let i = 0; i < 50; i += 1) document.querySelector('#lora_train').append(String(i))")
     page.wait_for_function("looks === 2")
+
+
+def test_files_that_comments_name_are_there() -> None:
+    named = {ROOT / "lora_trainer": r"\b(ui/\w+(?:/\w+)*\.py)\b", ROOT / "javascript": r"\b(lora_train\w*\.js)\b"}
+    readers = [*FILES, *(ROOT / "lora_trainer" / "ui").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    found = {folder / name for path in readers for folder, pattern in named.items()
+             for name in re.findall(pattern, path.read_text(encoding="utf-8"))}  # fmt: skip
+    assert len(found) > 8
+    assert [path for path in sorted(found) if not path.is_file()] == []

@@ -1,4 +1,4 @@
-"""A grid's document as the page's viewer (javascript/lora_train_grid.js) and the pieces around it show it."""
+"""A grid's document as the page's viewer (javascript/lora_train_grid_viewer.js) and the pieces around it show it."""
 
 from __future__ import annotations
 
