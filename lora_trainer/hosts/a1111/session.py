@@ -120,8 +120,9 @@ class A1111Session:
         while True:
             if not self._gate.is_held:
                 reload.wait()
+            begun = reload.begun
             images, interrupted = self._drawn(requests, lora)
-            if not interrupted or not reload.going_on or self._gate.is_held:
+            if not interrupted or not reload.happened_since(begun) or self._gate.is_held:
                 break
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise Interrupted("The picture was interrupted.")
@@ -240,6 +241,7 @@ class A1111Session:
         """Show our progress in shared.state while nothing else does; it is empty again after."""
         state = shared.state
         name, step, steps = self._progress
+        begun = reload.begun
         if state.job:
             yield
             return
@@ -250,7 +252,7 @@ class A1111Session:
         try:
             yield
         finally:
-            if state.interrupted and not self._gate.wanted and not reload.going_on:
+            if state.interrupted and not self._gate.wanted and not reload.happened_since(begun):
                 self._interrupted = True
             state.job, state.job_no, state.job_count, state.textinfo = "", 0, 0, None
             state.interrupted = False

@@ -6,8 +6,6 @@ import os
 import threading
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from modules import devices, paths, script_callbacks, sd_hijack, shared
 from tests.fake_webui import ldm
 
@@ -16,11 +14,17 @@ checkpoints_list = {}
 checkpoint_aliases = {}
 
 
+def _sha256(filename):
+    if Path(filename).suffix == ".safetensors":
+        return ldm.file_of(filename)[0]
+    return hashlib.sha256(Path(filename).read_bytes()).hexdigest()
+
+
 class CheckpointInfo:
     def __init__(self, filename):
         self.filename, self.name = str(filename), os.path.basename(filename)
         self.name_for_extra = os.path.splitext(self.name)[0]
-        self.sha256 = hashlib.sha256(Path(filename).read_bytes()).hexdigest()
+        self.sha256 = _sha256(filename)
         self.shorthash, self.hash = self.sha256[:10], self.sha256[:8]
         self.title = f"{self.name} [{self.shorthash}]"
         self.ids = [self.hash, self.title, self.name, self.name_for_extra, self.shorthash, self.sha256]
@@ -84,9 +88,7 @@ def load_model_weights(model, checkpoint_info, state_dict, timer):
 
 
 def _read(checkpoint_info):
-    return {
-        name: value.float() for name, value in load_file(checkpoint_info.filename).items() if value.is_floating_point()
-    }
+    return ldm.file_of(checkpoint_info.filename)[1]
 
 
 def load_model(checkpoint_info=None, already_loaded_state_dict=None):
