@@ -111,7 +111,7 @@ class StableDiffusionProcessing:
     def parse_extra_network_prompts(self):
         self.prompts, self.extra_network_data = extra_networks.parse_prompts(self.prompts)
 
-    def get_conds_with_caching(self, required_prompts, caches, extra_network_data):
+    def _conds(self, required_prompts, caches, extra_network_data):
         """The last prompts' states are kept by their text, their tags and what else changes them (line 451)."""
         key = (required_prompts, opts.CLIP_stop_at_last_layers, shared.sd_model.sd_checkpoint_info, extra_network_data)
         for cache in caches:
@@ -121,8 +121,8 @@ class StableDiffusionProcessing:
         return caches[0][1]
 
     def setup_conds(self):
-        self.uc = self.get_conds_with_caching(self.negative_prompts, [self.cached_uc], self.extra_network_data)
-        self.c = self.get_conds_with_caching(self.prompts, [self.cached_c], self.extra_network_data)
+        self.uc = self._conds(self.negative_prompts, [self.cached_uc], self.extra_network_data)
+        self.c = self._conds(self.prompts, [self.cached_c], self.extra_network_data)
 
 
 @dataclass(repr=False)
@@ -156,9 +156,11 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             return
         self.hr_prompt = self.hr_prompt or self.prompt
         self.hr_negative_prompt = self.hr_negative_prompt or self.negative_prompt
-        count = self.batch_size * self.n_iter
-        self.all_hr_prompts = self.hr_prompt if isinstance(self.hr_prompt, list) else count * [self.hr_prompt]
-        self.all_hr_negative_prompts = [self.hr_negative_prompt] * len(self.all_hr_prompts)
+        count, styles = self.batch_size * self.n_iter, shared.prompt_styles
+        prompts = self.hr_prompt if isinstance(self.hr_prompt, list) else count * [self.hr_prompt]
+        self.all_hr_prompts = [styles.apply_styles_to_prompt(prompt, self.styles) for prompt in prompts]
+        negative = styles.apply_negative_styles_to_prompt(self.hr_negative_prompt, self.styles)
+        self.all_hr_negative_prompts = [negative] * len(prompts)
 
     def parse_extra_network_prompts(self):
         super().parse_extra_network_prompts()
@@ -170,9 +172,9 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
     def sample(self, conditioning, unconditional_conditioning, seeds, subseeds, subseed_strength, prompts):
         samples = sampled(self, noise_of(self, self.width, self.height), conditioning, unconditional_conditioning)
-        return self.sample_hr_pass(samples) if self.enable_hr else samples
+        return self._sample_hr(samples) if self.enable_hr else samples
 
-    def sample_hr_pass(self, samples):
+    def _sample_hr(self, samples):
         if state.interrupted:
             return samples
         self.is_hr_pass = True
@@ -181,10 +183,8 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         samples = torch.nn.functional.interpolate(samples, size=(high // 8, wide // 8))
         if not self.disable_extra_networks:
             extra_networks.activate(self, self.hr_extra_network_data)
-        uc = self.get_conds_with_caching(
-            self.hr_negative_prompts, [self.cached_hr_uc, self.cached_uc], self.hr_extra_network_data
-        )
-        c = self.get_conds_with_caching(self.hr_prompts, [self.cached_hr_c, self.cached_c], self.hr_extra_network_data)
+        uc = self._conds(self.hr_negative_prompts, [self.cached_hr_uc, self.cached_uc], self.hr_extra_network_data)
+        c = self._conds(self.hr_prompts, [self.cached_hr_c, self.cached_c], self.hr_extra_network_data)
         steps = self.hr_second_pass_steps or self.steps
         samples = sampled(self, noise_of(self, wide, high), c, uc, samples, self.denoising_strength, steps)
         self.is_hr_pass = False

@@ -10,7 +10,7 @@ from modules import paths, shared
 class EmbeddingsWithFixes(torch.nn.Module):
     """Puts a person's embeddings in the place of words; none of the tests draws with one."""
 
-    def __init__(self, wrapped, embeddings):
+    def __init__(self, wrapped, embeddings, textual_inversion_key="clip_l"):
         super().__init__()
         self.wrapped = wrapped
 
