@@ -76,7 +76,7 @@ def webui(tmp_path: Path, other_checkpoint: Path) -> Iterator[FakeWebUI]:
 @pytest.fixture
 def model(standalone: StandaloneHost) -> Iterator[LoadedModel]:
     """A fresh view of the small checkpoint: adapters put on it are gone with it."""
-    from lora_trainer.config.train import TrainConfig
+    from lora_trainer.hosts.base import ModelRequest
 
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         yield session.model

@@ -15,6 +15,7 @@ from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import Translate, translator
 from lora_trainer.core.plain_json import json_text
 from lora_trainer.dataset.scan import Dataset
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.health import health_report
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import is_same_checkpoint
@@ -452,7 +453,7 @@ class Tab:
 
     def _base_model(self, health: dict[str, Any]) -> str:
         try:
-            self._jobs.host.check(TrainConfig(name="health"))
+            self._jobs.host.check(ModelRequest(work="health"))
         except LoraTrainError as error:  # as health tells it, but in the page's language
             return common.error_notice(error, self._t)
         return views.base_model(health, self._t)
@@ -511,11 +512,12 @@ class Tab:
 
     def _subject(self, values: Updates, config: TrainConfig) -> tuple[str, int]:
         """What is trained, and the checkpoint's own resolution."""
-        return purpose_of(values.get(self.preset), config), self._jobs.host.native_resolution(config)
+        return purpose_of(values.get(self.preset), config), self._jobs.host.native_resolution(ModelRequest.of(config))
 
     def _advice(self, config: TrainConfig, dataset: Dataset | None) -> str:
         host = self._jobs.host
-        found = advise(config, dataset, host.native_resolution(config), host.is_common_word, host.words)
+        native = host.native_resolution(ModelRequest.of(config))
+        found = advise(config, dataset, native, host.is_common_word, host.words)
         return views.advice_list(found, calculate(config, dataset) if dataset else None, self._t)
 
 

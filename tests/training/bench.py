@@ -13,6 +13,7 @@ from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import frozen_conditioning
 from lora_trainer.diffusion.denoiser import Conditioning
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.training.trainer import Trainer
@@ -44,7 +45,7 @@ class Bench:
         for index, item in enumerate(self.items):
             generator = torch.Generator().manual_seed(index)
             self.latents._latents[item.path, False] = torch.randn(4, 8, 8, generator=generator)
-        with host.session(self.config) as session:
+        with host.session(ModelRequest.of(self.config)) as session:
             self.model: LoadedModel = session.model
         if weights != torch.float32:
             for part in (self.model.unet, self.model.text.model):

@@ -11,12 +11,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
-from tests.helpers import ROOT, config
+from tests.helpers import ROOT
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -34,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
     """Both panels below each other, for a host with the LoRAs ``one`` and ``two``."""
     jobs = make_jobs(tmp_path_factory.mktemp("panels"))
     for name in ("one", "two"):
-        with jobs.host.session(config()) as session:
+        with jobs.host.session(ModelRequest()) as session:
             adapters = add_adapters(session.model.unet, None, rank=2, alpha=2.0)
             save_lora(jobs.host.folders.loras / f"{name}.safetensors", randomise(adapters, 0.1), {}, "fp16")
     with gr.Blocks(analytics_enabled=False) as demo:

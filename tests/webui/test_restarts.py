@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import shared_jobs
 from tests.fake_webui import FakeWebUI
 from tests.helpers import until
@@ -79,7 +80,9 @@ def test_runs_that_waited_go_on_at_the_next_start(webui: FakeWebUI, tmp_path: Pa
 
     config = TrainConfig.from_dict(document(tmp_path, "waiting"))
     host = A1111Host()
-    run = Runs(host.folders.runs).create(config, checkpoint=host.check(config).to_dict(), state="queued")
+    run = Runs(host.folders.runs).create(
+        config, checkpoint=host.check(ModelRequest.of(config)).to_dict(), state="queued"
+    )
     webui.start("lora_train.py")
     with opened(webui):
         until(lambda: Runs(host.folders.runs).get("waiting").manifest["state"] in ("done", "failed"))

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lora_trainer.core.errors import CheckpointChanged, InputError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from tests.fake_webui import FakeWebUI
-from tests.helpers import CHECKPOINT, config
+from tests.helpers import CHECKPOINT
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def host(webui: FakeWebUI) -> Any:
 
 def test_what_is_loaded_is_told_without_touching_it(webui: FakeWebUI, host: Any) -> None:
     before = webui.weights()
-    info = host.check(config())
+    info = host.check(ModelRequest())
     assert (info.name, info.family.name, info.prediction, info.vae) == ("small.safetensors", "SD1", "epsilon", "")
     assert info.sha256 == webui.model.sd_checkpoint_info.sha256
     assert info.fingerprint
@@ -32,7 +33,7 @@ def test_what_is_loaded_is_told_without_touching_it(webui: FakeWebUI, host: Any)
 
 def test_the_chosen_checkpoint_counts_though_another_is_in_memory(webui: FakeWebUI, host: Any) -> None:
     webui.shared.opts.data["sd_model_checkpoint"] = webui.title("other")
-    info = host.check(config())
+    info = host.check(ModelRequest())
     assert (info.name, info.family.name, info.fingerprint) == ("other.safetensors", "SD1", "")
     assert webui.model.sd_checkpoint_info.name == "small.safetensors"
 
@@ -42,7 +43,7 @@ def test_of_a_file_that_does_not_tell_the_loaded_one_is_told(webui: FakeWebUI, h
     path.write_bytes(b"pickled")
     webui.sd_models.CheckpointInfo(path).register()
     webui.shared.opts.data["sd_model_checkpoint"] = webui.title("old")
-    assert host.check(config()).name == "small.safetensors"
+    assert host.check(ModelRequest()).name == "small.safetensors"
     assert path not in host.checkpoints()
     assert [each.name for each in host.checkpoints()] == ["other.safetensors", "small.safetensors"]
 
@@ -50,7 +51,7 @@ def test_of_a_file_that_does_not_tell_the_loaded_one_is_told(webui: FakeWebUI, h
 def test_a_checkpoint_that_was_never_loaded_is_loaded_when_asked_for(webui: FakeWebUI, host: Any) -> None:
     data = webui.sd_models.model_data
     data.sd_model, data.was_loaded_at_least_once = None, False
-    assert host.check(config()).name == "small.safetensors"
+    assert host.check(ModelRequest()).name == "small.safetensors"
     assert data.sd_model is not None
 
 
@@ -84,31 +85,33 @@ def test_what_cannot_be_trained_is_one_sentence(
 ) -> None:
     happens(webui)
     with pytest.raises(InputError, match=part) as caught:
-        host.check(config())
+        host.check(ModelRequest())
     assert caught.value.field == "checkpoint"
-    with pytest.raises(CheckpointChanged, match=part), host.session(config()):
+    with pytest.raises(CheckpointChanged, match=part), host.session(ModelRequest()):
         pass
 
 
 def test_a_model_whose_parts_come_and_go_is_not_put_away(webui: FakeWebUI, host: Any) -> None:
     _put_away(webui)
     webui.model.lowvram = True
-    assert host.check(config()).name == "small.safetensors"
+    assert host.check(ModelRequest()).name == "small.safetensors"
 
 
 # ------------------------------------------------------------------ telling weights
 def test_a_fingerprint_is_of_the_weights_without_a_lora_and_tells_others(webui: FakeWebUI, host: Any) -> None:
     webui.add_lora("full", "Full")
-    clean = host.check(config()).fingerprint
+    clean = host.check(ModelRequest()).fingerprint
     webui.draw("zorp<lora:full:1>")
     assert webui.networks.loaded_networks
-    assert host.check(config()).fingerprint == clean
+    assert host.check(ModelRequest()).fingerprint == clean
     with torch.no_grad():
         webui.model.model.diffusion_model.out[0].weight.mul_(2)
-    assert host.check(config()).fingerprint == clean  # a LoRA has its own copy of it: what is in between is the LoRA's
+    assert (
+        host.check(ModelRequest()).fingerprint == clean
+    )  # a LoRA has its own copy of it: what is in between is the LoRA's
     webui.draw("zorp")
     webui.choose("other")
-    assert host.check(config()).fingerprint not in ("", clean)
+    assert host.check(ModelRequest()).fingerprint not in ("", clean)
 
 
 def test_a_fused_layer_and_one_that_counts_no_changes_have_a_fingerprint_too(webui: FakeWebUI, host: Any) -> None:
@@ -118,17 +121,17 @@ def test_a_fused_layer_and_one_that_counts_no_changes_have_a_fingerprint_too(web
         late = torch.nn.Parameter(torch.ones(3), requires_grad=False)
     webui.model.cond_stage_model.add_module("fused", attention)
     webui.model.cond_stage_model.register_parameter("late", late)
-    clean = host.check(config()).fingerprint
+    clean = host.check(ModelRequest()).fingerprint
     attention.network_weights_backup = attention.in_proj_weight.clone(), attention.out_proj.weight.clone()
     attention.network_bias_backup = attention.out_proj.bias.clone()
     with torch.no_grad():
         for parameter in (attention.in_proj_weight, attention.out_proj.weight, attention.out_proj.bias):
             parameter.add_(1)
-    assert host.check(config()).fingerprint == clean
+    assert host.check(ModelRequest()).fingerprint == clean
     attention.network_weights_backup = None
     with torch.no_grad():
         attention.in_proj_weight.add_(1)
-    assert host.check(config()).fingerprint != clean
+    assert host.check(ModelRequest()).fingerprint != clean
 
 
 # ------------------------------------------------------------------ the view
@@ -136,7 +139,7 @@ def test_the_view_has_the_hosts_own_parameters_and_computes_what_it_does(webui: 
     captions = ["zorp, red background", ", ".join(["blue circle"] * 40)]
     rng = torch.Generator().manual_seed(0)
     latents, times = torch.randn(2, 4, 16, 16, generator=rng), torch.tensor([17, 803])
-    with host.session(config()) as session, session.turn(), torch.no_grad():
+    with host.session(ModelRequest()) as session, session.turn(), torch.no_grad():
         unet, text = webui.model.model.diffusion_model, webui.model.cond_stage_model
         assert {id(p) for p in session.model.unet.parameters()} == {id(p) for p in unet.parameters()}
         assert {id(p) for p in session.model.text.model.parameters()} == {id(p) for p in text.parameters()}
@@ -150,7 +153,7 @@ def test_the_view_has_the_hosts_own_parameters_and_computes_what_it_does(webui: 
 def test_pictures_are_encoded_as_by_the_embedded_host_and_the_vae_keeps_its_format(webui: FakeWebUI, host: Any) -> None:
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     webui.model.first_stage_model.half()
-    with host.session(config()) as session, session.turn():
+    with host.session(ModelRequest()) as session, session.turn():
         latents = session.model.encode(pixels)
     assert latents.dtype == torch.float32
     assert torch.allclose(latents, Checkpoint(CHECKPOINT).encode(pixels), atol=1e-4)
@@ -161,13 +164,13 @@ def test_the_view_is_of_the_settings_of_now(webui: FakeWebUI, host: Any) -> None
     seen = []
     for skip, asked in ((1, 0), (2, 0), (2, 1)):
         webui.shared.opts.CLIP_stop_at_last_layers = skip
-        with host.session(config(training__clip_skip=asked)) as session:
+        with host.session(ModelRequest(clip_skip=asked)) as session:
             seen.append((session.model.clip_skip, session.model.vae_key))
     assert [skip for skip, _ in seen] == [1, 2, 1]
     with torch.no_grad():
         webui.model.first_stage_model.quant_conv.bias.add_(1)
     webui.model.parameterization = "v"
-    with host.session(config()) as session:
+    with host.session(ModelRequest()) as session:
         assert session.model.info.prediction == "v_prediction"
         assert session.model.vae_key not in {key for _, key in seen}
 

@@ -12,10 +12,11 @@ import torch
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.block_map import SD, SDXL
 from tests.fake_webui import FakeWebUI
-from tests.helpers import LIMIT, config
+from tests.helpers import LIMIT
 from tests.runs_helpers import document, weights
 
 
@@ -49,10 +50,10 @@ def test_reachable_from_elsewhere_only_its_own_folders_are_read(webui: FakeWebUI
 def test_the_page_is_asked(webui: FakeWebUI, host: Any) -> None:
     assert host.samplers() == webui.sd_samplers.visible_sampler_names()
     assert host.chosen_checkpoint() == webui.title("small")
-    assert host.native_resolution(config()) == 128  # of the yaml in use
+    assert host.native_resolution(ModelRequest()) == 128  # of the yaml in use
     assert (host.is_common_word("red"), host.is_common_word("zzqzorpz")) == (True, False)
     webui.sd_models.model_data.sd_model = None
-    assert host.native_resolution(config()) == 512
+    assert host.native_resolution(ModelRequest()) == 512
     assert not host.is_common_word("red")
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from lora_trainer.core.errors import CheckpointChanged, InputError, Interrupted, RunError
-from lora_trainer.hosts.base import DrawRequest, LoraUse
+from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from tests.fake_webui import FakeWebUI
-from tests.helpers import LIMIT, config, until
+from tests.helpers import LIMIT, until
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def host(webui: FakeWebUI) -> Any:
 
 @pytest.fixture
 def session(host: Any) -> Iterator[Any]:
-    with host.session(config()) as session:
+    with host.session(ModelRequest()) as session:
         yield session
 
 
@@ -56,7 +56,7 @@ def test_a_lora_is_out_of_the_weights_in_a_turn_and_the_flags_are_back_after(web
     wanted = flags(webui)
     webui.draw("zorp<lora:plain:1><lora:full:0.5>")
     assert not same(webui, before)
-    with host.session(config()) as one, host.session(config()) as two:
+    with host.session(ModelRequest()) as one, host.session(ModelRequest()) as two:
         with one.turn():
             assert same(webui, before)
             one.model.unet.requires_grad_(False)
@@ -213,7 +213,7 @@ def test_without_the_lora_extension_pictures_are_drawn_and_loras_are_refused(
 
         host = A1111Host()
         host.announce(tmp_path / "new.safetensors")
-        with host.session(config()) as session:
+        with host.session(ModelRequest()) as session:
             assert drawn(session)[0].tobytes() == webui.picture("zorp")
             with pytest.raises(InputError, match="Lora extension is switched off"):
                 drawn(session, lora=LoraUse(tmp_path / "a.safetensors"))
@@ -334,7 +334,7 @@ def test_another_that_a_picture_has_left_in_memory_is_replaced_by_ours(
     webui: FakeWebUI, session: Any, host: Any
 ) -> None:
     before = webui.weights()
-    for start in (session.turn, lambda: host.session(config())):
+    for start in (session.turn, lambda: host.session(ModelRequest())):
         webui.draw("zorp", override_settings={"sd_model_checkpoint": webui.title("other")})
         assert webui.model.sd_checkpoint_info.name == "other.safetensors"
         with start():
@@ -347,7 +347,7 @@ def test_what_cannot_be_loaded_again_is_said(webui: FakeWebUI, session: Any, hos
     (webui.data / "models" / "Stable-diffusion" / "small.safetensors").unlink()
     with pytest.raises(CheckpointChanged, match="another checkpoint"), session.turn():
         pass
-    with pytest.raises(RunError, match=r"could not load .*small\.safetensors"), host.session(config()):
+    with pytest.raises(RunError, match=r"could not load .*small\.safetensors"), host.session(ModelRequest()):
         pass
 
 
@@ -376,7 +376,7 @@ def test_parts_that_come_and_go_are_all_there_in_a_turn(webui: FakeWebUI, host: 
     setattr(webui.shared.cmd_opts, option, True)
     webui.model.lowvram = True
     webui.lowvram.module_in_gpu = webui.model.first_stage_model
-    with host.session(config()) as session:
+    with host.session(ModelRequest()) as session:
         with session.turn():
             assert webui.lowvram.module_in_gpu is webui.model.model
         assert webui.lowvram.module_in_gpu is (None if option == "lowvram" else webui.model.model)
