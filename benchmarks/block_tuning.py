@@ -23,6 +23,7 @@ from lora_trainer.core.errors import RunError
 from lora_trainer.core.files import write_text
 from lora_trainer.demo import drawings
 from lora_trainer.demo.run import CHECKPOINT, TRIGGER
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
@@ -99,7 +100,7 @@ def _last(run: Run) -> Path:
 
 def _tuned(host: StandaloneHost, run: Run, folder: str) -> dict[str, Any]:
     config = run.config()
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         document = tune(session, _last(run), find_pictures(host, session, config, folder))
     return {key: value for key, value in document.items() if key not in ("file", "sentences", "prompt")}
 
@@ -107,7 +108,7 @@ def _tuned(host: StandaloneHost, run: Run, folder: str) -> dict[str, Any]:
 def _fresh(host: StandaloneHost, run: Run, folder: str, tuned: dict[str, Any]) -> dict[str, Any]:
     """Losses on pictures that neither the run nor any choice has seen, each gain paired by picture."""
     config = run.config()
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         tuner = Tuner(session, _last(run), find_pictures(host, session, config, folder), effort=Effort(seed=99))
         every = range(tuner.count)
         before = dict(enumerate(tuner.losses(tuner.ones, every)))

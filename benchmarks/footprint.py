@@ -28,6 +28,7 @@ from lora_trainer.config.train import TrainConfig
 from lora_trainer.dataset.buckets import fit
 from lora_trainer.dataset.plan import Plan, Step
 from lora_trainer.dataset.scan import Item
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.model.families import SD1, CheckpointInfo
@@ -158,7 +159,7 @@ def check(tokenizer: Path, checkpoint: Path, side: int) -> dict[str, float]:
     settings = config(side, 1, False, False, "fp32", checkpoint=str(checkpoint))
     make, step = _one_step(settings)
     host = StandaloneHost(checkpoint.parent / "footprint")
-    with host.session(settings) as session:
+    with host.session(ModelRequest.of(settings)) as session:
         expected = footprint.expected(session.model, "fp32", make, step).peak
         gc.collect()
         with _resident() as resident:  # before anything else has worn in the process's memory
@@ -166,7 +167,7 @@ def check(tokenizer: Path, checkpoint: Path, side: int) -> dict[str, float]:
             for _ in range(2):
                 step(trainer)
         del trainer
-    with host.session(settings) as session:
+    with host.session(ModelRequest.of(settings)) as session:
         model = session.model
         tracked = footprint.track(lambda: make(model, "fp32"), step).peak
     return {

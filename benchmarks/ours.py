@@ -41,7 +41,9 @@ def _load(jobs: Any, config: Any) -> None:
     """
 
     def load() -> None:
-        with jobs.host.session(config):
+        from lora_trainer.hosts.base import ModelRequest
+
+        with jobs.host.session(ModelRequest.of(config)):
             pass
 
     thread = threading.Thread(target=load)

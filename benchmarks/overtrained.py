@@ -19,6 +19,7 @@ import torch
 from benchmarks import report
 from lora_trainer.core.errors import RunError
 from lora_trainer.demo.run import WEIGHTS, demo_config, make_pictures
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
@@ -74,7 +75,7 @@ def fresh_losses(host: StandaloneHost, run: Run, weights: Sequence[float], count
     folder = host.folders.runs.parent / "fresh"
     make_pictures(folder, count=count, seed=FRESH_SEED)
     config = run.config().with_values({"data.folder": str(folder), "validation.share": 0})
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         return held_out_losses(host, session, config, files(run), weights)
 
 
@@ -111,7 +112,7 @@ def measure(root: Path, seed: int = 1) -> dict[str, Any]:
     host, run = overtrain(root, seed)
     trained = time.time()
     grid = document(run, WEIGHTS)
-    with host.session(run.config()) as session:
+    with host.session(ModelRequest.of(run.config())) as session:
         fingerprint = run.manifest["dataset"]["fingerprint"]
         add_losses(grid, held_out_losses(host, session, run.config(), files(run), WEIGHTS, fingerprint=fingerprint))
     verdict = judge(grid)

@@ -31,6 +31,7 @@ def trainer_on(
     from lora_trainer.dataset.scan import scan
     from lora_trainer.dataset.step_captions import Captions
     from lora_trainer.diffusion.conditioning import FrozenConditioning
+    from lora_trainer.hosts.base import ModelRequest
     from lora_trainer.hosts.standalone.host import StandaloneHost
     from lora_trainer.training.trainer import Trainer
 
@@ -44,7 +45,7 @@ def trainer_on(
         }
     )
     host = StandaloneHost(material.folder / "profile")
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         model = session.model
     if weights is not None:
         model.unet.to(weights)

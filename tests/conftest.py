@@ -19,6 +19,7 @@ from tests.helpers import CHECKPOINT, draw_pictures
 if TYPE_CHECKING:
     from lora_trainer.hosts.standalone.host import StandaloneHost
     from lora_trainer.model.loaded import LoadedModel
+    from tests.fake_webui import FakeWebUI
 
 settings.register_profile(
     "repeatable",
@@ -53,10 +54,29 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> StandaloneHost:
     return StandaloneHost(tmp_path_factory.mktemp("host"), str(CHECKPOINT))
 
 
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the same shape as the small one with other weights."""
+    from tests.fake_webui import write_other
+
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    write_other(path)
+    return path
+
+
+@pytest.fixture
+def webui(tmp_path: Path, other_checkpoint: Path) -> Iterator[FakeWebUI]:
+    """A WebUI that has just started in this process; gone with everything that was imported for it after the test."""
+    from tests.fake_webui import fake_webui
+
+    with fake_webui(tmp_path / "webui", other_checkpoint) as running:
+        yield running
+
+
 @pytest.fixture
 def model(standalone: StandaloneHost) -> Iterator[LoadedModel]:
     """A fresh view of the small checkpoint: adapters put on it are gone with it."""
-    from lora_trainer.config.train import TrainConfig
+    from lora_trainer.hosts.base import ModelRequest
 
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         yield session.model

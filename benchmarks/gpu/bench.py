@@ -16,6 +16,7 @@ from benchmarks.gpu.setting import NOT_ON_A_CPU, Setting
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory
@@ -42,7 +43,7 @@ class Bench:
 
     def model(self) -> LoadedModel:
         """A fresh view of the loaded weights."""
-        with self.host.session(self.config) as session:
+        with self.host.session(ModelRequest.of(self.config)) as session:
             return session.model
 
     def trainer(self, precision: str, values: Mapping[str, Any]) -> tuple[Trainer, Plan]:

@@ -19,6 +19,7 @@ from benchmarks.gpu.runner import Check, run_check
 from benchmarks.gpu.setting import Setting
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.demo.run import demo_config, make_pictures
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.clip import name_in_files
@@ -82,7 +83,7 @@ class Learner:
             RunError: the run failed.
         """
         config = self.config.with_values({"name": name, "training.precision": precision, **(values or {})})
-        with self.host.session(config) as session:
+        with self.host.session(ModelRequest.of(config)) as session:
             resolve_precision(precision, session.model.device, session.model.unet.dtype)
         run = self.jobs.submit(config)
         self.jobs.wait(run)
@@ -211,7 +212,7 @@ def applied(learner: Learner, path: Path) -> dict[str, Any]:
     In fp32 without TF32, so that nothing but an error in the adapters makes a difference.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    with learner.host.session(learner.config) as session:
+    with learner.host.session(ModelRequest.of(learner.config)) as session:
         model = session.model
     tensors = read_lora(path)
     unet, text = (copy.deepcopy(part).float().eval() for part in (model.unet, model.text[0].model))

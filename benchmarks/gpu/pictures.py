@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from benchmarks.gpu.bench import Bench, spread
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.setting import Setting
-from lora_trainer.hosts.base import DrawRequest
+from lora_trainer.hosts.base import DrawRequest, ModelRequest
 from lora_trainer.jobs.service import Jobs
 
 
@@ -110,7 +110,7 @@ class Painter:
         """The bytes of one picture."""
         steps, side = (2, 64) if self._bench.setting.cpu else (20, 512)
         request = DrawRequest("a red circle", width=side, height=side, steps=steps, seed=seed)
-        with self._bench.host.session(self._bench.config) as session, session.turn(drawing=True):
+        with self._bench.host.session(ModelRequest.of(self._bench.config)) as session, session.turn(drawing=True):
             return session.draw([request], None)[0].tobytes()
 
     def draw_during(self, begun: threading.Event, running: Any) -> None:

@@ -15,6 +15,7 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_json, write_text
 from lora_trainer.core.i18n import filled
 from lora_trainer.core.paths import clean_path, is_file
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subje
         "width": width, "height": height,
     }  # fmt: skip
     config = subject.config.with_values({f"samples.{k}": value for k, value in given.items() if value is not None})
-    like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(config))
+    model = ModelRequest.of(config)
+    like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(model))
     plan = plan_analysis(
         subject.file,
         args.prompt,
@@ -178,16 +180,16 @@ def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subje
         like,
         weight=args.weight,
         trigger=trigger_of(config, args.prompt) if args.trigger is None else args.trigger,
-    ).on(host.check(config))
+    ).on(host.check(model))
     pictures = len(plan.cells())
     say(
         args,
         f"Drawing {pictures} pictures: {len(plan.requests)} without the LoRA and as many with it, then with each of "
         f"{len(plan.lists)} blocks alone and left out. Those that are there already are not drawn again.",
     )
-    with host.session(config) as session:
+    with host.session(model) as session:
         return analyze(
-            plan.on(host.check(config), session.draw_settings()),
+            plan.on(host.check(model), session.draw_settings()),
             session,
             args.output or subject.folder,
             together=wanted.together,
@@ -217,8 +219,9 @@ def _tune(args: argparse.Namespace) -> int:
     if args.bake:
         check_output(args.bake, [subject.file])
     effort = Effort(steps=args.steps, seed=args.seed, **({} if args.pull is None else {"pull": args.pull}))
-    host.check(config)
-    with host.session(config) as session:
+    model = ModelRequest.of(config)
+    host.check(model)
+    with host.session(model) as session:
         pictures = _pictures(args, host, session, subject, config)
         say(
             args,

@@ -184,12 +184,12 @@ def _mix(args: argparse.Namespace) -> int:
 
     mixing = MixService(StandaloneHost(args.root), BackgroundTasks(JobQueue("lora-train mixes")))
     given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
-    plan, config = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    plan, model = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
         show = bar("pictures", args.json)
-        document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
+        document = mixing.drawn(plan, model, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
         print_json({**document, "notices": notices})
         return 0

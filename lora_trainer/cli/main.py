@@ -28,6 +28,7 @@ from lora_trainer.core.ending import Ending, tell
 from lora_trainer.core.errors import InputError, LoraTrainError, RunError
 from lora_trainer.core.i18n import filled
 from lora_trainer.core.paths import exists, expand
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import StopRequest
@@ -309,6 +310,6 @@ def _ui(args: argparse.Namespace) -> int:
 
     host = StandaloneHost(args.root, args.checkpoint, args.language)
     if args.checkpoint:
-        host.check(TrainConfig(name="ui"))
+        host.check(ModelRequest(work="ui"))
     serve(host, args.port)
     return 0

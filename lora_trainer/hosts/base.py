@@ -1,4 +1,14 @@
-"""What a host gives to a run. The core knows nothing else of the program it runs in."""
+"""What a host gives to a run. The core knows nothing else of the program it runs in.
+
+A host is three things, and who needs only one of them asks for that: the :class:`ModelHost` has a checkpoint and draws
+with it, the :class:`LoraStore` keeps LoRA files and what goes with them, the :class:`HostPage` tells what the person
+in front of the program sees and may do.
+
+Another program moves in with a folder of its own beside ``a1111`` and ``standalone``, whose ``host.py`` has a class
+with all of :class:`Host`, and with one line where it is made: ``shared_jobs(TheHost)`` in the file that the program
+loads (``scripts/lora_train.py`` for the WebUI, :func:`lora_trainer.ui.standalone.serve` without one). Nothing else
+names a host. ``tests/hosts/test_base.py`` says what all of them must hold; put the new one into its list.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +36,26 @@ class Folders:
     runs: Path
     cache: Path
     presets: Path
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model somebody needs, and how its captions are read.
+
+    Attributes:
+        checkpoint: path of a file; empty for the one that the host has, and for hosts that load none themselves.
+        clip_skip: of the text encoder, counted from 1; 0 for the host's own setting.
+        work: what it is needed for, which the host's progress bar shows.
+    """
+
+    checkpoint: str = ""
+    clip_skip: int = 0
+    work: str = ""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> ModelRequest:
+        """What a run of these settings needs."""
+        return cls(config.checkpoint, config.training.clip_skip or 0, config.name)
 
 
 @dataclass(frozen=True)
@@ -116,24 +146,21 @@ class Session(Protocol):
         """Whether the host's own Interrupt was pressed for us since the last call."""
 
 
-class Host(Protocol):
-    """A program with a checkpoint."""
+class ModelHost(Protocol):
+    """A program with a checkpoint, and what draws with it."""
 
     name: str
-    folders: Folders
-    readable: Sequence[Path] | None
-    """Folders that people may read from; ``None`` for all, where only this machine's user comes in."""
     reads_tags: bool
     """Whether ``<lora:…>`` in a prompt works when a :class:`Session` draws it."""
 
-    def check(self, config: TrainConfig) -> CheckpointInfo:
+    def check(self, request: ModelRequest) -> CheckpointInfo:
         """What would be trained on, found without loading anything heavy.
 
         Raises:
             InputError: no checkpoint, or one that cannot be trained.
         """
 
-    def session(self, config: TrainConfig) -> AbstractContextManager[Session]:
+    def session(self, request: ModelRequest) -> AbstractContextManager[Session]:
         """Take hold of the model for a run."""
 
     def load_checkpoint(self, name: str, sha256: str) -> None:
@@ -149,6 +176,18 @@ class Host(Protocol):
     def checkpoints(self) -> Sequence[Path]:
         """The checkpoint files that it offers, ``.safetensors`` only."""
 
+    def native_resolution(self, request: ModelRequest) -> int:
+        """Side in pixels that the checkpoint was trained at; 512 when nobody knows."""
+
+
+class LoraStore(Protocol):
+    """Where a program keeps LoRA files, and what it knows of them."""
+
+    folders: Folders
+
+    def announce(self, path: Path) -> None:
+        """Make a new LoRA file known, so that its card and name work at once."""
+
     def block_presets(self) -> Presets:
         """Named block weights: the shipped ones and the person's own.
 
@@ -156,17 +195,18 @@ class Host(Protocol):
             InputError: a file of presets cannot be read.
         """
 
-    def announce(self, path: Path) -> None:
-        """Make a new LoRA file known, so that its card and name work at once."""
 
-    def samplers(self) -> Sequence[str]:
-        """Names of the samplers that :meth:`Session.draw` knows."""
+class HostPage(Protocol):
+    """What the person in front of the program sees and may do."""
+
+    readable: Sequence[Path] | None
+    """Folders that people may read from; ``None`` for all, where only this machine's user comes in."""
 
     def language(self) -> str:
         """Language of the page, e.g. ``"en"`` or ``"zh"``."""
 
-    def native_resolution(self, config: TrainConfig) -> int:
-        """Side in pixels that the checkpoint was trained at; 512 when nobody knows."""
+    def samplers(self) -> Sequence[str]:
+        """Names of the samplers that :meth:`Session.draw` knows."""
 
     def is_common_word(self, word: str) -> bool:
         """Whether the checkpoint's tokenizer has the word as one token, so that it means something already."""
@@ -178,6 +218,10 @@ class Host(Protocol):
             Kind and name of each: an ``"embedding"`` that takes the place of words, a ``"style"`` of that name, a
             ``"wildcard"`` that is replaced, or ``"syntax"`` that is carried out.
         """
+
+
+class Host(ModelHost, LoraStore, HostPage, Protocol):
+    """A program that LoRA Train runs in, whole."""
 
 
 def draw_request(samples: SamplesConfig, prompt: str, resolution: int) -> DrawRequest:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.core.documents import Damaged, read_document
 from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, concerning, explain
-from lora_trainer.hosts.base import Host, draw_request
+from lora_trainer.hosts.base import Host, ModelRequest, draw_request
 from lora_trainer.jobs.library import require_readable
 from lora_trainer.jobs.queue import JobQueue, QueuedJob
 from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read, read_seeds
@@ -80,12 +80,12 @@ class BlockJobs:
         run = self._settled(name)
         config = run.config()
         wanted, plan = self._analysis(run, config, body)
-        plan = plan.on(self._host.check(config))
+        plan = plan.on(self._host.check(ModelRequest.of(config)))
         file = plan.file
 
         def work(progress: Callable[[int, int], None]) -> None:
-            with self._host.session(config) as session:
-                settled = plan.on(self._host.check(config), session.draw_settings())
+            with self._host.session(ModelRequest.of(config)) as session:
+                settled = plan.on(self._host.check(ModelRequest.of(config)), session.draw_settings())
                 analyze(settled, session, blocks_folder(run), together=wanted.together, on_cells=progress)
 
         self._start(run, ANALYSIS, file, len(plan.cells()), work)
@@ -108,14 +108,14 @@ class BlockJobs:
         config = run.config()
         file = find_file(run, wanted.file)
         require_readable(self._host, "pictures", wanted.pictures)
-        self._host.check(config)
+        self._host.check(ModelRequest.of(config))
 
         def work(progress: Callable[[int, int], None]) -> None:
             from lora_trainer.validation.blocks.report import tune
             from lora_trainer.validation.blocks.tuner import Effort
             from lora_trainer.validation.metrics.evaluation_set import find_pictures
 
-            with self._host.session(config) as session:
+            with self._host.session(ModelRequest.of(config)) as session:
                 with concerning("pictures"):
                     pictures = find_pictures(
                         self._host,

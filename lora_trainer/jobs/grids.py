@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, explain
-from lora_trainer.hosts.base import Host
+from lora_trainer.hosts.base import Host, ModelRequest
 from lora_trainer.runs.control import Control
 from lora_trainer.runs.run import Run
 
@@ -51,8 +51,8 @@ class GridDrawing:
         config = self._run.config()
         folder = grid_folder(self._run)
         self._note("running", phase="pictures", document=str(folder / "grid.json"))
-        with self._host.session(config) as session:
-            plan = plan.on(self._host.check(config), session.draw_settings())
+        with self._host.session(ModelRequest.of(config)) as session:
+            plan = plan.on(self._host.check(ModelRequest.of(config)), session.draw_settings())
             document = draw_grid(plan, session, folder, pace(self._pictures), together=options.together)
             if options.numbers:
                 measure_grid(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from lora_trainer import __version__
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import LoraTrainError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 
 
 def health_report(jobs: Jobs) -> dict[str, Any]:
     """What the server can do now."""
     try:
-        info = jobs.host.check(TrainConfig(name="health"))
+        info = jobs.host.check(ModelRequest(work="health"))
         checkpoint: dict[str, Any] = info.to_dict()
         problem = ""
     except LoraTrainError as error:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config.schema import field_error
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import concerning
-from lora_trainer.hosts.base import DrawRequest, Host
+from lora_trainer.hosts.base import DrawRequest, Host, ModelRequest
 from lora_trainer.jobs.background import BackgroundTask, BackgroundTasks, Progress
 from lora_trainer.jobs.library import LoraFolder, check_blocks, require_readable
 from lora_trainer.jobs.requests import MixDocument, read
@@ -53,7 +52,7 @@ class MixService:
             tags = [replace(tag, name=path.stem) for tag, path in zip(found.tags, paths, strict=True)]
         return Stack(tuple(tags)), files
 
-    def plan(self, body: Mapping[str, Any], *, outside: bool = False) -> tuple[MixPlan, TrainConfig]:
+    def plan(self, body: Mapping[str, Any], *, outside: bool = False) -> tuple[MixPlan, ModelRequest]:
         """What is to be drawn, and the configuration that names the checkpoint.
 
         Args:
@@ -75,9 +74,9 @@ class MixService:
         for side in ("width", "height"):
             if getattr(document, side) % 8:
                 raise field_error(side, "{size} px is not a multiple of 8.", size=getattr(document, side))
-        config = TrainConfig(name="mixes", checkpoint=document.checkpoint)
+        model = ModelRequest(document.checkpoint, work="mixes")
         require_readable(self.host, "checkpoint", document.checkpoint)
-        native = self.host.native_resolution(config)
+        native = self.host.native_resolution(model)
         request = DrawRequest(
             prompt=document.prompt.strip(),
             negative=document.negative.strip(),
@@ -90,7 +89,7 @@ class MixService:
         )
         plan = MixPlan(stack, files, document.count, _rule(document), request)
         plan.stacks()  # what is wrong with the weights is said now
-        return plan, config
+        return plan, model
 
     def draw(self, body: Mapping[str, Any]) -> BackgroundTask:
         """Draw the mixes into a folder beside the runs; the task's result is a :class:`Mixed`.
@@ -98,23 +97,23 @@ class MixService:
         Raises:
             InputError: one clear sentence, with the field's path.
         """
-        plan, config = self.plan(body)
-        self.host.check(config)
+        plan, model = self.plan(body)
+        self.host.check(model)
 
         def work(progress: Progress) -> Mixed:
-            return self.drawn(plan, config, progress)
+            return self.drawn(plan, model, progress)
 
         return self.tasks.start("mix", " + ".join(plan.files), work)
 
-    def drawn(self, plan: MixPlan, config: TrainConfig, progress: Callable[[int, int, Mixed], object]) -> Mixed:
+    def drawn(self, plan: MixPlan, model: ModelRequest, progress: Callable[[int, int, Mixed], object]) -> Mixed:
         """Draw a plan now; see :func:`lora_trainer.validation.mixes.draw_mixes`."""
         from lora_trainer.validation.mixes import draw_mixes
 
         for path in plan.files.values():
             self.host.announce(path)
-        with self.host.session(config) as session:
+        with self.host.session(model) as session:
             return draw_mixes(
-                plan.on(self.host.check(config)),
+                plan.on(self.host.check(model)),
                 session,
                 self.folder,
                 reads_tags=self.host.reads_tags,

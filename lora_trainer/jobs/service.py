@@ -18,7 +18,7 @@ from lora_trainer.core.errors import InputError, LoraTrainError, concerning, exp
 from lora_trainer.core.files import remove_unfinished, write_text
 from lora_trainer.core.paths import clean_path, expand
 from lora_trainer.core.process import is_alive, this_process
-from lora_trainer.hosts.base import Host
+from lora_trainer.hosts.base import Host, ModelRequest
 from lora_trainer.jobs.background import BackgroundTasks
 from lora_trainer.jobs.blocks import BlockJobs
 from lora_trainer.jobs.grids import GridDrawing, grid_stopped
@@ -82,7 +82,7 @@ class Jobs:
     def _usable(self, config: TrainConfig) -> Dataset:
         from lora_trainer.training.advice import calculate
 
-        info = self.host.check(config)
+        info = self.host.check(ModelRequest.of(config))
         dataset = self.dataset(config.data)
         self._require_readable("network.continue_from", config.network.continue_from)
         _check_parts(config, info.family)
@@ -112,7 +112,7 @@ class Jobs:
     def submit(self, config: TrainConfig) -> Run:
         """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
         self.check(config)
-        checkpoint = self.host.check(config)
+        checkpoint = self.host.check(ModelRequest.of(config))
         now = {"process": this_process(), "place": time.time()}
         run = self.runs.create(config, host=self.host.name, checkpoint=checkpoint.to_dict(), **now)
         self._require_ours(run)
@@ -169,7 +169,7 @@ class Jobs:
         changed = take_over(run, config) if config else []
         if config and changed:
             settings = config
-        require_its_checkpoint(run, self.host.check(settings))
+        require_its_checkpoint(run, self.host.check(ModelRequest.of(settings)))
         if changed:
             write_text(run.folder / "config.toml", settings.to_toml())
         values = {"process": this_process(), "place": time.time()}
@@ -247,7 +247,7 @@ class Jobs:
         self._require_readable("clip", options.clip)
         if self.drawing.find(run):
             raise InputError("A grid of {name} is being drawn already.", name=name)
-        self.host.check(config)
+        self.host.check(ModelRequest.of(config))
 
         def work(control: Control) -> None:
             GridDrawing(run, self.host, control, self._tell).draw(plan, options)

@@ -13,7 +13,7 @@ import torch
 
 from lora_trainer.core.errors import CheckpointChanged, RunError
 from lora_trainer.dataset.plan import Step
-from lora_trainer.hosts.base import Host, Session
+from lora_trainer.hosts.base import Host, ModelRequest, Session
 from lora_trainer.model.memory import out_of_memory
 from lora_trainer.runs.control import Control, StopRequest, only_telling
 from lora_trainer.runs.run import Run
@@ -66,7 +66,7 @@ class TrainingRun:
             CheckpointChanged: the host has another checkpoint now; what was learned is kept.
         """
         self._outputs.remove_unfinished()
-        with self._host.session(self._config) as session:
+        with self._host.session(ModelRequest.of(self._config)) as session:
             session.on_wait = lambda waits: self._note(waiting=waits, now=True)
             try:
                 state = self._work(session)

@@ -25,7 +25,7 @@ from lora_trainer.dataset.plan import Plan, Step, held_out
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
-from lora_trainer.hosts.base import Host, Session
+from lora_trainer.hosts.base import ModelHost, ModelRequest, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory
 from lora_trainer.model.precision import resolve_precision
@@ -75,7 +75,7 @@ class Estimate:
         return asdict(self)
 
 
-def measure(config: TrainConfig, dataset: Dataset, host: Host) -> Estimate:
+def measure(config: TrainConfig, dataset: Dataset, host: ModelHost) -> Estimate:
     """Try the settings, and when they do not fit, those that need less.
 
     Raises:
@@ -107,10 +107,10 @@ def _ways(config: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {**changes, "training.text_lr": 0.0}
 
 
-def _try(config: TrainConfig, items: Sequence[Item], host: Host, changes: dict[str, Any]) -> Estimate:
+def _try(config: TrainConfig, items: Sequence[Item], host: ModelHost, changes: dict[str, Any]) -> Estimate:
     plan = Plan(items, config)
     step, share = _largest(plan, items)
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         expected = _expected(config, items, plan, step, session.model)
         memory = _Memory(session.model.device, expected or 0)
         tries = expected is None or not _is_far_beyond(expected, memory)

@@ -19,7 +19,7 @@ from lora_trainer.config import parsing as lists
 from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError
 from lora_trainer.core.i18n import filled, translator
 from lora_trainer.hosts.a1111 import settings as host
-from lora_trainer.hosts.base import DrawRequest
+from lora_trainer.hosts.base import DrawRequest, ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import TAG
 from lora_trainer.runs.run import Run
@@ -79,8 +79,9 @@ def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> 
         plan = replace(plan, prompts=[""])  # the page's, and not the run's, which stands in where there is none
     folder = grid_folder(run)
     try:
-        with jobs.host.session_of_script(config) as session:  # type: ignore[attr-defined]  # only in this host
-            plan = plan.on(jobs.host.check(config), session.draw_settings())
+        model = ModelRequest.of(config)
+        with jobs.host.session_of_script(model) as session:  # type: ignore[attr-defined]  # only in this host
+            plan = plan.on(jobs.host.check(model), session.draw_settings())
             _announce(plan, folder, options.together)
             document = draw_grid(plan, session, folder, together=options.together)
             if options.numbers:

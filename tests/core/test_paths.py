@@ -17,6 +17,7 @@ from lora_trainer.config.schema import options_of, read_toml
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import clean_path, exists, expand, impossible
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, MixDocument, TuningDocument, read
 from tests.helpers import CASES, CHECKPOINT, config, draw_pictures
@@ -133,7 +134,7 @@ def test_the_pasted_path_of_a_lora_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['"{}"', "'{}'"])
 def test_the_pasted_path_of_a_checkpoint_is_found(tmp_path: Path, text: str) -> None:
     host = StandaloneHost(tmp_path, text.format(CHECKPOINT))
-    assert host.check(TrainConfig(name="a")).name == CHECKPOINT.name
+    assert host.check(ModelRequest()).name == CHECKPOINT.name
     assert CHECKPOINT in host.checkpoints()
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import Control, StopRequest
 from tests.helpers import CASES, LIMIT, until
@@ -397,7 +398,7 @@ def waiting(root: Path, names: Sequence[str], **changes: object) -> None:
     ended = make_jobs(root)
     for number, name in enumerate(names):
         config = TrainConfig.from_dict(document(root, name, **changes))
-        checkpoint = {"sha256": ended.host.check(config).sha256}
+        checkpoint = {"sha256": ended.host.check(ModelRequest.of(config)).sha256}
         ended.runs.create(config, checkpoint=checkpoint, process=[1, 1.0]).update(created=float(number), now=True)
 
 

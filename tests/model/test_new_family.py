@@ -36,6 +36,7 @@ from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import frozen_conditioning
 from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.diffusion.noise import keyed_noise
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.jobs.service import Jobs
@@ -125,7 +126,7 @@ def run(host: StandaloneHost, config: TrainConfig) -> Run:
 
 @pytest.fixture
 def model(host: StandaloneHost, config: TrainConfig) -> Iterator[LoadedModel]:
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         yield session.model
 
 
@@ -220,7 +221,7 @@ def test_its_file_loaded_again_gives_the_losses_of_plain_arithmetic(
     host: StandaloneHost, config: TrainConfig, run: Run
 ) -> None:
     path = Path(run.manifest["files"][-1]["path"])
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         found = held_out_losses(host, session, config, [path], [1.0])
         model = session.model
     _, kept = held_out(scan(config.data).items, config.validation.share, config.training.seed)
@@ -256,7 +257,7 @@ def test_the_gradient_of_a_step_is_that_of_plain_arithmetic(
     step = plan.step(1)
     loss = float(trainer.step(step))
 
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         plain = Plain(session.model, tensors)
     wanted = torch.zeros((), dtype=torch.float64)
     seed = config.training.seed

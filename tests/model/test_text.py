@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.clip import tower
 from lora_trainer.model.loaded import LoadedModel
@@ -19,9 +20,8 @@ CAPTIONS = st.lists(WORDS, max_size=260).map(" ".join)
 
 @pytest.fixture(scope="module")
 def tokenizer(standalone: StandaloneHost) -> Any:
-    from lora_trainer.config.train import TrainConfig
 
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         return session.model.text[0].tokenizer
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
 from lora_trainer.model.families import SD1
@@ -25,7 +26,6 @@ from lora_trainer.network.adapters import (
     file_shapes,
     remove_adapters,
 )
-from tests.helpers import config
 from tests.network.plain import merged, of_model, outputs, randomise, relative_error
 
 CONV = Shape(3, 2.0)
@@ -44,7 +44,7 @@ def both(model: LoadedModel, **values: object) -> Adapters:
 
 def other(standalone: StandaloneHost) -> LoadedModel:
     """Another view of the same checkpoint."""
-    with standalone.session(config()) as session:
+    with standalone.session(ModelRequest()) as session:
         return session.model
 
 
@@ -512,7 +512,7 @@ def test_continuing_from_another_architecture_is_one_sentence(fresh: Adapters, t
 def test_initial_weights_come_from_the_seed_and_the_layers_name_alone(standalone: StandaloneHost) -> None:
     def drawn(seed: int, dirty: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(dirty)
-        with standalone.session(config()) as session:
+        with standalone.session(ModelRequest()) as session:
             model = session.model
             state = torch.random.get_rng_state()
             adapters = add_adapters(model.parts, SD1, rank=4, alpha=2, seed=seed)

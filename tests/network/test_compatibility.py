@@ -14,12 +14,13 @@ from peft import inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import Shape, add_adapters
 from lora_trainer.network.lora_file import save_lora
-from tests.helpers import CHECKPOINT, config
+from tests.helpers import CHECKPOINT
 from tests.network.plain import of_model, outputs, randomise, relative_error
 
 WITH_CONVOLUTIONS = pytest.mark.parametrize("convolutions", [None, Shape(3, 2.0)], ids=["attention", "attention+conv"])
@@ -46,7 +47,7 @@ def pipeline(standalone: StandaloneHost, monkeypatch: pytest.MonkeyPatch) -> Sta
     for name, module in list(sys.modules.items()):
         if name.startswith("diffusers") and "USE_PEFT_BACKEND" in vars(module):
             monkeypatch.setattr(module, "USE_PEFT_BACKEND", True)
-    with standalone.session(config()) as session:
+    with standalone.session(ModelRequest()) as session:
         model = session.model
     unet = UNet2DConditionModel.from_config(model.unet.config)
     unet.load_state_dict({name: value.clone() for name, value in model.unet.state_dict().items()})

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import Adapters, add_adapters
@@ -22,7 +23,7 @@ from lora_trainer.network.lora_file import (
     save_lora,
     verify,
 )
-from tests.helpers import CHECKPOINT, config
+from tests.helpers import CHECKPOINT
 from tests.network.plain import randomise
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -254,7 +255,7 @@ def test_file_is_described(tmp_path: Path, tensors: Tensors) -> None:
 # ------------------------------------------------------------------ reading back what was written
 @pytest.fixture(scope="module")
 def adapters(standalone: StandaloneHost) -> Adapters:
-    with standalone.session(config()) as session:
+    with standalone.session(ModelRequest()) as session:
         made = add_adapters({"lora_te_": session.model.text[0].model}, SD1, rank=2, alpha=0.3)
     randomise(made)
     return made

@@ -12,6 +12,7 @@ from lora_trainer.dataset.plan import Plan, SampleUse, Step
 from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.diffusion.conditioning import Encode, frozen_conditioning
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
@@ -44,7 +45,7 @@ class Bench:
         for index, item in enumerate(self.items):
             generator = torch.Generator().manual_seed(index)
             self.latents._latents[item.path, False] = torch.randn(4, 8, 8, generator=generator)
-        with host.session(self.config) as session:
+        with host.session(ModelRequest.of(self.config)) as session:
             self.model: LoadedModel = session.model
         if weights != torch.float32:
             for part in (self.model.unet, self.model.text[0].model):

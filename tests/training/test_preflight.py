@@ -12,6 +12,7 @@ import torch
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.training import footprint, preflight, trainer
 from tests.runs_helpers import document, make_jobs
 
@@ -76,10 +77,10 @@ def test_a_warmup_that_cannot_be_done_is_said(tmp_path: Path, changes: dict[str,
 def test_nothing_is_written_and_the_model_is_as_before(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     config = TrainConfig.from_dict(document(tmp_path, training__text_lr=1e-4))
-    with jobs.host.session(config) as session:
+    with jobs.host.session(ModelRequest.of(config)) as session:
         before = [p.clone() for p in session.model.unet.parameters()]
     jobs.measure(config)
-    with jobs.host.session(config) as session:
+    with jobs.host.session(ModelRequest.of(config)) as session:
         assert not any("lora" in name for name, _ in session.model.unet.named_parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, session.model.unet.parameters(), strict=True))
     assert {p.name for p in tmp_path.iterdir()} == {"pictures"}
@@ -233,6 +234,6 @@ def test_an_optimizer_that_works_on_addresses_is_computed_as_a_plain_one(
     )
     jobs = make_jobs(tmp_path)
     config = TrainConfig.from_dict(document(tmp_path, training__optimizer="AdamW8bit"))
-    with jobs.host.session(config) as session:
+    with jobs.host.session(ModelRequest.of(config)) as session:
         preflight._expected(config, [], None, None, session.model)  # type: ignore[arg-type]
     assert seen == ["AdamW"]

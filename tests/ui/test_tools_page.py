@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lora_trainer.core.i18n import translator
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import add_adapters
@@ -21,7 +22,6 @@ from lora_trainer.ui.panels.follow import Follower
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
 from lora_trainer.ui.widgets.refresh import together
-from tests.helpers import config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
     """Both panels below each other, for a host with the LoRAs ``one`` and ``two``."""
     jobs = make_jobs(tmp_path_factory.mktemp("panels"))
     for name in ("one", "two"):
-        with jobs.host.session(config()) as session:
+        with jobs.host.session(ModelRequest()) as session:
             adapters = add_adapters({"lora_unet_": session.model.unet}, SD1, rank=2, alpha=2.0)
             save_lora(jobs.host.folders.loras / f"{name}.safetensors", randomise(adapters, 0.1), {}, "fp16")
     with gr.Blocks(analytics_enabled=False) as demo:

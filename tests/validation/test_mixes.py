@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.hosts.base import DrawRequest, LoraUse
+from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.background import BackgroundTasks
 from lora_trainer.jobs.mixes import MixService
@@ -28,7 +28,7 @@ from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.blocks.stack import MixRule, parse_stack
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.validation.mixes import DOCUMENT, TABLE, MixPlan, draw_mixes
-from tests.helpers import LIMIT, config, temporary_files
+from tests.helpers import LIMIT, temporary_files
 from tests.network.made import EVERY, KEYS, tensors
 from tests.network.plain import randomise
 
@@ -123,7 +123,7 @@ def _checkpoint() -> Any:
 def host(standalone: StandaloneHost) -> StandaloneHost:
     """The embedded host with the LoRAs ``one`` and ``two``, and ``same``, which is ``one`` again."""
     for name in ("one", "two"):
-        with standalone.session(config()) as session:
+        with standalone.session(ModelRequest()) as session:
             model = session.model
             adapters = add_adapters(model.parts, SD1, rank=2 if name == "one" else 3, alpha=2.0)
             trained = randomise(adapters, 0.1 if name == "one" else 0.15)
@@ -144,7 +144,7 @@ def pixels(path: str) -> np.ndarray:
 
 def alone(host: StandaloneHost, name: str, weight: float, lbw: str = "") -> np.ndarray:
     """The picture with one file, as :class:`LoraUse` draws it."""
-    with host.session(config()) as session, session.turn():
+    with host.session(ModelRequest()) as session, session.turn():
         (image,) = session.draw(
             [DrawRequest(**SMALL)], LoraUse(host.folders.loras / f"{name}.safetensors", weight, lbw)
         )  # type: ignore[arg-type]

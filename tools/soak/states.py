@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import LoraTrainError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.runs.control import Control
 from lora_trainer.training.preparation import Preparation
 from lora_trainer.training.state import load_newest, save_state
@@ -28,7 +29,7 @@ class States:
         jobs = make_jobs(root)
         config = TrainConfig.from_dict(document("state", draw_pictures(root / "pictures", count=4), 6))
         run = jobs.runs.create(config, checkpoint={})
-        self._session = jobs.host.session(config)
+        self._session = jobs.host.session(ModelRequest.of(config))
         session = self._session.__enter__()
         loaded = session.model.info.to_dict()
         run.update(checkpoint=loaded)

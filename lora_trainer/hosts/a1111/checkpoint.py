@@ -13,8 +13,8 @@ import yaml
 from modules import devices, sd_hijack, sd_models, sd_vae, shared
 from safetensors import SafetensorError, safe_open
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.model.families import CheckpointInfo, family_of
 from lora_trainer.model.family import UNET
 from lora_trainer.model.loaded import LoadedModel
@@ -193,7 +193,7 @@ def require_trainable(sd_model: Any) -> None:
         )
 
 
-def native_view(sd_model: Any, config: TrainConfig) -> LoadedModel:
+def native_view(sd_model: Any, request: ModelRequest) -> LoadedModel:
     """The model as training sees it; its weights are the WebUI's own."""
     from lora_trainer.model.schedule import unrounded
     from lora_trainer.model.text import TextEncoder, TextEncoders
@@ -204,7 +204,7 @@ def native_view(sd_model: Any, config: TrainConfig) -> LoadedModel:
     embedder = sd_model.cond_stage_model.wrapped
     # the host wraps the token embedding to insert textual inversions (sd_hijack.py:222)
     text = {name.replace(".wrapped.", "."): p for name, p in embedder.transformer.named_parameters()}
-    clip_skip = config.training.clip_skip or int(shared.opts.CLIP_stop_at_last_layers)
+    clip_skip = request.clip_skip or int(shared.opts.CLIP_stop_at_last_layers)
     encoder = TextEncoder(
         text_view(text, embedder.transformer.config),
         embedder.tokenizer,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from modules import devices, paths, sd_models, sd_samplers, shared
 from modules.call_queue import queue_lock
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.a1111.checkpoint import checkpoint_info, chosen_info, config_of, info_of_file, loaded_model
 from lora_trainer.hosts.a1111.gate import Gate, HeldGate
@@ -22,7 +21,7 @@ from lora_trainer.hosts.a1111.networks import lora_networks
 from lora_trainer.hosts.a1111.session import A1111Session, Flags
 from lora_trainer.hosts.a1111.settings import data_folder, language, person_presets
 from lora_trainer.hosts.a1111.words import meanings
-from lora_trainer.hosts.base import Folders
+from lora_trainer.hosts.base import Folders, ModelRequest
 from lora_trainer.model.families import SD1, CheckpointInfo, native_resolution
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class A1111Host:
         self.readable = _readable_folders()
         self._flags = Flags()
 
-    def check(self, config: TrainConfig) -> CheckpointInfo:
+    def check(self, request: ModelRequest) -> CheckpointInfo:
         """What is chosen at the top of the page; raises :class:`InputError` when it cannot be trained."""
         model, chosen = loaded_model(), chosen_info()
         if chosen is None or chosen.filename == model.sd_checkpoint_info.filename:
@@ -51,24 +50,24 @@ class A1111Host:
         return info_of_file(chosen) or checkpoint_info(model)
 
     @contextmanager
-    def session(self, config: TrainConfig) -> Iterator[A1111Session]:
+    def session(self, request: ModelRequest) -> Iterator[A1111Session]:
         """Take hold of the loaded model; the host is left as it was found.
 
         Raises:
             CheckpointChanged: there is none at this moment.
         """
-        with self._session(config, Gate()) as session:
+        with self._session(request, Gate()) as session:
             yield session
 
     @contextmanager
-    def session_of_script(self, config: TrainConfig) -> Iterator[A1111Session]:
+    def session_of_script(self, request: ModelRequest) -> Iterator[A1111Session]:
         """The same within a picture of the person's, where the host's lock is held and the job shown already."""
-        with self._session(config, HeldGate()) as session:
+        with self._session(request, HeldGate()) as session:
             yield session
 
     @contextmanager
-    def _session(self, config: TrainConfig, gate: Gate) -> Iterator[A1111Session]:
-        session = A1111Session(config, self._flags, gate)
+    def _session(self, request: ModelRequest, gate: Gate) -> Iterator[A1111Session]:
+        session = A1111Session(request, self._flags, gate)
         try:
             yield session
         finally:
@@ -116,7 +115,7 @@ class A1111Host:
         """Chinese when the WebUI's localization is a Chinese one."""
         return language()
 
-    def native_resolution(self, config: TrainConfig) -> int:
+    def native_resolution(self, request: ModelRequest) -> int:
         """From the yaml of the loaded checkpoint."""
         model = sd_models.model_data.sd_model
         return native_resolution(config_of(model)) if model is not None else SD1.resolution

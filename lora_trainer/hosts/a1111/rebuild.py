@@ -17,14 +17,25 @@ class Reload:
     def __init__(self) -> None:
         self._over = threading.Event()
         self._over.set()
+        self._begun = 0
 
     @property
     def going_on(self) -> bool:
         """From the press of the button until the new page is there."""
         return not self._over.is_set()
 
+    @property
+    def begun(self) -> int:
+        """How often the button was pressed."""
+        return self._begun
+
+    def happened_since(self, begun: int) -> bool:
+        """Whether an Interrupt of work that began after so many presses may be the button's, not the person's."""
+        return self.going_on or self._begun != begun
+
     def begin(self) -> None:
         """The page goes away; an Interrupt is not the person's now."""
+        self._begun += 1
         self._over.clear()
 
     def end(self) -> None:

@@ -16,7 +16,6 @@ import torch
 from modules import devices, lowvram, paths, scripts, sd_models, shared
 from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111.checkpoint import (
     chosen_info,
@@ -39,7 +38,7 @@ from lora_trainer.hosts.a1111.networks import (
     require_tags,
 )
 from lora_trainer.hosts.a1111.rebuild import reload
-from lora_trainer.hosts.base import DrawRequest, LoraUse
+from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from lora_trainer.model.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -70,12 +69,12 @@ class Flags:
 class A1111Session:
     """A run's hold on the loaded model."""
 
-    def __init__(self, config: TrainConfig, flags: Flags, gate: Gate) -> None:
-        self._config = config
+    def __init__(self, request: ModelRequest, flags: Flags, gate: Gate) -> None:
+        self._request = request
         self._flags = flags
         self._gate = gate
         self._has_turn = False
-        self._progress = (config.name, 0, 0)
+        self._progress = (request.work, 0, 0)
         self._interrupted = False
         self._network: Any = None  # the last drawn with, so that its file is not read for every picture
         self._began = time.time()
@@ -94,9 +93,9 @@ class A1111Session:
     def model(self) -> LoadedModel:
         """The view; made in a turn when it is first asked for, since drawing does without."""
         if self._has_turn:
-            return native_view(self._sd_model, self._config)
+            return native_view(self._sd_model, self._request)
         with self.turn():
-            return native_view(self._sd_model, self._config)
+            return native_view(self._sd_model, self._request)
 
     @contextmanager
     def turn(self, *, drawing: bool = False) -> Iterator[None]:
@@ -120,8 +119,9 @@ class A1111Session:
         while True:
             if not self._gate.is_held:
                 reload.wait()
+            begun = reload.begun
             images, interrupted = self._drawn(requests, lora)
-            if not interrupted or not reload.going_on or self._gate.is_held:
+            if not interrupted or not reload.happened_since(begun) or self._gate.is_held:
                 break
         if interrupted or len(images) < len(requests):  # what was interrupted is there, but not finished
             raise Interrupted("The picture was interrupted.")
@@ -240,6 +240,7 @@ class A1111Session:
         """Show our progress in shared.state while nothing else does; it is empty again after."""
         state = shared.state
         name, step, steps = self._progress
+        begun = reload.begun
         if state.job:
             yield
             return
@@ -250,7 +251,7 @@ class A1111Session:
         try:
             yield
         finally:
-            if state.interrupted and not self._gate.wanted and not reload.going_on:
+            if state.interrupted and not self._gate.wanted and not reload.happened_since(begun):
                 self._interrupted = True
             state.job, state.job_no, state.job_count, state.textinfo = "", 0, 0, None
             state.interrupted = False

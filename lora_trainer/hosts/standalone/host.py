@@ -8,12 +8,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import clean_path, expand, is_file
-from lora_trainer.hosts.base import Folders
+from lora_trainer.hosts.base import Folders, ModelRequest
 from lora_trainer.hosts.fair_lock import FairLock
 from lora_trainer.hosts.standalone.checkpoint import VAE_PREFIX, Checkpoint, cached_hash, checkpoint_config, read_header
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
@@ -22,18 +20,15 @@ from lora_trainer.model.families import SD1, CheckpointInfo, family_of, native_r
 from lora_trainer.model.family import UNET
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 
 class StandaloneHost:
-    """Loads the checkpoint that the config names, once, and keeps it for the next run.
+    """Loads the checkpoint that is asked for, once, and keeps it for the next run.
 
     Args:
         root: folder of everything that is written; runs in ``root/runs`` (or ``LORA_TRAIN_RUNS``).
-        checkpoint: used when a config names none.
+        checkpoint: used when a request names none.
         language: of the page.
     """
 
@@ -51,9 +46,9 @@ class StandaloneHost:
         self._loading = threading.Lock()
         self._turns = FairLock()
 
-    def check(self, config: TrainConfig) -> CheckpointInfo:
+    def check(self, request: ModelRequest) -> CheckpointInfo:
         """Look into the checkpoint's header only; raises :class:`InputError`."""
-        path = self._path(config)
+        path = self._path(request)
         keys, shapes = read_header(path)
         channels = shapes.get(UNET.stored + "input_blocks.0.0.weight", [0, None])[1]
         family = family_of(keys, channels, name=path)
@@ -67,12 +62,12 @@ class StandaloneHost:
         return CheckpointInfo(path.name, cached_hash(path), "", family, prediction_type(yaml_config))
 
     @contextmanager
-    def session(self, config: TrainConfig) -> Iterator[StandaloneSession]:
+    def session(self, request: ModelRequest) -> Iterator[StandaloneSession]:
         """Load the checkpoint (or take the one at hand) and give its view."""
-        info = self.check(config)
+        info = self.check(request)
         with self._loading:
-            checkpoint = self._load(self._path(config))
-        yield StandaloneSession(checkpoint, info, config.training.clip_skip or 1, self._turns)
+            checkpoint = self._load(self._path(request))
+        yield StandaloneSession(checkpoint, info, request.clip_skip or 1, self._turns)
 
     def load_checkpoint(self, name: str, sha256: str) -> None:
         """Each run names its own file, which is loaded when the run goes on."""
@@ -104,10 +99,10 @@ class StandaloneHost:
         """Chosen at the start."""
         return self._language
 
-    def native_resolution(self, config: TrainConfig) -> int:
+    def native_resolution(self, request: ModelRequest) -> int:
         """From the yaml beside the checkpoint."""
         try:
-            return native_resolution(checkpoint_config(self._path(config)))
+            return native_resolution(checkpoint_config(self._path(request)))
         except InputError:
             return SD1.resolution
 
@@ -128,8 +123,8 @@ class StandaloneHost:
         """None: prompts are read as captions are."""
         return ()
 
-    def _path(self, config: TrainConfig) -> Path:
-        name = config.checkpoint or clean_path(self.checkpoint)
+    def _path(self, request: ModelRequest) -> Path:
+        name = request.checkpoint or clean_path(self.checkpoint)
         if not name:
             raise InputError(
                 'checkpoint: name the checkpoint file to train on (checkpoint = "model.safetensors").',

@@ -12,6 +12,7 @@ from lora_trainer.config.train import DataConfig, TrainConfig
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import Translate
 from lora_trainer.dataset.scan import Dataset
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.training.advice import advise, calculate
 from lora_trainer.training.proposals import propose, purpose_of, with_proposals
@@ -156,7 +157,7 @@ class SettingsPanel:
 
     def _base_model(self, health: dict[str, Any]) -> Markup:
         try:
-            self._jobs.host.check(TrainConfig(name="health"))
+            self._jobs.host.check(ModelRequest(work="health"))
         except LoraTrainError as error:  # as health tells it, but in the page's language
             return common.error_notice(error, self._t)
         return views.base_model(health, self._t)
@@ -184,11 +185,15 @@ class SettingsPanel:
 
     def _subject(self, values: Values, config: TrainConfig) -> tuple[str, int]:
         """What is trained, and the checkpoint's own resolution."""
-        return purpose_of(values.get(self.presets.preset), config), self._jobs.host.native_resolution(config)
+        return purpose_of(values.get(self.presets.preset), config), self._jobs.host.native_resolution(
+            ModelRequest.of(config)
+        )
 
     def _advice(self, config: TrainConfig, dataset: Dataset | None) -> Markup:
         host = self._jobs.host
-        found = advise(config, dataset, host.native_resolution(config), host.is_common_word, host.words)
+        found = advise(
+            config, dataset, host.native_resolution(ModelRequest.of(config)), host.is_common_word, host.words
+        )
         return views.advice_list(found, calculate(config, dataset) if dataset else None, self._t)
 
 

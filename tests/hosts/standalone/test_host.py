@@ -17,9 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, RunError
-from lora_trainer.hosts.base import DrawRequest, LoraUse
+from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from lora_trainer.hosts.standalone import checkpoint, tokenizer
 from lora_trainer.hosts.standalone import host as module
 from lora_trainer.hosts.standalone.checkpoint import checkpoint_config
@@ -30,7 +29,7 @@ from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
-from tests.helpers import CHECKPOINT, config
+from tests.helpers import CHECKPOINT
 from tests.network.plain import randomise
 
 YAML = CHECKPOINT.with_suffix(".yaml")
@@ -49,13 +48,13 @@ def make_checkpoint(path: Path, *keys: str, channels: int = 4) -> str:
 
 
 def look(root: Path, checkpoint: str | Path) -> Any:
-    return StandaloneHost(root).check(config(checkpoint=str(checkpoint)))
+    return StandaloneHost(root).check(ModelRequest(str(checkpoint)))
 
 
 # ------------------------------------------------------------------ looking into the file
 def test_a_checkpoint_is_known_by_its_content_without_being_loaded(tmp_path: Path) -> None:
     host = StandaloneHost(tmp_path, str(CHECKPOINT))
-    info = host.check(TrainConfig(name="test"))
+    info = host.check(ModelRequest())
     assert (info.name, info.family.name, info.prediction, info.vae) == (CHECKPOINT.name, "SD1", "epsilon", "")
     assert info.sha256 == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
     assert host._loaded is None
@@ -72,7 +71,7 @@ def test_the_hash_is_that_of_the_file_as_it_is_now(tmp_path: Path) -> None:
 
 def test_the_configs_checkpoint_goes_before_the_hosts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other\.safetensors does not exist"):
-        StandaloneHost(tmp_path, str(CHECKPOINT)).check(config(checkpoint="other.safetensors"))
+        StandaloneHost(tmp_path, str(CHECKPOINT)).check(ModelRequest("other.safetensors"))
 
 
 def test_a_path_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +148,7 @@ def test_a_vae_that_is_not_whole_or_of_another_shape_is_one_sentence(tmp_path: P
 def test_the_yaml_beside_the_checkpoint_is_read_even_from_windows_editors(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "model.safetensors")
     assert checkpoint_config(Path(path))["model"]["params"]["unet_config"]["params"]["model_channels"] == 320
-    assert StandaloneHost(tmp_path, path).native_resolution(TrainConfig()) == 512
+    assert StandaloneHost(tmp_path, path).native_resolution(ModelRequest()) == 512
     text = YAML.read_text(encoding="utf-8").replace(
         "  params:\n    linear_start", "  params:\n    parameterization: v\n    linear_start", 1
     )
@@ -157,7 +156,7 @@ def test_the_yaml_beside_the_checkpoint_is_read_even_from_windows_editors(tmp_pa
     path_of_yaml.write_text("\ufeff" + text.replace("\n", "\r\n"), encoding="utf-8")
     assert checkpoint_config(Path(path))["model"]["params"]["unet_config"]["params"]["model_channels"] == 32
     assert look(tmp_path, path).prediction == "v_prediction"
-    assert StandaloneHost(tmp_path, path).native_resolution(TrainConfig()) == 128
+    assert StandaloneHost(tmp_path, path).native_resolution(ModelRequest()) == 128
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_a_yaml_that_describes_no_model_is_one_sentence(tmp_path: Path, text: st
     (tmp_path / "model.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"model\.yaml beside the checkpoint cannot be used"):
         look(tmp_path, path)
-    assert StandaloneHost(tmp_path, path).native_resolution(TrainConfig()) == 512
+    assert StandaloneHost(tmp_path, path).native_resolution(ModelRequest()) == 512
 
 
 # ------------------------------------------------------------------ the tokenizer
@@ -256,17 +255,17 @@ def test_the_checkpoint_is_loaded_once_and_again_when_the_file_changed(
     shutil.copy(CHECKPOINT, path)
     host = StandaloneHost(tmp_path, str(path))
     for _ in range(3):
-        with host.session(TrainConfig(name="test")):
+        with host.session(ModelRequest()):
             pass
     assert loaded == [path]
     os.utime(path, (1, 1))
-    with host.session(TrainConfig(name="test")):
+    with host.session(ModelRequest()):
         pass
     assert loaded == [path, path]
 
 
 def test_a_word_is_common_when_the_tokenizer_has_it_whole(standalone: StandaloneHost, tmp_path: Path) -> None:
-    with standalone.session(TrainConfig(name="test")):
+    with standalone.session(ModelRequest()):
         pass
     assert standalone.is_common_word("red")
     assert not standalone.is_common_word("zorpzorp_xx")
@@ -274,7 +273,7 @@ def test_a_word_is_common_when_the_tokenizer_has_it_whole(standalone: Standalone
 
 
 def test_encoding_gives_the_posteriors_mean_scaled(standalone: StandaloneHost) -> None:
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         pixels = torch.linspace(-1, 1, 3 * 32 * 64).reshape(1, 3, 32, 64)
         found = session.model.encode(pixels)
         vae = standalone._loaded[1].vae  # type: ignore[index]
@@ -286,8 +285,7 @@ def test_encoding_gives_the_posteriors_mean_scaled(standalone: StandaloneHost) -
 
 
 def test_sessions_of_one_host_take_turns_with_each_other(standalone: StandaloneHost, tmp_path: Path) -> None:
-    settings = TrainConfig(name="test")
-    with standalone.session(settings) as one, standalone.session(settings) as other:
+    with standalone.session(ModelRequest()) as one, standalone.session(ModelRequest()) as other:
         with one.turn():
             assert one._turns._held
             assert not other.wanted()
@@ -300,7 +298,7 @@ def test_sessions_of_one_host_take_turns_with_each_other(standalone: StandaloneH
 # ------------------------------------------------------------------ drawing
 @pytest.fixture
 def session(standalone: StandaloneHost) -> Iterator[StandaloneSession]:
-    with standalone.session(TrainConfig(name="test")) as held:
+    with standalone.session(ModelRequest()) as held:
         yield held
 
 
@@ -310,7 +308,7 @@ def loras(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("loras")
     paths = [folder / "one.safetensors", folder / "two.safetensors"]
     for rank, path in enumerate(paths, start=1):
-        with standalone.session(TrainConfig(name="test")) as held:
+        with standalone.session(ModelRequest()) as held:
             parts = held.model.parts if rank == 1 else {"lora_unet_": held.model.unet}
             adapters = add_adapters(parts, SD1, rank=rank, alpha=rank)
             save_lora(path, randomise(adapters, 0.2), {}, "fp32")

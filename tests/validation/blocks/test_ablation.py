@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash
-from lora_trainer.hosts.base import DrawRequest, LoraUse
+from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.block_lists import SD
 from lora_trainer.model.families import SD1, SDXL, CheckpointInfo
@@ -274,12 +273,12 @@ def test_on_the_model_the_only_block_alone_is_the_whole_and_without_it_nothing(
     standalone: StandaloneHost, tmp_path: Path
 ) -> None:
     """With one block in the file, only it = all blocks, and all but it = no LoRA: to the byte."""
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         weight = session.model.unet.mid_block.attentions[0].proj_in.weight
         path = tmp_path / "one.safetensors"
         save_file(tensors({KEYS[2]: lora(weight.shape[0], weight.shape[1], 2, 2.0, kernel=1)}), path)
         like = DrawRequest("", width=64, height=64, steps=1, sampler="Euler")
-        plan = plan_analysis(path, ["zorp"], [1, 2], like).on(standalone.check(TrainConfig(name="test")))
+        plan = plan_analysis(path, ["zorp"], [1, 2], like).on(standalone.check(ModelRequest()))
         document = analyze(plan, session, tmp_path / "out")
     (entry,) = document["blocks"]
     assert entry["block"] == "M00"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.hosts.base import Host
+from lora_trainer.hosts.base import Host, ModelRequest
 from lora_trainer.model.block_lists import SD, SDXL
 from lora_trainer.network.blocks.block_map import block_of
 from lora_trainer.network.blocks.presets import Presets, load_presets, shipped_presets
@@ -50,7 +50,7 @@ def document(host: Host, run: Run, file: Path) -> dict[str, Any]:
     config = run.config()
     output = run.folder / "tuning.json"
     seen: list[tuple[int, int]] = []
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         pictures = find_pictures(host, session, config)
         found = tune(
             session,
@@ -86,7 +86,7 @@ def test_the_loss_that_is_told_is_that_of_the_baked_file(
     config = run.config()
     losses = {}
     for name, path, weight in (("fitted", baked, 1.0), ("before", file, 0.5)):
-        with host.session(config) as session:
+        with host.session(ModelRequest.of(config)) as session:
             tuner = Tuner(session, path, find_pictures(host, session, config), weight=weight, effort=EFFORT)
             found = tuner.losses(tuner.ones, range(tuner.count))
             losses[name] = sum(found) / len(found)
@@ -106,7 +106,7 @@ def test_presets_and_single_weights_were_tried(document: dict[str, Any]) -> None
 
 
 def test_a_weight_that_cannot_be_is_one_sentence(host: Host, run: Run, file: Path) -> None:
-    with host.session(run.config()) as session:
+    with host.session(ModelRequest.of(run.config())) as session:
         pictures = find_pictures(host, session, run.config())
         for weight in (0.0, 3.0, float("nan")):
             with pytest.raises(InputError, match="weight: use a number"):
@@ -118,7 +118,7 @@ def test_a_burnt_file_is_one_sentence_and_leaves_no_document(host: Host, run: Ru
     burnt, output = tmp_path / "burnt.safetensors", tmp_path / "tuning.json"
     save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(file).items()}, burnt)
     config = run.config()
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         pictures = find_pictures(host, session, config)
         with pytest.raises(InputError, match=r"With burnt\.safetensors the loss is no number"):
             tune(session, burnt, pictures, effort=EFFORT, presets=PRESETS, output=output)

@@ -23,7 +23,7 @@ from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import scan
 from lora_trainer.diffusion.noise import keyed_noise
-from lora_trainer.hosts.base import Session
+from lora_trainer.hosts.base import ModelRequest, Session
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
@@ -57,7 +57,7 @@ def config(folder: Path) -> TrainConfig:
 def file(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA on all attention layers of UNet and text encoder, with an alpha that is not the rank."""
     path = tmp_path_factory.mktemp("file") / "a.safetensors"
-    with standalone.session(TrainConfig(name="test")) as session:
+    with standalone.session(ModelRequest()) as session:
         adapters = add_adapters(session.model.parts, SD1, rank=2, alpha=3.0)
         save_lora(path, randomise(adapters, 0.1), {}, "fp32")
     return path
@@ -65,7 +65,7 @@ def file(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def session(standalone: StandaloneHost, config: TrainConfig) -> Iterator[Session]:
-    with standalone.session(config) as held:
+    with standalone.session(ModelRequest.of(config)) as held:
         yield held
 
 
@@ -135,7 +135,7 @@ def test_the_gradient_is_that_of_merged_weights_in_float64(
     item = tuner._pictures.items[1]
     latent = tuner._pictures.latents[item.path, False]
     noise = keyed_noise(latent.shape, 0.0, 0, "block tuning", "key", 1, t, 1)
-    with standalone.session(config) as fresh:
+    with standalone.session(ModelRequest.of(config)) as fresh:
         for block in ("TE1", "IN04", "OUT09"):
             step = 1e-4
 
@@ -155,7 +155,7 @@ def test_a_measured_loss_is_that_of_merged_weights(
     (found,) = tuner.losses(tuple(weights.values()), [0])
     item = tuner._pictures.items[0]
     latent = tuner._pictures.latents[item.path, False]
-    with standalone.session(config) as fresh:
+    with standalone.session(ModelRequest.of(config)) as fresh:
         wanted = []
         for t in (250, 750):
             noise = keyed_noise(latent.shape, 0.0, 0, "block tuning", "measure", 0, t, 0)
@@ -178,7 +178,7 @@ def test_only_the_unet_in_the_file_needs_no_gradient_through_the_text(
 def test_modules_of_no_block_stay_as_they_are(
     standalone: StandaloneHost, session: Session, config: TrainConfig, tmp_path: Path
 ) -> None:
-    with standalone.session(config) as other:
+    with standalone.session(ModelRequest.of(config)) as other:
         adapters = add_adapters({"lora_unet_": other.model.unet}, SD1, rank=2, alpha=2.0, convolutions=Shape(2, 2.0))
         tensors = randomise(adapters)
     key = "lora_unet_time_embedding_linear_1"

@@ -23,7 +23,7 @@ from lora_trainer.dataset.plan import held_out
 from lora_trainer.dataset.scan import scan
 from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.diffusion.noise import keyed_noise
-from lora_trainer.hosts.base import Host, Session
+from lora_trainer.hosts.base import Host, ModelRequest, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.metrics import held_out_loss as numbers
@@ -62,7 +62,7 @@ def host(run: Run) -> Host:
 @pytest.fixture(scope="module")
 def session(host: Host, run: Run) -> Iterator[Session]:
     """One for all tests: each leaves the model without adapters."""
-    with host.session(run.config()) as held:
+    with host.session(ModelRequest.of(run.config())) as held:
         yield held
 
 
@@ -121,7 +121,7 @@ def test_each_number_is_the_loss_of_the_weights_with_the_lora_added(host: Host, 
     assert [(e.file, e.weight) for e in found.entries] == [(str(f) if f else None, w) for f, w in cells]
     pictures = kept_pictures(run)
     assert (found.held_out, found.pictures, found.of, found.timesteps) == (True, len(pictures), 2, LEVELS)
-    with host.session(run.config()) as fresh:
+    with host.session(ModelRequest.of(run.config())) as fresh:
         wanted = [np.array(plain_losses(fresh.model, pictures, file, weight)) for file, weight in cells]
     for entry, losses in zip(found.entries, wanted, strict=True):
         assert entry.losses == pytest.approx(losses, rel=1e-4)
@@ -243,7 +243,7 @@ def test_without_pictures_kept_aside_those_of_the_training_are_measured_and_it_s
     found = held_out_losses(host, session, config, small, [1.0])
     assert (found.held_out, found.pictures, found.of) == (False, 5, 5)
     items = [item.path for item in scan(config.data).items]
-    with host.session(config) as fresh:
+    with host.session(ModelRequest.of(config)) as fresh:
         assert found.entries[0].losses == pytest.approx(plain_losses(fresh.model, items, None, 0.0), rel=1e-4)
 
 
@@ -279,7 +279,7 @@ def test_a_picture_that_cannot_be_decoded_moves_no_other_across_the_split(
     expected = [item for item in scan(config.data).items if item.path != broken]
     assert len(expected) == 5
     _, kept = held_out(expected, config.validation.share, config.training.seed)
-    with host.session(config) as session:
+    with host.session(ModelRequest.of(config)) as session:
         found = held_out_losses(host, session, config, small[:1], [1.0])
         assert found.pictures == len(kept)
         wanted = plain_losses(session.model, [item.path for item in kept], None, 0.0)
@@ -292,7 +292,7 @@ def test_pictures_of_which_none_can_be_decoded_are_one_sentence(
     for path in draw_pictures(tmp_path / "pictures", count=2, size=(64, 64)):
         path.write_bytes(path.read_bytes()[:-600])
     config = run.config().with_values({"data.folder": str(tmp_path / "pictures")})
-    with host.session(config) as session, pytest.raises(InputError, match="no picture can be read"):
+    with host.session(ModelRequest.of(config)) as session, pytest.raises(InputError, match="no picture can be read"):
         held_out_losses(host, session, config, small, [1.0])
 
 
@@ -357,7 +357,7 @@ def test_files_of_other_modules_and_ranks_are_measured_side_by_side(
     given = [good, unet_only, rank1, good]
     found = held_out_losses(host, session, run.config(), given, [1.0])
     assert not found.problems
-    with host.session(run.config()) as fresh:
+    with host.session(ModelRequest.of(run.config())) as fresh:
         for entry, file in zip(found.entries[1:], given, strict=True):
             made = {k: v.contiguous() for k, v in load_file(file).items()}
             assert made

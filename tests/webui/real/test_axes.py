@@ -133,7 +133,7 @@ def test_files_are_names_and_never_aliases(webui: WebUI, run: dict[str, Any], ot
     assert len(set(result.cells)) == 8
     loaded = webui.probe("""
 import networks
-from lora_trainer.hosts.a1111.settings import reachable
+from lora_trainer.hosts.a1111.networks import reachable
 from pathlib import Path
 networks.load_networks(["axes", "zother", "axes-000001"])
 result = [Path(net.network_on_disk.filename).stem for net in networks.loaded_networks]
@@ -293,14 +293,14 @@ def test_a_file_that_goes_while_the_grid_is_drawn_leaves_its_cell_blank(
     path = Path(run["files"][number - 1]["path"])
     whole = grid(webui, ("LoRA run epoch", "axes: all"))
     webui.probe(f"""
-from lora_trainer.hosts import a1111_axes
+from lora_trainer.webui import xyz_axes
 from pathlib import Path
-original = a1111_axes.before_process
+original = xyz_axes.before_process
 def once(p):
-    a1111_axes.before_process = original
+    xyz_axes.before_process = original
     Path({str(path)!r}).rename({str(path.with_suffix(".kept"))!r})
     original(p)
-a1111_axes.before_process = once
+xyz_axes.before_process = once
 """)
     try:
         result = grid(webui, ("LoRA run epoch", "axes: all"))
@@ -316,16 +316,16 @@ a1111_axes.before_process = once
 def test_an_interrupted_grid_keeps_its_cells(webui: WebUI, run: dict[str, Any]) -> None:
     whole = grid(webui, ("LoRA run epoch", "axes: all"))
     webui.probe("""
-from lora_trainer.hosts import a1111_axes
+from lora_trainer.webui import xyz_axes
 from modules import shared
-original, seen = a1111_axes.before_process, []
+original, seen = xyz_axes.before_process, []
 def third(p):
     seen.append(p)
     original(p)
     if len(seen) == 3:
-        a1111_axes.before_process = original
+        xyz_axes.before_process = original
         shared.state.interrupt()
-a1111_axes.before_process = third
+xyz_axes.before_process = third
 """)
     result = grid(webui, ("LoRA run epoch", "axes: all"))
     assert result.cells[:2] == whole.cells[:2]

@@ -13,7 +13,7 @@ from tests.webui.real.test_webui import document, tensors
 from tests.webui.real.webui import WebUI
 
 FINGERPRINT = """
-from lora_trainer.hosts.a1111.host import fingerprint
+from lora_trainer.hosts.a1111.checkpoint import fingerprint
 from modules import shared
 result = fingerprint(shared.sd_model)
 """

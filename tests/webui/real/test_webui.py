@@ -26,7 +26,7 @@ flags = hashlib.sha256(repr([(n, p.requires_grad) for n, p in shared.sd_model.na
 result = [digest.hexdigest(), flags]
 """
 CLEAN = """
-from lora_trainer.hosts.a1111.host import clean_weights
+from lora_trainer.hosts.a1111.networks import clean_weights
 from modules import shared
 clean_weights(shared.sd_model)
 """
@@ -79,10 +79,10 @@ def test_the_run_is_done_and_its_files_have_cards(webui: WebUI, trained: dict[st
 def test_the_view_has_the_hosts_own_parameters_and_no_others(webui: WebUI) -> None:
     assert webui.probe("""
 from modules import shared
-from lora_trainer.config.train import TrainConfig
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.a1111.host import A1111Host
 host = A1111Host()
-with host.session(TrainConfig(name="probe")) as session:
+with host.session(ModelRequest()) as session:
     theirs = {id(p) for p in shared.sd_model.model.diffusion_model.parameters()}
     text = {id(p) for p in shared.sd_model.cond_stage_model.parameters()}
     ours = {id(p) for p in session.model.unet.parameters()}
@@ -107,8 +107,9 @@ import torch, networks
 from pathlib import Path
 from modules import shared
 from modules.call_queue import queue_lock
-from lora_trainer.config.train import TrainConfig
-from lora_trainer.hosts.a1111.host import A1111Host, clean_weights
+from lora_trainer.hosts.base import ModelRequest
+from lora_trainer.hosts.a1111.host import A1111Host
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.network.adapters import adapters_for
 from lora_trainer.network.lora_file import read_lora
 path = Path({trained["files"][-1]["path"]!r})
@@ -121,7 +122,7 @@ with queue_lock, torch.no_grad():
     networks.load_networks([path.stem], [1.0], [1.0], [None])
     states = model.get_learned_conditioning(plain)
     theirs = model.model.diffusion_model(x, t, context=states)
-with A1111Host().session(TrainConfig(name="probe")) as session:
+with A1111Host().session(ModelRequest()) as session:
     with session.turn(), torch.no_grad():
         adapters_for(session.model.parts, read_lora(path))
         our_states = session.model.text(captions).states

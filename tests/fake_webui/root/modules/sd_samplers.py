@@ -1,0 +1,2 @@
+def visible_sampler_names():
+    return ["Euler a", "Euler", "DDIM"]
