@@ -114,19 +114,19 @@ class Api:
 
     def blocks(self, name: str, file: str = "") -> dict[str, Any]:
         """How strong the run's files are in each block, and what is known of one file's blocks; the last by default."""
-        return self._jobs.blocks.report(name, file)
+        return self._jobs.blocks_report(name, file)
 
     def analyze_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw a file's pictures with each block alone and without each, and measure what that changes."""
-        return {"name": name, "blocks": self._jobs.blocks.analyze(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.analyze_blocks(name, body).manifest["blocks"]}
 
     def tune_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Learn one weight a block on the pictures that the run kept aside, or on others."""
-        return {"name": name, "blocks": self._jobs.blocks.tune(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.tune_blocks(name, body).manifest["blocks"]}
 
     def stop_blocks(self, name: str) -> dict[str, Any]:
         """Stop looking at a run's blocks; finished pictures are kept."""
-        return {"name": name, "blocks": self._jobs.blocks.stop(name).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.stop_blocks(name).manifest["blocks"]}
 
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""

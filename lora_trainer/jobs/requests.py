@@ -161,7 +161,7 @@ MAX_SEED = 2**32 - 1
 
 
 FITS = 3
-"""Weights are learned on each half of the pictures, and on all (validation/block_tuning.py)."""
+"""Weights are learned on each half of the pictures, and on all (validation/blocks/tuner.py)."""
 
 
 @dataclass
@@ -192,7 +192,7 @@ class TuningDocument:
 
 
 def analysis_schema() -> dict[str, Any]:
-    """The JSON schema of what :meth:`BlockJobs.analyze` takes."""
+    """The JSON schema of what :meth:`Jobs.analyze_blocks` takes."""
     schema = schema_of(AnalysisDocument)
     seeds = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "default": []}
     return {**schema, "properties": {**schema["properties"], "seeds": seeds}}

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config.sweep import variants
@@ -17,17 +18,20 @@ from lora_trainer.config.train import DataConfig, TrainConfig, require_warmup
 from lora_trainer.core.errors import InputError, LoraTrainError, concerning, explain
 from lora_trainer.core.files import remove_unfinished, write_text
 from lora_trainer.core.paths import clean_path, expand
-from lora_trainer.core.process import is_alive, this_process
-from lora_trainer.hosts.base import Host
+from lora_trainer.core.process import this_process
+from lora_trainer.hosts.base import DrawRequest, Host
 from lora_trainer.jobs.background import BackgroundTasks
-from lora_trainer.jobs.blocks import BlockJobs
-from lora_trainer.jobs.grids import GridDrawing, grid_stopped
+from lora_trainer.jobs.blocks import BlockJobs, Cost, OnPart, Subject, analyzed, effort_of, plan_of, tuned
+from lora_trainer.jobs.grids import Grid, GridSection, Hold
+from lora_trainer.jobs.job import carry_out
 from lora_trainer.jobs.library import require_readable
 from lora_trainer.jobs.lora_files import FileTools
 from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.naming import require_free
 from lora_trainer.jobs.queue import JobQueue, QueuedJob
-from lora_trainer.jobs.training import carry_out
+from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument
+from lora_trainer.jobs.sections import Section, SectionJobs
+from lora_trainer.jobs.training import RunRecord, train
 from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, CheckpointWatcher
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.runs.control import Control, StopRequest, only_telling
@@ -38,6 +42,8 @@ from lora_trainer.runs.store import Runs
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
     from lora_trainer.training.preflight import Estimate
+    from lora_trainer.validation.blocks.ablation import AnalysisPlan
+    from lora_trainer.validation.grid.plan import GridOptions, GridPlan
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +66,8 @@ class Jobs:
         self.drawing = JobQueue("lora-train grids")
         self.files = FileTools(host, BackgroundTasks(JobQueue("lora-train files")))
         self.mixing = MixService(host, BackgroundTasks(self.drawing))
-        self.blocks = BlockJobs(host, self.settled, self.drawing, self._tell)
+        self._sections = SectionJobs(self.drawing)
+        self._blocks = BlockJobs(host, self._sections, self._tell)
         self._suspended = CheckpointWatcher(self.resume)
         self._order = threading.RLock()
         """Held while it is decided who goes on with a run."""
@@ -237,24 +244,48 @@ class Jobs:
         Raises:
             InputError: no such run, no files, wrong weights, or one is drawn already.
         """
-        from lora_trainer.validation.grid.plan import GridOptions, plan_grid
+        from lora_trainer.validation.grid.plan import GridOptions
 
-        run = self.settled(name)
-        config = run.config()
         options = GridOptions(**{**wishes, "clip": clean_path(wishes.get("clip", ""))})
-        plan = plan_grid(run, options, config)
+        grid = Grid.of(self.host, self.settled(name), options)
         self._require_readable("clip", options.clip)
-        if self.drawing.find(run):
-            raise InputError("A grid of {name} is being drawn already.", name=name)
-        self.host.check(config)
+        self.host.check(grid.config)
+        begun = {"of": grid.cells, "message": "", "process": this_process()}
+        self._sections.start(self._grid_of(grid.run), grid.work, **begun)
+        return grid.run
 
-        def work(control: Control) -> None:
-            GridDrawing(run, self.host, control, self._tell).draw(plan, options)
+    def draw_grid_now(
+        self,
+        name: str,
+        options: GridOptions,
+        request: DrawRequest,
+        hold: Hold,
+        on_plan: Callable[[GridPlan], object],
+    ) -> dict[str, Any]:
+        """Draw a run's grid in the thread that asks, as another page draws; see :meth:`Grid.draw_now`.
 
-        begun = {"state": "queued", "done": 0, "of": len(plan.places()), "message": "", "process": this_process()}
-        run.update(grid=begun, now=True)
-        self.drawing.add(QueuedJob(run, work))
-        return run
+        Args:
+            name: of the run.
+            options: what to show.
+            request: prompt, size, sampler and the like of that page.
+            hold: on the model.
+            on_plan: given the plan before anything is drawn.
+
+        Raises:
+            LoraTrainError: as :meth:`grid` and :meth:`Grid.draw` raise it.
+        """
+        grid = Grid.of(self.host, self.settled(name), options).like(request)
+        return grid.draw_now(hold, on_plan)
+
+    def require_no_grid(self, name: str) -> Run:
+        """The run, of which no grid is being drawn; raises :class:`InputError`."""
+        section = self._grid_of(self.settled(name))
+        if self._sections.goes_on(section):
+            raise section.busy()
+        return section.run
+
+    def _grid_of(self, run: Run) -> GridSection:
+        return GridSection(run, self._tell)
 
     def grid_document(self, name: str) -> dict[str, Any]:
         """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
@@ -265,13 +296,93 @@ class Jobs:
     def stop_grid(self, name: str) -> Run:
         """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
         run = self.runs.get(name)
-        job = self.drawing.find(run)
-        if job is None:
-            raise InputError("No grid of {name} is being drawn.", name=name)
-        if self.drawing.remove(job):
-            run.update(grid={**run.manifest["grid"], "state": "stopped", **explain(grid_stopped())}, now=True)
-        job.control.ask(StopRequest.STOP)
+        self._sections.stop(self._grid_of(run))
         return run
+
+    def analyze_blocks(self, name: str, body: Mapping[str, Any]) -> Run:
+        """Draw a file's pictures with each block alone and without each; see :meth:`BlockJobs.analyze`.
+
+        Raises:
+            InputError: one clear sentence, with the field's path.
+        """
+        run = self.settled(name)
+        self._blocks.analyze(run, body)
+        return run
+
+    def tune_blocks(self, name: str, body: Mapping[str, Any]) -> Run:
+        """Learn a file's block weights; see :meth:`BlockJobs.tune`.
+
+        Raises:
+            InputError: one clear sentence, with the field's path.
+        """
+        run = self.settled(name)
+        self._blocks.tune(run, body)
+        return run
+
+    def blocks_cost(self, name: str, body: Mapping[str, Any]) -> dict[str, Cost]:
+        """What both would take; see :meth:`BlockJobs.cost`."""
+        return self._blocks.cost(self.settled(name), body)
+
+    def stop_blocks(self, name: str) -> Run:
+        """Stop what is done for the blocks of a run; finished pictures are kept.
+
+        Raises:
+            InputError: nothing is done.
+        """
+        run = self.settled(name)
+        self._sections.stop(self._blocks.section(run))
+        return run
+
+    def blocks_progress(self, run: Run) -> dict[str, Any]:
+        """How far a run's analysis or tuning is: ``state``, ``kind``, ``file``, ``done``, ``of``, ``message``, and
+        ``stopping`` once it was asked to.
+        """
+        return self._sections.progress(self._blocks.section(run))
+
+    def blocks_report(self, name: str, file: str = "") -> dict[str, Any]:
+        """Everything that is known of the blocks of a run's file; see :meth:`BlockJobs.report`."""
+        return self._blocks.report(self.settled(name), file)
+
+    # -------------------------------------------------------------- blocks of a file, at once
+    def subject_of_run(self, name: str, epoch: int | None = None) -> Subject:
+        """A file of a run by its epoch, the last one by default; raises :class:`InputError`."""
+        return Subject.of_run(self.runs.get(name), epoch=epoch)
+
+    def subject_of_file(self, file: Path) -> Subject:
+        """A file by its path; raises :class:`InputError` when there is none."""
+        return Subject.of_file(file, self.runs)
+
+    def plan_analysis(
+        self, subject: Subject, wanted: AnalysisDocument, seeds: Sequence[int], trigger: str | None
+    ) -> AnalysisPlan:
+        """The pictures of an analysis on the host's checkpoint; see :func:`lora_trainer.jobs.blocks.plan_of`."""
+        return plan_of(self.host, subject, wanted, seeds, trigger).on(self.host.check(subject.config))
+
+    def analyze_now(
+        self, subject: Subject, plan: AnalysisPlan, folder: Path, together: int, on_cells: OnPart
+    ) -> dict[str, Any]:
+        """Carry an analysis out and return its document; see :func:`lora_trainer.jobs.blocks.analyzed`."""
+        return analyzed(self.host, subject, plan, folder, together, on_cells)
+
+    def tune_now(self, subject: Subject, wanted: TuningDocument, on_part: OnPart, **places: Any) -> dict[str, Any]:
+        """Learn block weights and return their document; see :func:`lora_trainer.jobs.blocks.tuned`."""
+        effort = effort_of(wanted)
+        self.host.check(subject.config)
+        return tuned(self.host, subject, wanted, effort, on_part, **places)
+
+    def stop_sections(self, run: Run) -> None:
+        """Stop the grid of a run, and what is done for its blocks, where there is any."""
+        for section in self._sections_of(run):
+            if self._sections.goes_on(section):
+                self._sections.stop(section)
+
+    def is_worked_on(self, run: Run) -> bool:
+        """Whether a run trains, waits, is drawn, or its blocks are looked at."""
+        is_busy = self.training.find(run) is not None or any(map(self._sections.goes_on, self._sections_of(run)))
+        return is_busy or bool(run.manifest.get("waits")) or run.state in UNFINISHED
+
+    def _sections_of(self, run: Run) -> list[Section]:
+        return [self._grid_of(run), self._blocks.section(run)]
 
     def move(self, name: str, position: int) -> Run:
         """Give a waiting run another place in line, 1 for the next; raises :class:`InputError` when it has none."""
@@ -332,9 +443,9 @@ class Jobs:
         waits_for_nobody = run.state == "queued" and self._restored
         if (run.state == "running" or waits_for_nobody) and not self._is_worked_on(run):
             run.show(**_PROGRAM_ENDED)
-        grid = run.manifest.get("grid") or {}
-        if grid.get("state") in UNFINISHED and self.drawing.find(run) is None and not _is_others(grid):
-            run.show(grid={**grid, "state": "stopped", **explain(grid_stopped())})
+        grid = self._grid_of(run)
+        if (known := self._sections.settled(grid)) != grid.known:
+            run.show(grid=known)
 
     def shown(self, name: str) -> Run:
         """The run as :meth:`settled`, or one of the state ``damaged`` in place of one that cannot be read.
@@ -351,7 +462,8 @@ class Jobs:
 
     def wait(self, run: Run, timeout: float | None = None) -> bool:
         """Wait until nothing is done or to be done for ``run``."""
-        return self.training.wait(run, timeout) and self.drawing.wait(run, timeout)
+        sections = self._sections_of(run)
+        return self.training.wait(run, timeout) and all(self._sections.wait(each, timeout) for each in sections)
 
     def shutdown(self, timeout: float = 30.0) -> None:
         """Ask the current run to pause and wait for it; called when the program ends."""
@@ -368,7 +480,7 @@ class Jobs:
         if not run.take():  # it was resumed while an earlier part of it was ending, and another program was faster
             log.warning("%s", _elsewhere(run))
             return
-        carry_out(run, self.host, control, self._tell)
+        carry_out(RunRecord(run, self._tell), lambda progress: train(run, self.host, progress, self._tell), control)
         with self._order:
             if not run.manifest.get("waits"):
                 run.give_up()
@@ -412,12 +524,6 @@ def _place(run: Run) -> float:
     """Where a run stands in line: when it came, or the place that it was given."""
     place = run.manifest.get("place") or run.manifest.get("created", 0)
     return float(place) if isinstance(place, (int, float)) else 0.0
-
-
-def _is_others(grid: Mapping[str, Any]) -> bool:
-    """Whether another program draws a grid, as far as its manifest can tell."""
-    process = grid.get("process")
-    return process != this_process() and is_alive(process)
 
 
 def _elsewhere(run: Run) -> InputError:

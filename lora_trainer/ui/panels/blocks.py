@@ -11,7 +11,7 @@ import gradio as gr
 from lora_trainer.config import parsing as lists
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import Translate, message_sentence
-from lora_trainer.jobs.blocks import ANALYSIS, TUNING, BlockJobs, blocks_folder, known_result, read_result
+from lora_trainer.jobs.blocks import ANALYSIS, TUNING, blocks_folder, known_result, read_result
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import UNFINISHED, Run
@@ -43,7 +43,6 @@ class BlocksPanel:
 
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
-        self._blocks: BlockJobs = jobs.blocks
         self._t = translate
         self._build()
 
@@ -145,7 +144,7 @@ class BlocksPanel:
         stems = [path.stem for path in paths]
         file = asked if asked in stems else (stems[-1] if stems else "")
         path = paths[stems.index(file)] if file else None
-        progress = self._blocks.progress(run) if run else {}
+        progress = self._jobs.blocks_progress(run) if run else {}
         busy = progress.get("state") in UNFINISHED
         analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
 
@@ -223,14 +222,14 @@ class BlocksPanel:
     # -------------------------------------------------------------- buttons
     def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
         def start() -> None:
-            self._blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
+            self._jobs.analyze_blocks(run or "", self._wanted(file, weight, prompts, seeds))
 
         return common.answered(start, "", self._t, _FIELDS)
 
     def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> str:
         """What the buttons would take; what is wrong with the fields is said when one is pressed."""
         try:
-            found = self._blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
+            found = self._jobs.blocks_cost(run or "", self._wanted(file, weight, prompts, seeds))
         except LoraTrainError:
             return ""
         return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
@@ -244,10 +243,10 @@ class BlocksPanel:
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> str:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
-        return common.answered(lambda: self._blocks.tune(run or "", body), "", self._t, _FIELDS)
+        return common.answered(lambda: self._jobs.tune_blocks(run or "", body), "", self._t, _FIELDS)
 
     def _stop(self, run: str | None) -> str:
-        return common.answered(lambda: self._blocks.stop(run or ""), "", self._t)
+        return common.answered(lambda: self._jobs.stop_blocks(run or ""), "", self._t)
 
     def _bake(self, run: str | None, file: str | None) -> str:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""

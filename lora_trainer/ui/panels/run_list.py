@@ -89,7 +89,7 @@ class RunList:
         rows = self._rows(names)
         chosen = run.name if run else ""
         goes_on = run is not None and (run.state in UNFINISHED or bool(run.manifest.get("waits")))
-        can_go = run is not None and not trash.is_worked_on(self._jobs, run)
+        can_go = run is not None and not self._jobs.is_worked_on(run)
         return {
             "runs": ((rows, chosen, len(names)), lambda: runs_table(rows, chosen, len(names), self._t)),
             "discard": (goes_on, lambda: gr.update(interactive=goes_on)),
