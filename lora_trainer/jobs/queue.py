@@ -34,13 +34,15 @@ class JobQueue:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, job: QueuedJob) -> None:
-        """Put a task at the end."""
+    def add(self, job: QueuedJob) -> bool:
+        """Put a task at the end; returns whether its turn comes at once."""
         with self._changed:
+            is_next = self._current is None and not self._waiting
             self._waiting.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._go, name=self._name, daemon=True)
                 self._thread.start()
+            return is_next
 
     def start(self, record: Record, work: Work) -> None:
         """Put work at the end whose way is told in ``record``."""

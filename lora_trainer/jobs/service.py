@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from lora_trainer.jobs.naming import require_free
 from lora_trainer.jobs.queue import JobQueue, QueuedJob
 from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument
 from lora_trainer.jobs.sections import Section, SectionJobs
-from lora_trainer.jobs.training import RunRecord, train
+from lora_trainer.jobs.training import RunRecord, ToTrain
 from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, CheckpointWatcher
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.runs.control import Control, StopRequest, only_telling
@@ -82,18 +83,23 @@ class Jobs:
         Raises:
             InputError: one clear sentence.
         """
-        self._check_output(config)
-        return self._usable(config)
+        return self._checked(config).dataset
 
-    def _usable(self, config: TrainConfig) -> Dataset:
+    def _checked(self, config: TrainConfig, before: Sequence[_Checked] = ()) -> _Checked:
+        self._check_output(config)
+        return self._usable(config, before)
+
+    def _usable(self, config: TrainConfig, before: Sequence[_Checked] = ()) -> _Checked:
+        """What ``config`` would train on; a data set that one ``before`` has too is looked at once."""
         from lora_trainer.training.advice import calculate
 
-        self.host.check(config)
-        dataset = self.dataset(config.data)
+        checkpoint = self.host.check(config)
+        known = next((each.dataset for each in before if each.config.data == config.data), None)
+        dataset = known or self.dataset(config.data)
         self._require_readable("network.continue_from", config.network.continue_from)
         _check_parts(config)
         require_warmup(config, calculate(config, dataset).steps)
-        return dataset
+        return _Checked(config, checkpoint, dataset)
 
     def dataset(self, data: DataConfig, *, decode: bool = False) -> Dataset:
         """The pictures and captions of a folder; with ``decode`` every picture is read to its end.
@@ -113,16 +119,17 @@ class Jobs:
         """Measure the memory and time that a run would take; raises :class:`InputError`."""
         from lora_trainer.training.preflight import measure
 
-        return measure(config, self._usable(config), self.host)
+        return measure(config, self._usable(config).dataset, self.host)
 
     def submit(self, config: TrainConfig) -> Run:
         """Check a run, make its folder and put it into the line. Raises :class:`InputError`."""
-        self.check(config)
-        checkpoint = self.host.check(config)
+        return self._submit(self._checked(config))
+
+    def _submit(self, checked: _Checked) -> Run:
         now = {"process": this_process(), "place": time.time()}
-        run = self.runs.create(config, host=self.host.name, checkpoint=checkpoint.to_dict(), **now)
+        run = self.runs.create(checked.config, host=self.host.name, checkpoint=checked.checkpoint.to_dict(), **now)
         self._require_ours(run)
-        self._train(run)
+        self._train(ToTrain(run, checked.config, checked.dataset))
         return run
 
     def sweep(self, config: TrainConfig, values: Mapping[str, Sequence[Any]]) -> list[Run]:
@@ -131,10 +138,10 @@ class Jobs:
         Raises:
             InputError: a setting, a value or one of the runs' names cannot be used.
         """
-        configs = variants(config, values)
-        for each in configs:
-            self.check(each)
-        return [self.submit(each) for each in configs]
+        checked: list[_Checked] = []
+        for each in variants(config, values):
+            checked.append(self._checked(each, checked))
+        return [self._submit(each) for each in checked]
 
     def resume(self, name: str, config: TrainConfig | None = None) -> Run:
         """Put a stopped, paused or failed run into the line again; it goes on from its last state.
@@ -181,7 +188,7 @@ class Jobs:
         values = {"process": this_process(), "place": time.time()}
         run.change(state="queued", message="", error={}, waits="", **values)
         self._suspended.remove(run)
-        self._train(run)
+        self._train(ToTrain(run, settings))
 
     def _require_resumable(self, run: Run) -> None:
         if run.state == "done":
@@ -473,14 +480,16 @@ class Jobs:
             self.training.wait(job.run, timeout)
 
     # -------------------------------------------------------------- within
-    def _train(self, run: Run) -> None:
-        self.training.add(QueuedJob(run, lambda control: self._carry_out(run, control)))
+    def _train(self, job: ToTrain) -> None:
+        if not self.training.add(QueuedJob(job.run, lambda control: self._carry_out(job, control))):
+            job.dataset = None  # the folder may be another when its turn comes
 
-    def _carry_out(self, run: Run, control: Control) -> None:
+    def _carry_out(self, job: ToTrain, control: Control) -> None:
+        run = job.run
         if not run.take():  # it was resumed while an earlier part of it was ending, and another program was faster
             log.warning("%s", _elsewhere(run))
             return
-        carry_out(RunRecord(run, self._tell), lambda progress: train(run, self.host, progress, self._tell), control)
+        carry_out(RunRecord(run, self._tell), lambda progress: job.work(self.host, progress, self._tell), control)
         with self._order:
             if not run.manifest.get("waits"):
                 run.give_up()
@@ -510,6 +519,15 @@ class Jobs:
                 loras=loras,
             )
         require_free(config, self.host, self.runs.root)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A run that can be started, and what was found on the way."""
+
+    config: TrainConfig
+    checkpoint: CheckpointInfo
+    dataset: Dataset
 
 
 _PROGRAM_ENDED = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import CheckpointChanged, explain
 from lora_trainer.core.process import this_process
 from lora_trainer.hosts.base import Host
@@ -14,6 +15,9 @@ from lora_trainer.jobs.job import Progress, Record
 from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT
 from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
+
+if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import Dataset
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,23 @@ class RunRecord(Record):
         return "paused" if isinstance(error, CheckpointChanged) else "failed"
 
 
-def train(run: Run, host: Host, progress: Progress, on_change: Callable[[Run], object]) -> None:
-    """Do a run's work, which tells of itself in the manifest."""
-    from lora_trainer.training.loop import TrainingRun
+@dataclass
+class ToTrain:
+    """What a run begins with.
 
-    TrainingRun(run, host, progress.control, on_change).execute()
+    Attributes:
+        run: the run.
+        config: its settings.
+        dataset: its data set, where it was looked at just now.
+    """
+
+    run: Run
+    config: TrainConfig
+    dataset: Dataset | None = None
+
+    def work(self, host: Host, progress: Progress, on_change: Callable[[Run], object]) -> None:
+        """Do the run's work, which tells of itself in the manifest."""
+        from lora_trainer.training.loop import TrainingRun
+
+        dataset, self.dataset = self.dataset, None  # its memory is the run's alone
+        TrainingRun(self.run, host, progress.control, on_change, config=self.config, dataset=dataset).execute()
