@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Query, Response
 
-from lora_trainer.api.http import Document, StrictJson, flag_in, list_in, text_in, whole_in
+from lora_trainer.api.http import Document, StrictJson, flag_in, whole_in
 from lora_trainer.config.schema import require_known
 from lora_trainer.config.train import TrainConfig, json_schema
 from lora_trainer.core.errors import InputError
@@ -93,16 +93,7 @@ class Api:
 
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
-        wishes = {
-            "weights": list_in(body, "weights", (int, float)),
-            "prompts": list_in(body, "prompts", (str,)),
-            "epochs": text_in(body, "epochs", "all"),
-            "seeds": list_in(body, "seeds", (int,)),
-            "together": whole_in(body, "together", 4),
-            "numbers": flag_in(body, "numbers", True),
-            "clip": text_in(body, "clip", ""),
-        }
-        return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
+        return {"name": name, "grid": self._jobs.grid(name, **body).manifest["grid"]}
 
     def grid_document(self, name: str) -> dict[str, Any]:
         """The document of a run's grid: columns, weights, prompts, seeds, cells with their pictures, numbers."""

@@ -112,15 +112,16 @@ def _from_files(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
 
 
 def _by_pictures(args: argparse.Namespace, jobs: Jobs, subject: Subject) -> dict[str, Any]:
-    from lora_trainer.jobs.requests import AnalysisDocument, read, read_seeds
+    from lora_trainer.jobs.requests import AnalysisDocument, read
 
-    wanted = replace(read(AnalysisDocument, {"together": args.together}), prompts=args.prompt, weight=args.weight)
+    wanted = read(AnalysisDocument, {"together": args.together, "seeds": args.seed, "prompts": args.prompt})
+    wanted = replace(wanted, weight=args.weight)
     width, height = args.size or (None, None)
     subject = subject.changed(
         samples__negative=args.negative, samples__steps=args.steps, samples__cfg=args.cfg,
         samples__sampler=args.sampler, samples__width=width, samples__height=height,
     )  # fmt: skip
-    plan = jobs.plan_analysis(subject, wanted, read_seeds(args.seed), args.trigger)
+    plan = jobs.plan_analysis(subject, wanted, args.trigger)
     say(
         args,
         f"Drawing {len(plan.cells())} pictures: {len(plan.requests)} without the LoRA and as many with it, then with "

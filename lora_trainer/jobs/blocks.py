@@ -14,7 +14,7 @@ from lora_trainer.core.paths import is_file
 from lora_trainer.hosts.base import Host, draw_request
 from lora_trainer.jobs.job import Progress
 from lora_trainer.jobs.library import require_readable
-from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read, read_seeds
+from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read
 from lora_trainer.jobs.sections import Section, SectionJobs, tell_nobody
 from lora_trainer.runs.run import Run
 from lora_trainer.runs.store import Runs
@@ -118,16 +118,13 @@ class Subject:
 
 
 # ------------------------------------------------------------------ the work
-def plan_of(
-    host: Host, subject: Subject, wanted: AnalysisDocument, seeds: Sequence[int], trigger: str | None = None
-) -> AnalysisPlan:
+def plan_of(host: Host, subject: Subject, wanted: AnalysisDocument, trigger: str | None = None) -> AnalysisPlan:
     """The pictures of an analysis.
 
     Args:
         host: knows the size of a file's pictures that is of no run.
         subject: the file.
-        wanted: without prompts those of the samples, else the trigger word.
-        seeds: that of the samples when there are none.
+        wanted: without prompts those of the samples, else the trigger word; without seeds the samples' one.
         trigger: the word that asks for its subject; the run's when none is given.
 
     Raises:
@@ -142,7 +139,7 @@ def plan_of(
     return plan_analysis(
         subject.file,
         prompts,
-        seeds or [samples.seed],
+        wanted.seeds or [samples.seed],
         draw_request(samples, "", size),
         weight=wanted.weight,
         trigger=trigger_of(config, prompts) if trigger is None else trigger,
@@ -246,7 +243,7 @@ class BlockJobs:
 
         Args:
             run: whose file it is.
-            body: an :class:`AnalysisDocument`, and ``seeds``, whole numbers; the samples' seed when there are none.
+            body: an :class:`AnalysisDocument`.
 
         Raises:
             InputError: one clear sentence, with the field's path.
@@ -299,10 +296,9 @@ class BlockJobs:
 
     def _analysis(self, run: Run, body: Mapping[str, Any]) -> tuple[Subject, AnalysisDocument, AnalysisPlan]:
         """What is wanted, checked, and the pictures to draw for it."""
-        wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
-        seeds = read_seeds(body.get("seeds"))
+        wanted = read(AnalysisDocument, body)
         subject = Subject.of_run(run, wanted.file)
-        return subject, wanted, plan_of(self._host, subject, wanted, seeds)
+        return subject, wanted, plan_of(self._host, subject, wanted)
 
     def _estimated(self, subject: Subject, kind: str, count: int) -> float | None:
         """Seconds, from the last work of the kind, or else from the run's own steps, which learning weights is like."""

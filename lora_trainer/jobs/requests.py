@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lora_trainer.config.schema import Option, option, options_of, read_document, schema_of
+from lora_trainer.config.schema import Option, option, options_of, read_document
 from lora_trainer.core.errors import ConfigErrors, InputError
 from lora_trainer.network.blocks.stack import METHODS
 
@@ -144,14 +144,20 @@ def tool_options(kind: str) -> list[Option]:
 Document = TypeVar("Document")
 
 
-def read(kind: type[Document], body: Mapping[str, Any]) -> Document:
+def read(kind: type[Document], body: Mapping[str, Any], check: Callable[[Option, Any], Any] | None = None) -> Document:
     """A document from plain values; ``None`` counts as left out.
+
+    Args:
+        kind: which.
+        body: the values by name.
+        check: of a value; :func:`lora_trainer.config.schema.check_value` by default.
 
     Raises:
         ConfigErrors: unknown fields, wrong types or values out of bounds, all of them at once.
     """
     errors: list[InputError] = []
-    found = read_document(kind, {key: value for key, value in body.items() if value is not None}, "", errors)
+    values = {key: value for key, value in body.items() if value is not None}
+    found = read_document(kind, values, "", errors, check)
     if errors:
         raise ConfigErrors(errors)
     return found
@@ -172,6 +178,7 @@ class AnalysisDocument:
     weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
     prompts: list[str] = option([], "Prompts", "One a line; empty: the sample prompts.")
     together: int = option(4, "Pictures at once", "Fewer need less memory.", min=1, max=64)
+    seeds: list[int] = option([], "Seeds", "Of the pictures; empty: the samples' seed.", min=0, max=MAX_SEED)
 
 
 @dataclass
@@ -189,22 +196,6 @@ class TuningDocument:
     steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
     pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
     seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED)
-
-
-def analysis_schema() -> dict[str, Any]:
-    """The JSON schema of what :meth:`Jobs.analyze_blocks` takes."""
-    schema = schema_of(AnalysisDocument)
-    seeds = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "default": []}
-    return {**schema, "properties": {**schema["properties"], "seeds": seeds}}
-
-
-def read_seeds(value: Any) -> list[int]:
-    """Seeds from plain values; raises :class:`InputError` for anything but whole numbers."""
-    values = [] if value is None else value
-    whole = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not whole or not all(0 <= v <= MAX_SEED for v in values):
-        raise InputError("seeds: give whole numbers from 0 to {most}.", field="seeds", most=MAX_SEED)
-    return values
 
 
 MAX_MIXES = 500

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.config.schema import typed_value
 from lora_trainer.config.sweep import variants
 from lora_trainer.config.train import DataConfig, TrainConfig, require_warmup
 from lora_trainer.core.errors import InputError, LoraTrainError, concerning, explain
 from lora_trainer.core.files import remove_unfinished, write_text
-from lora_trainer.core.paths import clean_path, expand
+from lora_trainer.core.paths import expand
 from lora_trainer.core.process import this_process
 from lora_trainer.hosts.base import DrawRequest, Host
 from lora_trainer.jobs.background import BackgroundTasks
@@ -30,7 +31,7 @@ from lora_trainer.jobs.lora_files import FileTools
 from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.naming import require_free
 from lora_trainer.jobs.queue import JobQueue, QueuedJob
-from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument
+from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
 from lora_trainer.jobs.sections import Section, SectionJobs
 from lora_trainer.jobs.training import RunRecord, ToTrain
 from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, CheckpointWatcher
@@ -253,7 +254,7 @@ class Jobs:
         """
         from lora_trainer.validation.grid.plan import GridOptions
 
-        options = GridOptions(**{**wishes, "clip": clean_path(wishes.get("clip", ""))})
+        options = read(GridOptions, wishes, typed_value)  # bounds are the plan's to check
         grid = Grid.of(self.host, self.settled(name), options)
         self._require_readable("clip", options.clip)
         self.host.check(grid.config)
@@ -359,11 +360,9 @@ class Jobs:
         """A file by its path; raises :class:`InputError` when there is none."""
         return Subject.of_file(file, self.runs)
 
-    def plan_analysis(
-        self, subject: Subject, wanted: AnalysisDocument, seeds: Sequence[int], trigger: str | None
-    ) -> AnalysisPlan:
+    def plan_analysis(self, subject: Subject, wanted: AnalysisDocument, trigger: str | None) -> AnalysisPlan:
         """The pictures of an analysis on the host's checkpoint; see :func:`lora_trainer.jobs.blocks.plan_of`."""
-        return plan_of(self.host, subject, wanted, seeds, trigger).on(self.host.check(subject.config))
+        return plan_of(self.host, subject, wanted, trigger).on(self.host.check(subject.config))
 
     def analyze_now(
         self, subject: Subject, plan: AnalysisPlan, folder: Path, together: int, on_cells: OnPart

@@ -54,7 +54,7 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
     try:
         run = jobs.require_no_grid(name or "")
         request, seeds = _request(p, run)
-        options = GridOptions(lists.weights(weights), [request.prompt], epochs, seeds, int(together), numbers)
+        options = GridOptions(epochs, lists.weights(weights), seeds, [request.prompt], numbers, int(together))
         if names := _not_used(p):
             without = InputError(
                 "The grid was drawn without {names}; the X/Y/Z plot draws with it.", names=", ".join(names)
