@@ -62,7 +62,7 @@ class Api:
         runs = [run.snapshot() for run in self._jobs.list(offset, limit)]
         if short:
             runs = [{key: value for key, value in run.items() if key not in _LONG} for run in runs]
-        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.runs.names()))})
+        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.run_names()))})
 
     def run(self, name: str) -> Response:
         """A run's manifest."""
@@ -136,31 +136,31 @@ class Api:
 
     def loras(self) -> list[dict[str, Any]]:
         """The LoRA files: their names below the LoRA folder, without the extension, and their sizes in bytes."""
-        return self._jobs.files.loras.entries()
+        return self._jobs.loras.entries()
 
     def lora_info(self, name: str = "") -> dict[str, Any]:
         """A file's metadata, kinds, ranks, blocks and norms."""
-        return self._jobs.files.info(name)
+        return self._jobs.lora_info(name)
 
     def bake(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write weights and block weights into a new file; answers the work, whose state can be asked for."""
-        return self._jobs.files.start("bake", body).to_dict()
+        return self._jobs.start("bake", body).to_dict()
 
     def merge(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write the weighted sum of LoRAs into a new file: ``{"files": ["a: 0.7", "b: 0.5: OUTALL"], "rank": 0}``."""
-        return self._jobs.files.start("merge", body).to_dict()
+        return self._jobs.start("merge", body).to_dict()
 
     def resize(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write a LoRA at a smaller rank into a new file."""
-        return self._jobs.files.start("resize", body).to_dict()
+        return self._jobs.start("resize", body).to_dict()
 
     def file_work(self, work: str) -> dict[str, Any]:
         """How far a bake, merge or resize is; ``result`` has the new file's path and SHA-256 when it is done."""
-        return self._jobs.files.tasks.get(work).to_dict()
+        return self._jobs.task(work).to_dict()
 
     def stop_file_work(self, work: str) -> dict[str, Any]:
         """Stop it; nothing half-made is left."""
-        return self._jobs.files.tasks.stop(work).to_dict()
+        return self._jobs.stop_task(work).to_dict()
 
 
 def _state(run: Run) -> dict[str, Any]:

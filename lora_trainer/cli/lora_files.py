@@ -12,7 +12,6 @@ from lora_trainer.cli.output import bar
 from lora_trainer.cli.parser import Add, add_group, as_path, numbers
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.plain_json import json_text
-from lora_trainer.jobs.mixes import MixService
 from lora_trainer.jobs.requests import mix_options
 
 if TYPE_CHECKING:
@@ -179,17 +178,16 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _mix(args: argparse.Namespace) -> int:
     from lora_trainer.hosts.standalone.host import StandaloneHost
-    from lora_trainer.jobs.background import BackgroundTasks
-    from lora_trainer.jobs.queue import JobQueue
+    from lora_trainer.jobs.service import Jobs
 
-    mixing = MixService(StandaloneHost(args.root), BackgroundTasks(JobQueue("lora-train mixes")))
+    jobs = Jobs(StandaloneHost(args.root))
     given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
-    plan, config = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    plan, config = jobs.mix_plan({**given, "stack": "\n".join(args.loras)}, outside=True)
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
         show = bar("pictures", args.json)
-        document = mixing.drawn(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
+        document = jobs.draw_mixes_now(plan, config, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
         print_json({**document, "notices": notices})
         return 0

@@ -203,8 +203,7 @@ def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, quiet: bool
 
 def _stopped(jobs: Jobs, run: Run, request: StopRequest) -> bool:
     """Whether this is the first time that a run is asked to stop; one that is over is left alone."""
-    task = jobs.training.find(run)
-    if task is None or task.control.wants_end_now:
+    if not jobs.can_be_asked(run):
         return False
     with contextlib.suppress(LoraTrainError):  # it has just ended, or its manifest cannot be written
         jobs.stop(run.name, request)

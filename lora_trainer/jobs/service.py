@@ -6,6 +6,7 @@ Both lines take turns at the host's model, so a grid can be drawn from the finis
 from __future__ import annotations
 
 import atexit
+import builtins
 import logging
 import threading
 import time
@@ -22,16 +23,17 @@ from lora_trainer.core.files import remove_unfinished, write_text
 from lora_trainer.core.paths import expand
 from lora_trainer.core.process import this_process
 from lora_trainer.hosts.base import DrawRequest, Host
-from lora_trainer.jobs.background import BackgroundTasks
+from lora_trainer.jobs.background import BackgroundTask, BackgroundTasks
 from lora_trainer.jobs.blocks import BlockJobs, Cost, OnPart, Subject, analyzed, effort_of, plan_of, tuned
 from lora_trainer.jobs.grids import Grid, GridSection, Hold
 from lora_trainer.jobs.job import carry_out
-from lora_trainer.jobs.library import require_readable
-from lora_trainer.jobs.lora_files import FileTools
-from lora_trainer.jobs.mixes import MixService
+from lora_trainer.jobs.kinds import DRAWING, FILES, KINDS, NewFile
+from lora_trainer.jobs.library import LoraFolder, require_readable
+from lora_trainer.jobs.lora_files import lora_info, preset_names
+from lora_trainer.jobs.mixes import drawn_mixes, mix_plan, read_stack
 from lora_trainer.jobs.naming import require_free
 from lora_trainer.jobs.queue import JobQueue, QueuedJob
-from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
+from lora_trainer.jobs.requests import AnalysisDocument, MixDocument, TuningDocument, read
 from lora_trainer.jobs.sections import Section, SectionJobs
 from lora_trainer.jobs.training import RunRecord, ToTrain
 from lora_trainer.jobs.waiting import WAITS_FOR_CHECKPOINT, CheckpointWatcher
@@ -43,9 +45,11 @@ from lora_trainer.runs.store import Runs
 
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
+    from lora_trainer.network.blocks.stack import Stack
     from lora_trainer.training.preflight import Estimate
     from lora_trainer.validation.blocks.ablation import AnalysisPlan
     from lora_trainer.validation.grid.plan import GridOptions, GridPlan
+    from lora_trainer.validation.mixes import Mixed, MixPlan
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +70,13 @@ class Jobs:
         self.runs = Runs(host.folders.runs)
         self.training = JobQueue("lora-train runs")
         self.drawing = JobQueue("lora-train grids")
-        self.files = FileTools(host, BackgroundTasks(JobQueue("lora-train files")))
-        self.mixing = MixService(host, BackgroundTasks(self.drawing))
+        self.loras = LoraFolder(host)
+        self._tasks = {
+            FILES: BackgroundTasks(JobQueue("lora-train files")),
+            DRAWING: BackgroundTasks(self.drawing),
+        }
+        self._naming = threading.Lock()
+        """Held while a new file gets its name."""
         self._sections = SectionJobs(self.drawing)
         self._blocks = BlockJobs(host, self._sections, self._tell)
         self._suspended = CheckpointWatcher(self.resume)
@@ -376,6 +385,101 @@ class Jobs:
         self.host.check(subject.config)
         return tuned(self.host, subject, wanted, effort, on_part, **places)
 
+    # -------------------------------------------------------------- file tools and mixes
+    def start(self, name: str, body: Mapping[str, Any], *, outside: bool = False) -> BackgroundTask:
+        """Do work of one of :data:`~lora_trainer.jobs.kinds.KINDS`; what can be checked is checked at once.
+
+        Args:
+            name: of the kind.
+            body: a document of its kind.
+            outside: LoRA files outside of the LoRA folder may be read too, where the host lets people read.
+
+        Raises:
+            InputError: one clear sentence, with the field's path.
+        """
+        kind = KINDS[name]
+        prepared = kind.prepared(self.host, body, outside=outside)
+        with self._naming:
+            if isinstance(prepared, NewFile):
+                awaited = [task.title for task in self.tasks(kind.queue) if task.is_working]
+                prepared = prepared.named(self.host, awaited)
+            return self._tasks[kind.queue].start(name, prepared.title, prepared.work)
+
+    def tasks(self, queue: str = FILES) -> list[BackgroundTask]:
+        """Such work that waits in a queue, goes on or is over, newest first."""
+        return self._tasks[queue].list()
+
+    def task(self, name: str, queue: str = FILES) -> BackgroundTask:
+        """A piece of it by its id; raises :class:`NotFound`."""
+        return self._tasks[queue].get(name)
+
+    def stop_task(self, name: str, queue: str = FILES) -> BackgroundTask:
+        """Stop it, nothing half-made is left; raises :class:`InputError` when it is over."""
+        return self._tasks[queue].stop(name)
+
+    def wait_for(self, task: BackgroundTask, timeout: float | None = None) -> bool:
+        """Wait until it is over; ``False`` when the time ran out before."""
+        return self._tasks[KINDS[task.kind].queue].wait(task, timeout)
+
+    def lora_info(self, name: str, *, outside: bool = False) -> dict[str, Any]:
+        """What is in a LoRA file, ready for JSON; raises :class:`InputError` when there is none or it is damaged."""
+        return lora_info(self.loras.find(name, "name", outside=outside))
+
+    def block_preset_names(self, name: str) -> list[str]:
+        """Names of the block presets for a LoRA file; raises :class:`InputError`."""
+        return preset_names(self.host, self.loras.find(name, outside=True))
+
+    def stack(self, text: str) -> Stack:
+        """The LoRAs of some lines as a prompt names them; raises :class:`InputError`."""
+        return read_stack(self.host, text)[0]
+
+    def mix_plan(self, body: Mapping[str, Any], *, outside: bool = False) -> tuple[MixPlan, TrainConfig]:
+        """Random mixes that are not drawn; see :func:`lora_trainer.jobs.mixes.mix_plan`."""
+        return mix_plan(self.host, read(MixDocument, body), outside)
+
+    def draw_mixes_now(
+        self, plan: MixPlan, config: TrainConfig, progress: Callable[[int, int, Mixed], object]
+    ) -> Mixed:
+        """Draw them and return their folder and documents; see :func:`lora_trainer.jobs.mixes.drawn_mixes`."""
+        return drawn_mixes(self.host, plan, config, progress)
+
+    # -------------------------------------------------------------- the line of runs
+    def run_names(self) -> builtins.list[str]:
+        """Names of all runs, newest first."""
+        return self.runs.names()
+
+    def current(self) -> Run | None:
+        """The run that is worked on."""
+        job = self.training.current()
+        return job.run if job else None
+
+    def waiting(self) -> builtins.list[Run]:
+        """The runs in line, the next first."""
+        return [job.run for job in self.training.waiting()]
+
+    def request(self, run: Run) -> StopRequest | None:
+        """How a run that is worked on was asked to end."""
+        job = self.training.find(run)
+        return job.control.request if job else None
+
+    def can_be_asked(self, run: Run) -> bool:
+        """Whether a run waits or goes on, and was not asked to end at once."""
+        job = self.training.find(run)
+        return job is not None and not job.control.wants_end_now
+
+    def keep_current(self, timeout: float = 30.0) -> None:
+        """Save the run that is worked on, and leave it in line: it goes on when the program is there again.
+
+        Args:
+            timeout: seconds that the run has for it.
+        """
+        for waiting in self.training.waiting():
+            self.training.remove(waiting)  # it stays in line on disk, and must not begin in the program's last second
+        run = self.current()
+        self.shutdown(timeout)
+        if run is not None and run.state == "paused":
+            run.update(state="queued", now=True)
+
     def stop_sections(self, run: Run) -> None:
         """Stop the grid of a run, and what is done for its blocks, where there is any."""
         for section in self._sections_of(run):
@@ -396,7 +500,7 @@ class Jobs:
         job = self.training.find(run)
         if job is None or not self.training.move(job, position - 1):
             raise InputError("The run {name} does not wait in line.", name=name)
-        waiting = [job.run for job in self.training.waiting()]
+        waiting = self.waiting()
         for each, place in zip(waiting, sorted(map(_place, waiting)), strict=True):
             each.update(place=place, now=True)  # so that the order outlives the program
         return run

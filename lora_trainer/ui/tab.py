@@ -316,7 +316,7 @@ class Tab:
         """What moves a waiting run by some places, or to the front."""
 
         def move(name: str) -> str:
-            names = [task.run.name for task in self._jobs.training.waiting()]
+            names = [run.name for run in self._jobs.waiting()]
             place = names.index(name) + 1 + places if places and name in names else 1
             return common.answered(lambda: self._jobs.move(name or "", place), "", self._t)
 
@@ -393,10 +393,9 @@ class Tab:
         health = health_report(self._jobs)
         names = self._run_names()
         state = run.state if run else ""
-        waiting = [task.run for task in self._jobs.training.waiting()]
+        waiting = self._jobs.waiting()
         before = waiting.index(run) + 1 if run and run in waiting else 0
-        task = self._jobs.training.find(run) if run else None
-        request = task.control.request if task else None
+        request = self._jobs.request(run) if run else None
 
         waits = bool(m.get("waits"))
         other = self._jobs.host.name != "standalone" and state in RESUMABLE and not _is_loaded(m, health)
@@ -435,8 +434,8 @@ class Tab:
 
     def _shown_run(self, name: str | None) -> Run | None:
         """The chosen run; without one what is worked on, else the newest readable: a reloaded page finds it again."""
-        current = self._jobs.training.current()
-        for candidate in (name, current.run.name if current else None, *self._run_names()):
+        current = self._jobs.current()
+        for candidate in (name, current.name if current else None, *self._run_names()):
             try:
                 if candidate:
                     return self._jobs.shown(candidate)
@@ -477,7 +476,7 @@ class Tab:
         return views.files_table(run.manifest, trigger, self._t)
 
     def _run_names(self) -> list[str]:
-        return self._jobs.runs.names()
+        return self._jobs.run_names()
 
     def _preset_names(self) -> list[str]:
         return presets.names(self._jobs.host.folders.presets)

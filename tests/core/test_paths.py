@@ -125,9 +125,9 @@ def test_the_pasted_path_of_a_lora_is_found(tmp_path: Path) -> None:
     lora = tmp_path / "my lora.safetensors"
     shutil.copy(CASES / "quoted-path" / "lora.safetensors", lora)
     for wrap in WRAPS:
-        assert jobs.files.loras.find(wrap.format(lora), outside=True) == lora
-        assert jobs.files.info(wrap.format(lora), outside=True)["path"] == str(lora)
-    assert jobs.files.loras.new("'mine'", lora).name == "mine.safetensors"
+        assert jobs.loras.find(wrap.format(lora), outside=True) == lora
+        assert jobs.lora_info(wrap.format(lora), outside=True)["path"] == str(lora)
+    assert jobs.loras.new("'mine'", lora).name == "mine.safetensors"
 
 
 @pytest.mark.parametrize("text", ['"{}"', "'{}'"])

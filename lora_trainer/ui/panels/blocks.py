@@ -75,7 +75,7 @@ class BlocksPanel:
         followed.then(polled.show, polled.inputs, polled.outputs, queue=False, show_progress="hidden")
 
     def _followed(self, name: str | None) -> Any:
-        names = self._jobs.runs.names()
+        names = self._jobs.run_names()
         return gr.update(choices=names, value=name) if name in names else gr.update()
 
     # -------------------------------------------------------------- layout
@@ -138,7 +138,7 @@ class BlocksPanel:
 
     def _parts(self, name: str, asked: str, request: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
         """Key → what tells its state, and what shows it; in the order of the outputs."""
-        t, names = self._t, self._jobs.runs.names()
+        t, names = self._t, self._jobs.run_names()
         run = self._run(name, names)
         paths = [Path(entry["path"]) for entry in run.manifest["files"]] if run else []
         stems = [path.stem for path in paths]
@@ -256,9 +256,8 @@ class BlocksPanel:
             document = read_result(entry, path, TUNING)
             if document is None:
                 raise InputError("There are no learned weights of {file} yet.", file=path.stem)
-            tasks = self._jobs.files.tasks
-            task = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
-            if not tasks.wait(task, _BAKE_SECONDS):
+            task = self._jobs.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not self._jobs.wait_for(task, _BAKE_SECONDS):
                 return common.notice(self._t("{name} is in line.", name=task.title))
             if task.error:
                 raise task.error
@@ -267,7 +266,7 @@ class BlocksPanel:
         return common.notice(self._t("Written: {path}", path=task.result.path), "good")
 
     def _named(self, path: Path) -> dict[str, str]:
-        loras = self._jobs.host.folders.loras
+        loras = self._jobs.loras.root
         within = loras in path.parents
         return {"file": path.relative_to(loras).with_suffix("").as_posix() if within else str(path)}
 

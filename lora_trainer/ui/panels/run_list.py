@@ -98,9 +98,9 @@ class RunList:
 
     def _rows(self, names: list[str]) -> list[dict[str, Any]]:
         """Those that are worked on, in their order, then the newest."""
-        waiting = [task.run.name for task in self._jobs.training.waiting()]
-        current = self._jobs.training.current()
-        order = [current.run.name, *waiting] if current else waiting
+        waiting = [run.name for run in self._jobs.waiting()]
+        current = self._jobs.current()
+        order = [current.name, *waiting] if current else waiting
         shown = [*(name for name in order if name in names), *(name for name in names if name not in order)]
         return [self._row(name, waiting) for name in shown[:SHOWN]]
 
