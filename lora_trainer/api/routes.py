@@ -14,7 +14,7 @@ from lora_trainer.config.schema import schema_of
 from lora_trainer.config.train import json_schema
 from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, TuningDocument
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.validation.grid.plan import GridOptions
+from lora_trainer.validation.grid.options import GridOptions
 
 PREFIX = "/lora-train/v1"
 

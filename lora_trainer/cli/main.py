@@ -35,7 +35,7 @@ from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import Run
 from lora_trainer.runs.store import Runs
 from lora_trainer.training.advice import idle
-from lora_trainer.validation.grid.plan import grid_options
+from lora_trainer.validation.grid.options import grid_options
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -17,7 +17,8 @@ from lora_trainer.jobs.sections import Section
 from lora_trainer.runs.run import Run
 
 if TYPE_CHECKING:
-    from lora_trainer.validation.grid.plan import GridOptions, GridPlan
+    from lora_trainer.validation.grid.options import GridOptions
+    from lora_trainer.validation.grid.plan import GridPlan
 
 Hold = Callable[[TrainConfig], AbstractContextManager[Session]]
 """Takes hold of the model for a run's settings, as :meth:`Host.session` does."""

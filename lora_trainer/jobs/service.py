@@ -42,13 +42,14 @@ from lora_trainer.runs.control import Control, StopRequest, only_telling
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import RESUMABLE, UNFINISHED, Run, output_folder
 from lora_trainer.runs.store import Runs
+from lora_trainer.validation.grid.options import GridOptions
 
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
     from lora_trainer.network.blocks.stack import Stack
     from lora_trainer.training.preflight import Estimate
     from lora_trainer.validation.blocks.ablation import AnalysisPlan
-    from lora_trainer.validation.grid.plan import GridOptions, GridPlan
+    from lora_trainer.validation.grid.plan import GridPlan
     from lora_trainer.validation.mixes import Mixed, MixPlan
 
 log = logging.getLogger(__name__)
@@ -256,13 +257,11 @@ class Jobs:
 
         Args:
             name: of the run, which may go on.
-            wishes: fields of :class:`~lora_trainer.validation.grid.plan.GridOptions`.
+            wishes: fields of :class:`~lora_trainer.validation.grid.options.GridOptions`.
 
         Raises:
             InputError: no such run, no files, wrong weights, or one is drawn already.
         """
-        from lora_trainer.validation.grid.plan import GridOptions
-
         options = read(GridOptions, wishes, typed_value)  # bounds are the plan's to check
         grid = Grid.of(self.host, self.settled(name), options)
         self._require_readable("clip", options.clip)

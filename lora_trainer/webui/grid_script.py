@@ -23,7 +23,8 @@ from lora_trainer.network.blocks.lora_tag import TAG
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.grid.cells import Drawn, count_batches
 from lora_trainer.validation.grid.document import grid_folder
-from lora_trainer.validation.grid.plan import GridOptions, GridPlan
+from lora_trainer.validation.grid.options import GridOptions
+from lora_trainer.validation.grid.plan import GridPlan
 from lora_trainer.webui.xyz_axes import AxisError
 
 _HIRES = (

@@ -30,7 +30,7 @@ from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.ui import standalone
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.tab import Tab
-from lora_trainer.validation.grid.plan import grid_options
+from lora_trainer.validation.grid.options import grid_options
 
 ENTRIES = {
     "Rank {rank} is high.": "秩 {rank} 偏高。",

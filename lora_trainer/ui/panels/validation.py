@@ -23,7 +23,7 @@ from lora_trainer.ui.html.markup import markup
 from lora_trainer.ui.widgets.fields import Fields, Shown
 from lora_trainer.ui.widgets.form import dotted
 from lora_trainer.validation.grid import choice as choose
-from lora_trainer.validation.grid.plan import DEFAULT_WEIGHTS, grid_options
+from lora_trainer.validation.grid.options import DEFAULT_WEIGHTS, grid_options
 
 Part = tuple[Any, Callable[[], Any]]
 _WEIGHTS = ", ".join(map(str, DEFAULT_WEIGHTS))

@@ -24,7 +24,7 @@ from lora_trainer.runs.run import Run
 from lora_trainer.ui.panels.validation import ValidatePanel
 from lora_trainer.ui.tab import Tab
 from lora_trainer.ui.widgets.form import Form
-from lora_trainer.validation.grid.plan import GridOptions, grid_options
+from lora_trainer.validation.grid.options import GridOptions, grid_options
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
