@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.console import print_json
 from lora_trainer.cli.output import bar, say
-from lora_trainer.cli.parser import ROOT_HELP, Add, as_path, numbers
+from lora_trainer.cli.parser import ROOT_HELP, Add, as_path
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_json, write_text
 from lora_trainer.core.i18n import filled
 from lora_trainer.core.paths import clean_path
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
+from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.blocks import Subject
@@ -26,29 +27,22 @@ def add_analysis_commands(add: Add, blocks: Any) -> None:
     """``blocks (analyze|tune)``, below the ``blocks`` that :func:`add_block_commands` returns."""
     analyze = add("analyze", _analyze, "show how strong each block is, and with prompts what it does", blocks)
     _add_subject(analyze)
-    analyze.add_argument(
-        "--prompt", action="append", default=[], help="draw pictures with each block alone and without each; repeatable"
-    )
-    analyze.add_list("--seed", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
+    analyze.add_options(AnalysisDocument, "prompts", "seeds")
     analyze.add_argument("--trigger", help="the word that asks for the LoRA's subject (default: the run's)")
     analyze.add_argument("--negative", help="negative prompt")
     analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
     analyze.add_argument("--steps", type=int, help="sampling steps")
     analyze.add_argument("--cfg", type=float, help="CFG scale")
     analyze.add_argument("--sampler", choices=list(SAMPLERS), help="as in txt2img (default: that of the samples)")
-    analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
+    analyze.add_options(AnalysisDocument, "together")
     analyze.add_argument("--output", type=as_path, help="folder for pictures, numbers and CSV")
 
     tune = add("tune", _tune, "learn one weight a block on pictures that the LoRA was not trained on", blocks)
     _add_subject(tune)
-    tune.add_argument(
-        "--pictures", type=as_path, help="folder of pictures with captions (default: the run's held-out ones)"
-    )
+    tune.add_options(TuningDocument, "pictures")
     tune.add_argument("--trigger", help="word that is put before every caption of --pictures (default: the run's)")
     tune.add_argument("--resolution", type=int, help="at which --pictures are looked at (default: the run's, or 512)")
-    tune.add_argument("--steps", type=int, default=48, help="of the optimizer (default: 48)")
-    tune.add_argument("--pull", type=float, help="towards 1; higher changes fewer blocks")
-    tune.add_argument("--seed", type=int, default=0, help="of noise and halves")
+    tune.add_options(TuningDocument, "steps", "pull", "seed")
     tune.add_argument("--presets", type=as_path, metavar="FILE", help="own presets to try too, NAME:values a line")
     tune.add_argument("--output", type=as_path, help="file for the result as JSON")
     tune.add_argument("--bake", type=as_path, metavar="NEW.safetensors", help="write the found weights into a new file")
@@ -112,8 +106,6 @@ def _from_files(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
 
 
 def _by_pictures(args: argparse.Namespace, jobs: Jobs, subject: Subject) -> dict[str, Any]:
-    from lora_trainer.jobs.requests import AnalysisDocument, read
-
     wanted = read(AnalysisDocument, {"together": args.together, "seeds": args.seed, "prompts": args.prompt})
     wanted = replace(wanted, weight=args.weight)
     width, height = args.size or (None, None)
@@ -131,7 +123,6 @@ def _by_pictures(args: argparse.Namespace, jobs: Jobs, subject: Subject) -> dict
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from lora_trainer.jobs.requests import TuningDocument
     from lora_trainer.network.blocks.presets import chosen_presets
     from lora_trainer.network.ops.provenance import check_output
 
@@ -146,9 +137,9 @@ def _tune(args: argparse.Namespace) -> int:
         )
     if args.bake:
         check_output(args.bake, [subject.file])
-    wanted = TuningDocument(weight=args.weight, pictures=str(args.pictures or ""), steps=args.steps, seed=args.seed)
-    if args.pull is not None:
-        wanted = replace(wanted, pull=args.pull)
+    wanted = TuningDocument(
+        weight=args.weight, pictures=str(args.pictures or ""), steps=args.steps, pull=args.pull, seed=args.seed
+    )
     found = jobs.tune_now(
         subject,
         wanted,
