@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.files import patiently
+from lora_trainer.core.paths import free_name
 from lora_trainer.jobs.library import SUFFIX
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import StopRequest
@@ -73,12 +74,8 @@ def discard(jobs: Jobs, name: str) -> threading.Thread:
 
 
 def _new_place(trash: Path, name: str) -> Path:
-    wanted = trash / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number, place = 1, wanted
-    while place.exists():
-        number += 1
-        place = wanted.with_name(f"{wanted.name}-{number}")
-    return place
+    wanted = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return trash / free_name(wanted, lambda each: (trash / each).exists())
 
 
 def _lora_files(run: Run, loras: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from lora_trainer.cli.main import main
 from lora_trainer.config.schema import options_of, read_toml
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.paths import clean_path, exists, expand, impossible
+from lora_trainer.core.paths import clean_path, exists, expand, free_name, impossible
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, MixDocument, TuningDocument, read
 from tests.helpers import CASES, CHECKPOINT, config, draw_pictures
@@ -235,3 +235,8 @@ def test_what_no_file_can_be_is_told_and_what_is_only_missing_is_not(tmp_path: P
     assert "characters" in impossible(tmp_path / "\ud800")
     for name in ("missing", "missing/below", "", "loopless"):
         assert impossible(tmp_path / name) == ""
+
+
+@pytest.mark.parametrize(("taken", "free"), [((), "a"), (("a",), "a-2"), (("a", "a-2", "a-4"), "a-3"), (("a-2",), "a")])
+def test_a_free_name_is_the_wanted_one_or_the_first_with_a_number(taken: tuple[str, ...], free: str) -> None:
+    assert free_name("a", lambda name: name in taken) == free
