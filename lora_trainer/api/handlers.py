@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Query, Response
 
-from lora_trainer.api.http import Document, StrictJson, flag_in, list_in, text_in, whole_in
+from lora_trainer.api.http import Document, StrictJson, flag_in, whole_in
 from lora_trainer.config.schema import require_known
 from lora_trainer.config.train import TrainConfig, json_schema
 from lora_trainer.core.errors import InputError
@@ -62,7 +62,7 @@ class Api:
         runs = [run.snapshot() for run in self._jobs.list(offset, limit)]
         if short:
             runs = [{key: value for key, value in run.items() if key not in _LONG} for run in runs]
-        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.runs.names()))})
+        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.run_names()))})
 
     def run(self, name: str) -> Response:
         """A run's manifest."""
@@ -93,16 +93,7 @@ class Api:
 
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
-        wishes = {
-            "weights": list_in(body, "weights", (int, float)),
-            "prompts": list_in(body, "prompts", (str,)),
-            "epochs": text_in(body, "epochs", "all"),
-            "seeds": list_in(body, "seeds", (int,)),
-            "together": whole_in(body, "together", 4),
-            "numbers": flag_in(body, "numbers", True),
-            "clip": text_in(body, "clip", ""),
-        }
-        return {"name": name, "grid": self._jobs.grid(name, **wishes).manifest["grid"]}
+        return {"name": name, "grid": self._jobs.grid(name, **body).manifest["grid"]}
 
     def grid_document(self, name: str) -> dict[str, Any]:
         """The document of a run's grid: columns, weights, prompts, seeds, cells with their pictures, numbers."""
@@ -114,19 +105,19 @@ class Api:
 
     def blocks(self, name: str, file: str = "") -> dict[str, Any]:
         """How strong the run's files are in each block, and what is known of one file's blocks; the last by default."""
-        return self._jobs.blocks.report(name, file)
+        return self._jobs.blocks_report(name, file)
 
     def analyze_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw a file's pictures with each block alone and without each, and measure what that changes."""
-        return {"name": name, "blocks": self._jobs.blocks.analyze(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.analyze_blocks(name, body).manifest["blocks"]}
 
     def tune_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Learn one weight a block on the pictures that the run kept aside, or on others."""
-        return {"name": name, "blocks": self._jobs.blocks.tune(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.tune_blocks(name, body).manifest["blocks"]}
 
     def stop_blocks(self, name: str) -> dict[str, Any]:
         """Stop looking at a run's blocks; finished pictures are kept."""
-        return {"name": name, "blocks": self._jobs.blocks.stop(name).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.stop_blocks(name).manifest["blocks"]}
 
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
@@ -145,31 +136,31 @@ class Api:
 
     def loras(self) -> list[dict[str, Any]]:
         """The LoRA files: their names below the LoRA folder, without the extension, and their sizes in bytes."""
-        return self._jobs.files.loras.entries()
+        return self._jobs.loras.entries()
 
     def lora_info(self, name: str = "") -> dict[str, Any]:
         """A file's metadata, kinds, ranks, blocks and norms."""
-        return self._jobs.files.info(name)
+        return self._jobs.lora_info(name)
 
     def bake(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write weights and block weights into a new file; answers the work, whose state can be asked for."""
-        return self._jobs.files.start("bake", body).to_dict()
+        return self._jobs.start("bake", body).to_dict()
 
     def merge(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write the weighted sum of LoRAs into a new file: ``{"files": ["a: 0.7", "b: 0.5: OUTALL"], "rank": 0}``."""
-        return self._jobs.files.start("merge", body).to_dict()
+        return self._jobs.start("merge", body).to_dict()
 
     def resize(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write a LoRA at a smaller rank into a new file."""
-        return self._jobs.files.start("resize", body).to_dict()
+        return self._jobs.start("resize", body).to_dict()
 
     def file_work(self, work: str) -> dict[str, Any]:
         """How far a bake, merge or resize is; ``result`` has the new file's path and SHA-256 when it is done."""
-        return self._jobs.files.tasks.get(work).to_dict()
+        return self._jobs.task(work).to_dict()
 
     def stop_file_work(self, work: str) -> dict[str, Any]:
         """Stop it; nothing half-made is left."""
-        return self._jobs.files.tasks.stop(work).to_dict()
+        return self._jobs.stop_task(work).to_dict()
 
 
 def _state(run: Run) -> dict[str, Any]:

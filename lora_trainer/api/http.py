@@ -86,28 +86,11 @@ def flag_in(body: dict[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def text_in(body: dict[str, Any], key: str, default: str) -> str:
-    """A text of a request's body; raises :class:`InputError`."""
-    value = body.get(key, default)
-    if not isinstance(value, str):
-        raise InputError("{key}: expected a text.", field=key, key=key)
-    return value
-
-
 def whole_in(body: dict[str, Any], key: str, default: int) -> int:
     """A whole number of a request's body; raises :class:`InputError`."""
     value = body.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError("{key}: expected a whole number.", field=key, key=key)
-    return value
-
-
-def list_in(body: dict[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
-    """A list of values of these types of a request's body; raises :class:`InputError`."""
-    value = body.get(key, [])
-    if not isinstance(value, list) or any(not isinstance(v, kinds) or isinstance(v, bool) for v in value):
-        wanted = "texts" if str in kinds else "numbers"
-        raise InputError("{key}: expected a list of {wanted}.", field=key, key=key, wanted=wanted)
     return value
 
 

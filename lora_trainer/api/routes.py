@@ -12,8 +12,9 @@ from lora_trainer.api.handlers import Api
 from lora_trainer.api.http import Route, StrictJson, fields_of, require_nothing
 from lora_trainer.config.schema import schema_of
 from lora_trainer.config.train import json_schema
-from lora_trainer.jobs.requests import DOCUMENTS, TuningDocument, analysis_schema
+from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, TuningDocument
 from lora_trainer.jobs.service import Jobs
+from lora_trainer.validation.grid.options import GridOptions
 
 PREFIX = "/lora-train/v1"
 
@@ -42,11 +43,11 @@ def mount(app: FastAPI, jobs: Jobs, door: Door = Door()) -> None:  # noqa: B008 
         ("POST", "/runs/{name}/pause", api.pause, fields_of()),
         ("POST", "/runs/{name}/resume", api.resume, fields_of()),
         ("POST", "/runs/{name}/load-checkpoint", api.load_checkpoint, fields_of()),
-        ("POST", "/runs/{name}/grid", api.grid, _GRID),
+        ("POST", "/runs/{name}/grid", api.grid, schema_of(GridOptions)),
         ("GET", "/runs/{name}/grid", api.grid_document, None),
         ("POST", "/runs/{name}/grid/stop", api.stop_grid, fields_of()),
         ("GET", "/runs/{name}/blocks", api.blocks, None),
-        ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, analysis_schema()),
+        ("POST", "/runs/{name}/blocks/analyze", api.analyze_blocks, schema_of(AnalysisDocument)),
         ("POST", "/runs/{name}/blocks/tune", api.tune_blocks, schema_of(TuningDocument)),
         ("POST", "/runs/{name}/blocks/stop", api.stop_blocks, fields_of()),
         ("POST", "/runs/{name}/front", api.front, fields_of()),
@@ -85,14 +86,3 @@ _STOP = fields_of(
 
 
 _MOVE = fields_of(position={"type": "integer", "minimum": 1, "default": 1})
-
-
-_GRID = fields_of(
-    weights={"type": "array", "items": {"type": "number", "minimum": -2, "maximum": 2}},
-    prompts={"type": "array", "items": {"type": "string"}},
-    epochs={"type": "string", "default": "all"},
-    seeds={"type": "array", "items": {"type": "integer", "minimum": 0}},
-    together={"type": "integer", "minimum": 1, "default": 4},
-    numbers={"type": "boolean", "default": True},
-    clip={"type": "string", "default": ""},
-)

@@ -3,58 +3,46 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.console import print_json
 from lora_trainer.cli.output import bar, say
-from lora_trainer.cli.parser import ROOT_HELP, Add, as_path, numbers
+from lora_trainer.cli.parser import ROOT_HELP, Add, as_path
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_json, write_text
 from lora_trainer.core.i18n import filled
-from lora_trainer.core.paths import clean_path, is_file
-from lora_trainer.hosts.base import ModelRequest
+from lora_trainer.core.paths import clean_path
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
+from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
 
 if TYPE_CHECKING:
-    from lora_trainer.config.train import TrainConfig
-    from lora_trainer.hosts.base import Session
-    from lora_trainer.hosts.standalone.host import StandaloneHost
-    from lora_trainer.runs.run import Run
-    from lora_trainer.runs.saved_files import LoraFile
-    from lora_trainer.runs.store import Runs
-    from lora_trainer.validation.metrics.evaluation_set import Pictures
+    from lora_trainer.jobs.blocks import Subject
+    from lora_trainer.jobs.service import Jobs
 
 
 def add_analysis_commands(add: Add, blocks: Any) -> None:
     """``blocks (analyze|tune)``, below the ``blocks`` that :func:`add_block_commands` returns."""
     analyze = add("analyze", _analyze, "show how strong each block is, and with prompts what it does", blocks)
     _add_subject(analyze)
-    analyze.add_argument(
-        "--prompt", action="append", default=[], help="draw pictures with each block alone and without each; repeatable"
-    )
-    analyze.add_list("--seed", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
+    analyze.add_options(AnalysisDocument, "prompts", "seeds")
     analyze.add_argument("--trigger", help="the word that asks for the LoRA's subject (default: the run's)")
     analyze.add_argument("--negative", help="negative prompt")
     analyze.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the pictures")
     analyze.add_argument("--steps", type=int, help="sampling steps")
     analyze.add_argument("--cfg", type=float, help="CFG scale")
     analyze.add_argument("--sampler", choices=list(SAMPLERS), help="as in txt2img (default: that of the samples)")
-    analyze.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
+    analyze.add_options(AnalysisDocument, "together")
     analyze.add_argument("--output", type=as_path, help="folder for pictures, numbers and CSV")
 
     tune = add("tune", _tune, "learn one weight a block on pictures that the LoRA was not trained on", blocks)
     _add_subject(tune)
-    tune.add_argument(
-        "--pictures", type=as_path, help="folder of pictures with captions (default: the run's held-out ones)"
-    )
+    tune.add_options(TuningDocument, "pictures")
     tune.add_argument("--trigger", help="word that is put before every caption of --pictures (default: the run's)")
     tune.add_argument("--resolution", type=int, help="at which --pictures are looked at (default: the run's, or 512)")
-    tune.add_argument("--steps", type=int, default=48, help="of the optimizer (default: 48)")
-    tune.add_argument("--pull", type=float, help="towards 1; higher changes fewer blocks")
-    tune.add_argument("--seed", type=int, default=0, help="of noise and halves")
+    tune.add_options(TuningDocument, "steps", "pull", "seed")
     tune.add_argument("--presets", type=as_path, metavar="FILE", help="own presets to try too, NAME:values a line")
     tune.add_argument("--output", type=as_path, help="file for the result as JSON")
     tune.add_argument("--bake", type=as_path, metavar="NEW.safetensors", help="write the found weights into a new file")
@@ -68,71 +56,23 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=as_path, help=ROOT_HELP)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What is looked at: a run's file, or a file by itself.
-
-    Attributes:
-        name: of run or file.
-        run: that it is, or that has the file.
-        file: the LoRA.
-        files: all that the heat map has.
-        config: checkpoint, size, sampler, pictures.
-        folder: where results go.
-    """
-
-    name: str
-    run: Run | None
-    file: Path
-    files: Sequence[LoraFile]
-    config: TrainConfig
-    folder: Path
-
-
-def _subject(args: argparse.Namespace, host: StandaloneHost) -> _Subject:
-    from lora_trainer.jobs.blocks import blocks_folder
-    from lora_trainer.runs.saved_files import find_file, run_files
-    from lora_trainer.runs.store import Runs
-
-    runs = Runs(host.folders.runs)
-    if clean_path(args.subject).lower().endswith(".safetensors"):
-        return _subject_of_file(args, host, runs)
-    run = runs.get(args.subject)
-    file = find_file(run, epoch=args.epoch)
-    files = run_files(run) if args.epoch is None else [file]
-    return _Subject(run.name, run, file.path, files, run.config().with_values(_changes(args)), blocks_folder(run))
-
-
-def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs) -> _Subject:
-    """A file by its path; when a run has written it, its pictures and settings count."""
-    from lora_trainer.config.train import TrainConfig
-    from lora_trainer.jobs.blocks import blocks_folder
-    from lora_trainer.runs.saved_files import LoraFile, run_of
-
+def _subject(args: argparse.Namespace, jobs: Jobs) -> Subject:
+    """The run or file that is named, with the checkpoint that is."""
+    if not clean_path(args.subject).lower().endswith(".safetensors"):
+        return jobs.subject_of_run(args.subject, args.epoch).changed(checkpoint=args.checkpoint or None)
     try:
         file = as_path(args.subject)
     except argparse.ArgumentTypeError as error:
         raise InputError(str(error)) from error
     if args.epoch is not None:
         raise InputError("--epoch is for a run; {file} is a file.", file=file)
-    if not is_file(file):
-        raise InputError("{path} does not exist; check the path.", path=file)
-    run = run_of(file, runs.list())
-    config = run.config() if run else TrainConfig(name="blocks")
-    folder = blocks_folder(run) if run else host.folders.runs.parent / "blocks"
-    return _Subject(file.stem, run, file, [LoraFile(file, file.stem)], config.with_values(_changes(args)), folder)
-
-
-def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    return {"checkpoint": args.checkpoint} if args.checkpoint else {}
+    return jobs.subject_of_file(file).changed(checkpoint=args.checkpoint or None)
 
 
 def _analyze(args: argparse.Namespace) -> int:
-    from lora_trainer.hosts.standalone.host import StandaloneHost
-
-    host = StandaloneHost(args.root)
-    subject = _subject(args, host)
-    found = _by_pictures(args, host, subject) if args.prompt else _from_files(args, subject)
+    jobs = _jobs(args)
+    subject = _subject(args, jobs)
+    found = _by_pictures(args, jobs, subject) if args.prompt else _from_files(args, subject)
     if args.json:
         print_json(found)
         return 0
@@ -143,7 +83,14 @@ def _analyze(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
+def _jobs(args: argparse.Namespace) -> Jobs:
+    from lora_trainer.hosts.standalone.host import StandaloneHost
+    from lora_trainer.jobs.service import Jobs
+
+    return Jobs(StandaloneHost(args.root))
+
+
+def _from_files(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     """The heat map; no checkpoint is needed for it."""
     from lora_trainer.validation.blocks.norms import heat_csv, heat_map
 
@@ -158,87 +105,53 @@ def _from_files(args: argparse.Namespace, subject: _Subject) -> dict[str, Any]:
     return heat
 
 
-def _by_pictures(args: argparse.Namespace, host: StandaloneHost, subject: _Subject) -> dict[str, Any]:
-    from lora_trainer.hosts.base import draw_request
-    from lora_trainer.jobs.requests import AnalysisDocument, read, read_seeds
-    from lora_trainer.validation.blocks.ablation import analyze, plan_analysis
-    from lora_trainer.validation.grid.plan import trigger_of
-
-    wanted = read(AnalysisDocument, {"together": args.together})
+def _by_pictures(args: argparse.Namespace, jobs: Jobs, subject: Subject) -> dict[str, Any]:
+    wanted = read(AnalysisDocument, {"together": args.together, "seeds": args.seed, "prompts": args.prompt})
+    wanted = replace(wanted, weight=args.weight)
     width, height = args.size or (None, None)
-    given = {
-        "negative": args.negative, "steps": args.steps, "cfg": args.cfg, "sampler": args.sampler,
-        "width": width, "height": height,
-    }  # fmt: skip
-    config = subject.config.with_values({f"samples.{k}": value for k, value in given.items() if value is not None})
-    model = ModelRequest.of(config)
-    like = draw_request(config.samples, "", config.data.resolution if subject.run else host.native_resolution(model))
-    plan = plan_analysis(
-        subject.file,
-        args.prompt,
-        read_seeds(args.seed) or [config.samples.seed],
-        like,
-        weight=args.weight,
-        trigger=trigger_of(config, args.prompt) if args.trigger is None else args.trigger,
-    ).on(host.check(model))
-    pictures = len(plan.cells())
+    subject = subject.changed(
+        samples__negative=args.negative, samples__steps=args.steps, samples__cfg=args.cfg,
+        samples__sampler=args.sampler, samples__width=width, samples__height=height,
+    )  # fmt: skip
+    plan = jobs.plan_analysis(subject, wanted, args.trigger)
     say(
         args,
-        f"Drawing {pictures} pictures: {len(plan.requests)} without the LoRA and as many with it, then with each of "
-        f"{len(plan.lists)} blocks alone and left out. Those that are there already are not drawn again.",
+        f"Drawing {len(plan.cells())} pictures: {len(plan.requests)} without the LoRA and as many with it, then with "
+        f"each of {len(plan.lists)} blocks alone and left out. Those that are there already are not drawn again.",
     )
-    with host.session(model) as session:
-        return analyze(
-            plan.on(host.check(model), session.draw_settings()),
-            session,
-            args.output or subject.folder,
-            together=wanted.together,
-            on_cells=bar("pictures", args.json),
-        )
+    return jobs.analyze_now(subject, plan, args.output or subject.folder, wanted.together, bar("pictures", args.json))
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from lora_trainer.hosts.standalone.host import StandaloneHost
     from lora_trainer.network.blocks.presets import chosen_presets
     from lora_trainer.network.ops.provenance import check_output
-    from lora_trainer.validation.blocks.report import tune
-    from lora_trainer.validation.blocks.tuner import Effort
 
-    host = StandaloneHost(args.root)
-    subject = _subject(args, host)
-    given = {"data.trigger": args.trigger, "data.resolution": args.resolution}
-    config = subject.config.with_values({key: value for key, value in given.items() if value is not None})
+    jobs = _jobs(args)
+    subject = _subject(args, jobs).changed(data__trigger=args.trigger, data__resolution=args.resolution)
     if subject.run is None and args.pictures is None:
         raise InputError(
             "{file} is not in the list of any run in {runs}; name pictures to learn from with --pictures, or the "
             "folder of its run with --root.",
             file=subject.file,
-            runs=host.folders.runs,
+            runs=jobs.host.folders.runs,
         )
-    presets = chosen_presets(args.presets) if args.presets else host.block_presets()
     if args.bake:
         check_output(args.bake, [subject.file])
-    effort = Effort(steps=args.steps, seed=args.seed, **({} if args.pull is None else {"pull": args.pull}))
-    model = ModelRequest.of(config)
-    host.check(model)
-    with host.session(model) as session:
-        pictures = _pictures(args, host, session, subject, config)
-        say(
+    wanted = TuningDocument(
+        weight=args.weight, pictures=str(args.pictures or ""), steps=args.steps, pull=args.pull, seed=args.seed
+    )
+    found = jobs.tune_now(
+        subject,
+        wanted,
+        bar("pictures", args.json),
+        presets=chosen_presets(args.presets) if args.presets else None,
+        output=args.output,
+        on_pictures=lambda pictures: say(
             args,
-            f"Learning a weight for each block on {len(pictures.items)} pictures ({pictures.kind}): {effort.steps} "
+            f"Learning a weight for each block on {len(pictures.items)} pictures ({pictures.kind}): {wanted.steps} "
             "steps on either half and on all, then measuring presets and one weight for all blocks.",
-        )
-        found = tune(
-            session,
-            subject.file,
-            pictures,
-            precision=config.training.precision,
-            weight=args.weight,
-            effort=effort,
-            presets=presets,
-            output=args.output or subject.folder / subject.file.stem / "tuning.json",
-            on_part=bar("pictures", args.json),
-        )
+        ),
+    )
     if args.bake:
         found["baked"] = _bake(subject.file, args.bake, found)
     if args.json:
@@ -246,15 +159,6 @@ def _tune(args: argparse.Namespace) -> int:
         return 0
     _print_tuning(found)
     return 0
-
-
-def _pictures(
-    args: argparse.Namespace, host: StandaloneHost, session: Session, subject: _Subject, config: TrainConfig
-) -> Pictures:
-    from lora_trainer.validation.metrics.evaluation_set import find_pictures
-
-    fingerprint = subject.run.fingerprint if subject.run else ""
-    return find_pictures(host, session, config, str(args.pictures or ""), fingerprint=fingerprint, seed=args.seed)
 
 
 def _bake(file: Path, output: Path, found: Mapping[str, Any]) -> dict[str, Any]:

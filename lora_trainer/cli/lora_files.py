@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.cli.console import can_print, print_json
 from lora_trainer.cli.output import bar
 from lora_trainer.cli.parser import Add, add_group, as_path, numbers
+from lora_trainer.config.train import SAVE_PRECISIONS
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.plain_json import json_text
-from lora_trainer.jobs.mixes import MixService
-from lora_trainer.jobs.requests import mix_options
+from lora_trainer.jobs.requests import BakeDocument, ExtractDocument, mix_options
 
 if TYPE_CHECKING:
     from lora_trainer.network.blocks.presets import Presets
     from lora_trainer.network.ops.files import Made
-
-PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 def add_lora_commands(add: Add, commands: Any) -> Any:
@@ -52,10 +50,7 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
     extract.add_argument("base", type=as_path, help="the checkpoint that was tuned")
     extract.add_argument("tuned", type=as_path, help="the tuned checkpoint")
     extract.add_argument("--rank", type=int, required=True, help="of the LoRA")
-    extract.add_argument("--clamp-quantile", type=float, default=1.0, help="cut off outliers (sd-scripts: 0.99)")
-    extract.add_argument(
-        "--text-threshold", type=float, default=0.0, help="smaller changes of the text encoder are none"
-    )
+    extract.add_options(ExtractDocument, "clamp_quantile", "text_threshold")
     _add_output(extract)
     _add_mix(add, lora)
     return lora
@@ -88,13 +83,11 @@ def add_block_commands(add: Add, commands: Any) -> Any:
 
     bake = add("bake", _bake, "write block weights into a new file", blocks)
     bake.add_argument("file", type=as_path, metavar="FILE", help="the LoRA file, which stays as it is")
-    bake.add_argument("--lbw", default="", metavar="LIST", help="preset, or values; R and U are random, X is --x")
-    bake.add_argument("--lbwe", default="", metavar="RULES", help="element preset, or rules like IN05-OUT05:attn:0")
-    bake.add_argument("--weight", type=float, default=1.0, help="of everything (default: 1)")
+    bake.add_options(BakeDocument, "lbw", "lbwe", "weight")
     bake.add_argument("--te", type=float, help="weight of the text encoders (default: --weight)")
     bake.add_argument("--unet", type=float, help="weight of the UNet (default: --weight)")
     bake.add_argument("--x", type=float, help="the number for X")
-    bake.add_argument("--seed", type=int, default=0, help="of R and U")
+    bake.add_options(BakeDocument, "seed")
     bake.add_argument(
         "--checkpoint", type=as_path, help="the SD1 checkpoint, needed for DoRA at other values than 0 and 1"
     )
@@ -105,7 +98,7 @@ def add_block_commands(add: Add, commands: Any) -> Any:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conv-rank", type=int, help="rank of 3×3 convolutions")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the result (default: that of the files)")
+    parser.add_argument("--precision", choices=SAVE_PRECISIONS, help="of the result (default: that of the files)")
     parser.add_argument("--output", type=as_path, required=True, help="the new file")
 
 
@@ -179,17 +172,16 @@ def _extract(args: argparse.Namespace) -> int:
 
 def _mix(args: argparse.Namespace) -> int:
     from lora_trainer.hosts.standalone.host import StandaloneHost
-    from lora_trainer.jobs.background import BackgroundTasks
-    from lora_trainer.jobs.queue import JobQueue
+    from lora_trainer.jobs.service import Jobs
 
-    mixing = MixService(StandaloneHost(args.root), BackgroundTasks(JobQueue("lora-train mixes")))
+    jobs = Jobs(StandaloneHost(args.root))
     given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
-    plan, model = mixing.plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    plan, model = jobs.mix_plan({**given, "stack": "\n".join(args.loras)}, outside=True)
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
         show = bar("pictures", args.json)
-        document = mixing.drawn(plan, model, lambda done, of, mixed: show(done, of)).to_dict()
+        document = jobs.draw_mixes_now(plan, model, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
         print_json({**document, "notices": notices})
         return 0

@@ -20,7 +20,7 @@ from lora_trainer.cli.blocks import add_analysis_commands
 from lora_trainer.cli.console import one_line, prepare_streams, print_json, results_only
 from lora_trainer.cli.lora_files import add_block_commands, add_lora_commands
 from lora_trainer.cli.output import GridBar, ProgressBar, print_dataset, say
-from lora_trainer.cli.parser import ROOT_HELP, Parser, add_group, as_path, epochs, numbers
+from lora_trainer.cli.parser import ROOT_HELP, Parser, add_group, as_path, epochs
 from lora_trainer.config.schema import read_text
 from lora_trainer.config.sweep import parse_sweep
 from lora_trainer.config.train import TrainConfig, options
@@ -36,6 +36,7 @@ from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import Run
 from lora_trainer.runs.store import Runs
 from lora_trainer.training.advice import idle
+from lora_trainer.validation.grid.options import grid_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -116,15 +117,9 @@ def build_parser() -> Parser:
 
     grid = add("grid", _grid, "draw the epoch × weight grid of a run")
     grid.add_argument("name", metavar="RUN", help="name of a run, as lora-trainer runs lists it")
-    grid.add_list("--weights", numbers(float), metavar="WEIGHT", help="of the LoRA (default: 0.3 0.6 0.8 1)")
-    grid.add_argument(
-        "--prompt", action="append", default=[], help="may be given several times (default: the run's sample prompts)"
-    )
-    grid.add_list("--epochs", epochs, metavar="EPOCH", help="all (default), last, every 2, 1-5, 3, step 40")
-    grid.add_list("--seeds", numbers(int), metavar="SEED", help="of the pictures (default: that of the samples)")
-    grid.add_argument("--together", type=int, default=4, help="pictures drawn at once (default: 4)")
-    grid.add_argument("--no-numbers", action="store_true", help="pictures only")
-    grid.add_argument("--clip", type=as_path, help="folder of a CLIP model to measure the pictures with")
+    known = grid_options()
+    for name in ("weights", "prompts", "epochs", "seeds", "together", "numbers", "clip"):
+        grid.add_option(known[name], epochs if name == "epochs" else None)
     grid.add_argument("--root", type=as_path, help=ROOT_HELP)
 
     dataset = add_group(commands, "dataset", "work on a folder of pictures")
@@ -209,8 +204,7 @@ def _wait(jobs: Jobs, run: Run, runs: Sequence[Run], ending: Ending, quiet: bool
 
 def _stopped(jobs: Jobs, run: Run, request: StopRequest) -> bool:
     """Whether this is the first time that a run is asked to stop; one that is over is left alone."""
-    task = jobs.training.find(run)
-    if task is None or task.control.wants_end_now:
+    if not jobs.can_be_asked(run):
         return False
     with contextlib.suppress(LoraTrainError):  # it has just ended, or its manifest cannot be written
         jobs.stop(run.name, request)

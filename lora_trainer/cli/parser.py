@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.schema import Flag, Option, options_of
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import clean_path, expand, impossible
 from lora_trainer.core.reach import reach_problem
@@ -47,6 +48,35 @@ class Parser(argparse.ArgumentParser):
         self._lists[option] = values
         several = f"{help}; several with commas or spaces between them"
         self.add_argument(option, type=values, action="extend", default=[], metavar=f"{metavar},…", help=several)
+
+    def add_options(self, document: type, *names: str) -> None:
+        """Flags for some options of a document; see :meth:`add_option`."""
+        known = {item.path: item for item in options_of(document, "")}
+        for name in names:
+            self.add_option(known[name])
+
+    def add_option(self, item: Option, values: Values | None = None) -> None:
+        """A flag for an option that says how the command line has it.
+
+        Args:
+            item: the option.
+            values: reads the values of one that is a list here alone.
+        """
+        shown = item.flag or Flag("")
+        flag = f"--{shown.name or item.path.replace('_', '-')}"
+        values = numbers(item.each) if item.each in (int, float) else values
+        if values:
+            self.add_list(flag, values, metavar=shown.metavar, help=shown.help)
+        elif item.each is str:
+            self.add_argument(flag, action="append", default=[], help=shown.help)
+        elif item.type is bool:
+            self.add_argument(flag, action="store_true", help=shown.help)
+        elif item.is_path:
+            self.add_argument(flag, type=as_path, help=shown.help)
+        else:
+            self.add_argument(
+                flag, type=item.type, default=item.default, metavar=shown.metavar or None, help=shown.help
+            )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

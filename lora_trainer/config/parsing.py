@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lora_trainer.core.errors import InputError
+from typing import Any
+
+from lora_trainer.config.schema import field_error
 
 
 def parts(text: str) -> list[str]:
@@ -12,27 +14,35 @@ def parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def weights(text: str) -> list[float]:
-    """LoRA weights; raises :class:`InputError` for what is no number."""
+def numbers(field: str, kind: type, text: str) -> list[Any]:
+    """The numbers of a field.
+
+    Args:
+        field: that an error is about.
+        kind: ``int`` or ``float``.
+        text: the line.
+
+    Raises:
+        InputError: a part of it is no such number.
+    """
     found = []
     for part in parts(text):
         try:
-            found.append(float(part))
+            found.append(kind(part))
         except ValueError:
-            raise InputError(
-                "weights: “{text}” is not a number; write 0.3, 0.6, 0.8.", field="weights", text=part[:40]
-            ) from None
+            if kind is int:
+                sentence = field_error(field, "“{text}” is not a whole number; write 1, 2, 3.", text=part[:40])
+            else:
+                sentence = field_error(field, "“{text}” is not a number; write 0.3, 0.6, 0.8.", text=part[:40])
+            raise sentence from None
     return found
+
+
+def weights(text: str) -> list[float]:
+    """LoRA weights; raises :class:`InputError` for what is no number."""
+    return numbers("weights", float, text)
 
 
 def seeds(text: str) -> list[int]:
     """Seeds; raises :class:`InputError` for what is no whole number."""
-    found = []
-    for part in parts(text):
-        try:
-            found.append(int(part))
-        except ValueError:
-            raise InputError(
-                "seeds: “{text}” is not a whole number; write 1, 2, 3.", field="seeds", text=part[:40]
-            ) from None
-    return found
+    return numbers("seeds", int, text)

@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,21 @@ from lora_trainer.core.paths import clean_path
 from lora_trainer.core.reach import reach_problem
 
 MAX_DOCUMENT_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line has an option.
+
+    Attributes:
+        help: its line in ``--help``.
+        metavar: what one value of a list is called there.
+        name: of the flag, where it is not the option's.
+    """
+
+    help: str
+    metavar: str = ""
+    name: str = ""
 
 
 def option(
@@ -36,10 +51,12 @@ def option(
     choices: tuple[str, ...] = (),
     advanced: bool = False,
     path: bool = False,
+    flag: Flag | None = None,
 ) -> Any:
-    """A config field with what a form, a schema and a person need to know about it.
+    """A config field with what a form, a schema, a command and a person need to know about it.
 
-    A text that is a ``path`` is read as people paste it, see :func:`lora_trainer.core.paths.clean_path`.
+    The bounds of a list of numbers are those of each number. A text that is a ``path`` is read as people paste it, see
+    :func:`lora_trainer.core.paths.clean_path`.
     """
     metadata = {
         "title": title,
@@ -50,6 +67,7 @@ def option(
         "choices": choices,
         "advanced": advanced,
         "is_path": path,
+        "flag": flag,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -71,6 +89,12 @@ class Option:
     choices: tuple[str, ...]
     advanced: bool
     is_path: bool
+    flag: Flag | None = None
+
+    @property
+    def each(self) -> Any:
+        """The type of a list's values; ``None`` for what is no list."""
+        return typing.get_args(self.type)[0] if typing.get_origin(self.type) is list else None
 
 
 def options_of(cls: type, prefix: str) -> Iterator[Option]:
@@ -100,10 +124,11 @@ def schema_of(cls: type) -> dict[str, Any]:
         entry["default"] = default
         if meta["choices"]:
             entry["enum"] = list(meta["choices"])
+        bounded = entry.get("items", entry)
         if meta["min"] is not None:
-            entry["minimum"] = meta["min"]
+            bounded["minimum"] = meta["min"]
         if meta["max"] is not None:
-            entry["maximum"] = meta["max"]
+            bounded["maximum"] = meta["max"]
         if meta["unit"]:
             entry["unit"] = meta["unit"]
         properties[item.name] = entry
@@ -112,15 +137,25 @@ def schema_of(cls: type) -> dict[str, Any]:
 
 def _schema_type(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is list:
-        return {"type": "array", "items": {"type": "string"}}
+        return {"type": "array", "items": _schema_type(typing.get_args(kind)[0])}
     if typing.get_origin(kind) is dict:
         return {"type": "object"}
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
 
 
 # ------------------------------------------------------------------ reading
-def read_document(cls: type, document: Any, prefix: str, errors: list[InputError]) -> Any:
-    """An instance of ``cls`` from plain values; what is wrong is added to ``errors``, and the default taken."""
+def read_document(
+    cls: type,
+    document: Any,
+    prefix: str,
+    errors: list[InputError],
+    check: Callable[[Option, Any], Any] | None = None,
+) -> Any:
+    """An instance of ``cls`` from plain values; what is wrong is added to ``errors``, and the default taken.
+
+    ``check`` is :func:`check_value`, or :func:`typed_value` where bounds are looked at elsewhere.
+    """
+    check = check or check_value
     if not isinstance(document, Mapping):
         errors.append(field_error(prefix.rstrip(".") or "config", "expected a section with fields."))
         return cls()
@@ -131,11 +166,11 @@ def read_document(cls: type, document: Any, prefix: str, errors: list[InputError
         if key not in hints:
             errors.append(unknown_field(path, [prefix + name for name in hints]))
         elif dataclasses.is_dataclass(hints[key]):
-            values[key] = read_document(typing.cast(type, hints[key]), value, f"{path}.", errors)
+            values[key] = read_document(typing.cast(type, hints[key]), value, f"{path}.", errors, check)
         else:
             item = next(f for f in fields(cls) if f.name == key)
             try:
-                values[key] = check_value(Option(path, hints[key], None, **item.metadata), value)
+                values[key] = check(Option(path, hints[key], None, **item.metadata), value)
             except InputError as error:
                 errors.append(error)
     return cls(**values)
@@ -175,23 +210,63 @@ def check_value(item: Option, value: Any) -> Any:
     Raises:
         InputError: another type, out of bounds, or none of the choices.
     """
+    value = typed_value(item, value)
+    for number in value if item.each in (int, float) else [value]:
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            _require_within(item, number)
+    return value
+
+
+def typed_value(item: Option, value: Any) -> Any:
+    """The same without the bounds, for whoever has sentences of its own about those.
+
+    Raises:
+        InputError: another type, or none of the choices.
+    """
     if item.is_path:
         return _path(item, value)
+    if item.each in (int, float):
+        return _numbers(item, value)
     value = _typed(item.path, item.type, value)
     if item.choices and value not in item.choices:
         raise field_error(item.path, "“{value}” is not one of {choices}.", value=value, choices=", ".join(item.choices))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low = -math.inf if item.min is None else item.min
-        high = math.inf if item.max is None else item.max
-        if not low <= value <= high:
-            raise field_error(
-                item.path,
-                "{value} is out of range; use {low} to {high}.",
-                value=_plain(value),
-                low=_plain(low),
-                high=_plain(high),
-            )
     return value
+
+
+def bounds(item: Option) -> tuple[float, float]:
+    """The least and the most that a number, or each of a list, may be."""
+    return -math.inf if item.min is None else item.min, math.inf if item.max is None else item.max
+
+
+def _require_within(item: Option, value: float) -> None:
+    low, high = bounds(item)
+    if low <= value <= high:
+        return
+    if item.each is int:
+        raise _not_whole(item)
+    raise field_error(
+        item.path,
+        "{value} is out of range; use {low} to {high}.",
+        value=_plain(value),
+        low=_plain(low),
+        high=_plain(high),
+    )
+
+
+def _numbers(item: Option, value: Any) -> list[Any]:
+    """A list of numbers of one kind."""
+    is_list = isinstance(value, (list, tuple))
+    fits = _is_whole if item.each is int else _is_finite
+    if is_list and all(isinstance(v, (int, float)) and not isinstance(v, bool) and fits(v) for v in value):
+        return [item.each(v) for v in value]
+    if item.each is int:
+        raise _not_whole(item)
+    raise field_error(item.path, "expected a list of {wanted}.", wanted="numbers")
+
+
+def _not_whole(item: Option) -> InputError:
+    low, high = bounds(item)
+    return field_error(item.path, "give whole numbers from {low} to {high}.", low=_plain(low), high=_plain(high))
 
 
 def _path(item: Option, value: Any) -> str:

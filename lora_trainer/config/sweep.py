@@ -10,6 +10,7 @@ from typing import Any
 from lora_trainer.config.schema import Option, check_value, read_text, split_values, toml_value, unknown_field
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
+from lora_trainer.core.paths import free_name
 
 MOST = 50
 _LABEL = 30
@@ -93,9 +94,7 @@ def _distinct(item: Option, given: Sequence[Any]) -> list[Any]:
 
 def _free(name: str, taken: set[str]) -> str:
     """The name, with a number behind it where another run of the sweep has it, in whatever case."""
-    free, number = name, 2
-    while free.lower() in taken:
-        free, number = f"{name}-{number}", number + 1
+    free = free_name(name, lambda each: each.lower() in taken)
     taken.add(free.lower())
     return free
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 _QUOTES = ('""', "''", "“”", "‘’", "„“", "””", "’’", "‚‘", "＂＂")
@@ -71,3 +72,11 @@ def impossible(path: Path) -> str:
         if error.errno == errno.ENAMETOOLONG:
             return "“{text}” is longer than a path can be; check the path."
     return ""
+
+
+def free_name(wanted: str, is_taken: Callable[[str], bool]) -> str:
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3`` … that is not taken."""
+    number, free = 2, wanted
+    while is_taken(free):
+        free, number = f"{wanted}-{number}", number + 1
+    return free

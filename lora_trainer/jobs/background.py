@@ -7,18 +7,16 @@ that speaks for itself.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, NotFound, unexpected
-from lora_trainer.jobs.queue import JobQueue, QueuedJob
-from lora_trainer.runs.control import Control, StopRequest
+from lora_trainer.core.errors import InputError, LoraTrainError, NotFound, unexpected
+from lora_trainer.jobs.job import Progress, Record
+from lora_trainer.jobs.queue import JobQueue
 from lora_trainer.runs.run import UNFINISHED
 
-log = logging.getLogger(__name__)
 REMEMBERED = 50
 
 
@@ -29,15 +27,8 @@ class Outcome(Protocol):
         """For JSON."""
 
 
-class Progress(Protocol):
-    """Tells how far a task is; raises :class:`Interrupted` once somebody has stopped it."""
-
-    def __call__(self, done: int, of: int, result: Outcome | None = None) -> object:
-        """``result`` is what there is so far, where that is of use by itself."""
-
-
 @dataclass(eq=False)
-class BackgroundTask:
+class BackgroundTask(Record):
     """One piece of such work.
 
     Attributes:
@@ -60,10 +51,31 @@ class BackgroundTask:
     result: Any = None
     error: LoraTrainError | None = None
 
+    def __str__(self) -> str:
+        return self.id
+
     @property
     def is_working(self) -> bool:
         """Whether it waits or goes on."""
         return self.state in UNFINISHED
+
+    def started(self) -> None:
+        """Its turn has come."""
+        self.state = "running"
+
+    def told(self, done: int, of: int, result: Outcome | None = None, **values: Any) -> None:
+        """So much of it is done; ``result`` is what there is of it so far."""
+        self.done, self.of, self.result = done, of, result or self.result
+
+    def finished(self, result: Outcome) -> None:
+        """It is over."""
+        self.result = result
+        self.state = "done"
+
+    def ended(self, state: str, error: BaseException) -> None:
+        """It is over in another state, for this reason."""
+        self.error = error if isinstance(error, LoraTrainError) else unexpected(error)
+        self.state = state
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,14 +112,13 @@ class BackgroundTasks:
             title: see :class:`BackgroundTask`.
             work: does it, and tells how far it is.
         """
-        job = QueuedJob(None, lambda control: _carry_out(task, work, control))
-        task = job.run = BackgroundTask(f"{kind}-{next(self._numbers)}", kind, title)
+        task = BackgroundTask(f"{kind}-{next(self._numbers)}", kind, title)
         with self._lock:
             self._tasks[task.id] = task
             over = [each.id for each in self._tasks.values() if not each.is_working]
             for old in over[: max(0, len(self._tasks) - REMEMBERED)]:
                 del self._tasks[old]
-        self._line.add(job)
+        self._line.start(task, work)
         return task
 
     def get(self, name: str) -> BackgroundTask:
@@ -137,40 +148,10 @@ class BackgroundTasks:
             InputError: it is over already.
         """
         task = self.get(name)
-        job = self._line.find(task)
-        if job is None:
+        if not self._line.stop(task):
             raise InputError("{name} is over already; there is nothing to stop.", field="id", name=task.title)
-        if self._line.remove(job):
-            task.error, task.state = _stopped(), "stopped"
-        job.control.ask(StopRequest.STOP)
         return task
 
     def wait(self, task: BackgroundTask, timeout: float | None = None) -> bool:
         """Wait until a task is over; ``False`` when the time ran out before."""
         return self._line.wait(task, timeout)
-
-
-def _stopped() -> Interrupted:
-    return Interrupted("It was stopped.")
-
-
-def _carry_out(task: BackgroundTask, work: Callable[[Progress], Outcome], control: Control) -> None:
-    """Do the work; whatever goes wrong ends up as a sentence in the task."""
-
-    def progress(done: int, of: int, result: Outcome | None = None) -> None:
-        task.done, task.of, task.result = done, of, result or task.result
-        if control.request:
-            raise _stopped()
-
-    task.state = "running"
-    try:
-        task.result = work(progress)
-        task.state = "done"
-    except Interrupted as error:
-        task.error, task.state = error, "stopped"
-    except LoraTrainError as error:
-        task.error, task.state = error, "failed"
-    except BaseException as error:
-        log.exception("%s failed", task.id)
-        task.error = unexpected(error)
-        task.state = "failed"

@@ -1,28 +1,52 @@
-"""Block analysis and block tuning as page and REST ask for them: in the drawing line, told in the run's manifest."""
+"""Analysis and tuning of a LoRA's blocks: as jobs of page and REST, or at once on the command line."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.documents import Damaged, read_document
-from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, concerning, explain
+from lora_trainer.core.errors import InputError, Interrupted, concerning
+from lora_trainer.core.paths import is_file
 from lora_trainer.hosts.base import Host, ModelRequest, draw_request
+from lora_trainer.jobs.job import Progress
 from lora_trainer.jobs.library import require_readable
-from lora_trainer.jobs.queue import JobQueue, QueuedJob
-from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read, read_seeds
-from lora_trainer.runs.control import Control, StopRequest
-from lora_trainer.runs.run import UNFINISHED, Run
+from lora_trainer.jobs.requests import FITS, AnalysisDocument, TuningDocument, read
+from lora_trainer.jobs.sections import Section, SectionJobs, tell_nobody
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.store import Runs
 
 if TYPE_CHECKING:
-    from lora_trainer.config.train import TrainConfig
+    from lora_trainer.network.blocks.presets import Presets
+    from lora_trainer.runs.saved_files import LoraFile
     from lora_trainer.validation.blocks.ablation import AnalysisPlan
+    from lora_trainer.validation.blocks.effort import Effort
+    from lora_trainer.validation.metrics.evaluation_set import Pictures
 
-log = logging.getLogger(__name__)
 ANALYSIS, TUNING = "analysis", "tuning"
+OnPart = Callable[[int, int], None]
+"""Told how much is done, and of how much; may raise to stop."""
+
+
+class BlocksSection(Section):
+    """How far a run's analysis or tuning is."""
+
+    key = "blocks"
+
+    def stopped(self) -> Interrupted:
+        """What is said of it when a person has stopped it."""
+        return Interrupted("It was stopped; finished pictures are kept.")
+
+    def busy(self) -> InputError:
+        """There is one already."""
+        return InputError("The blocks of {name} are being looked at already.", name=self.run.name)
+
+    def idle(self) -> InputError:
+        """There is none."""
+        return InputError("No blocks of {name} are being looked at.", name=self.run.name)
 
 
 @dataclass(frozen=True)
@@ -38,113 +62,226 @@ class Cost:
     seconds: float | None
 
 
-@dataclass(eq=False)
-class _Work:
-    """What a run's tasks are found by in the line."""
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a run's file, or a file by itself.
 
-    run: Run
+    Attributes:
+        name: of run or file.
+        run: that it is, or that has the file.
+        file: the LoRA.
+        files: all that a heat map has.
+        config: checkpoint, size, sampler, pictures.
+        folder: where results go.
+    """
+
+    name: str
+    run: Run | None
+    file: Path
+    files: Sequence[LoraFile]
+    config: TrainConfig
+    folder: Path
+
+    @classmethod
+    def of_run(cls, run: Run, name: str = "", epoch: int | None = None) -> Subject:
+        """A file of a run by its name or epoch; the last one when neither is given.
+
+        Raises:
+            InputError: the run has no such file, or it is gone.
+        """
+        from lora_trainer.runs.saved_files import find_file, run_files
+
+        file = find_file(run, name, epoch)
+        files = run_files(run) if epoch is None else [file]
+        return cls(run.name, run, file.path, files, run.config(), blocks_folder(run))
+
+    @classmethod
+    def of_file(cls, file: Path, runs: Runs) -> Subject:
+        """A file by its path; when one of the runs has written it, its pictures and settings count.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        from lora_trainer.runs.saved_files import LoraFile, run_of
+
+        if not is_file(file):
+            raise InputError("{path} does not exist; check the path.", path=file)
+        run = run_of(file, runs.list())
+        config = run.config() if run else TrainConfig(name="blocks")
+        folder = blocks_folder(run) if run else runs.root.parent / "blocks"
+        return cls(file.stem, run, file, [LoraFile(file, file.stem)], config, folder)
+
+    def changed(self, **values: Any) -> Subject:
+        """The same with other settings, by dotted key with ``__`` for the dot; ``None`` changes nothing."""
+        given = {key.replace("__", "."): value for key, value in values.items() if value is not None}
+        return replace(self, config=self.config.with_values(given))
 
 
+# ------------------------------------------------------------------ the work
+def plan_of(host: Host, subject: Subject, wanted: AnalysisDocument, trigger: str | None = None) -> AnalysisPlan:
+    """The pictures of an analysis.
+
+    Args:
+        host: knows the size of a file's pictures that is of no run.
+        subject: the file.
+        wanted: without prompts those of the samples, else the trigger word; without seeds the samples' one.
+        trigger: the word that asks for its subject; the run's when none is given.
+
+    Raises:
+        InputError: one clear sentence, with the field's path.
+    """
+    from lora_trainer.validation.blocks.ablation import plan_analysis
+    from lora_trainer.validation.grid.plan import trigger_of
+
+    config, samples = subject.config, subject.config.samples
+    prompts = wanted.prompts or samples.prompts or [config.data.trigger or config.name]
+    size = config.data.resolution if subject.run else host.native_resolution(ModelRequest.of(config))
+    return plan_analysis(
+        subject.file,
+        prompts,
+        wanted.seeds or [samples.seed],
+        draw_request(samples, "", size),
+        weight=wanted.weight,
+        trigger=trigger_of(config, prompts) if trigger is None else trigger,
+    )
+
+
+def analyzed(
+    host: Host, subject: Subject, plan: AnalysisPlan, folder: Path, together: int, on_cells: OnPart
+) -> dict[str, Any]:
+    """Draw what is missing of an analysis and measure it; see :func:`lora_trainer.validation.blocks.ablation.analyze`.
+
+    Args:
+        host: draws.
+        subject: the file.
+        plan: the pictures.
+        folder: where they go.
+        together: pictures drawn at once.
+        on_cells: told how many are there.
+    """
+    from lora_trainer.validation.blocks.ablation import analyze
+
+    with host.session(ModelRequest.of(subject.config)) as session:
+        settled = plan.on(host.check(ModelRequest.of(subject.config)), session.draw_settings())
+        return analyze(settled, session, folder, together=together, on_cells=on_cells)
+
+
+def effort_of(wanted: TuningDocument) -> Effort:
+    """How thoroughly weights are looked for; raises :class:`InputError`."""
+    from lora_trainer.validation.blocks.effort import Effort
+
+    return Effort(steps=wanted.steps, l1=wanted.pull, seed=wanted.seed)
+
+
+def tuned(
+    host: Host,
+    subject: Subject,
+    wanted: TuningDocument,
+    effort: Effort,
+    on_part: OnPart,
+    *,
+    presets: Presets | None = None,
+    output: Path | None = None,
+    on_pictures: Callable[[Pictures], object] = lambda pictures: None,
+) -> dict[str, Any]:
+    """Learn block weights; see :func:`lora_trainer.validation.blocks.report.tune`.
+
+    Args:
+        host: has the model.
+        subject: the file.
+        wanted: weight, pictures and seed.
+        effort: how thoroughly, see :func:`effort_of`.
+        on_part: told how much is done.
+        presets: to try too; the host's when none are given.
+        output: file of the result; by default where the page looks for it.
+        on_pictures: given what is learned from, before that begins.
+    """
+    from lora_trainer.validation.blocks.report import tune
+    from lora_trainer.validation.metrics.evaluation_set import find_pictures
+
+    config = subject.config
+    fingerprint = subject.run.fingerprint if subject.run else ""
+    with host.session(ModelRequest.of(config)) as session:
+        with concerning("pictures"):
+            pictures = find_pictures(host, session, config, wanted.pictures, fingerprint=fingerprint, seed=wanted.seed)
+        on_pictures(pictures)
+        return tune(
+            session,
+            subject.file,
+            pictures,
+            precision=config.training.precision,
+            weight=wanted.weight,
+            effort=effort,
+            presets=presets or host.block_presets(),
+            output=output or subject.folder / subject.file.stem / f"{TUNING}.json",
+            on_part=on_part,
+        )
+
+
+# ------------------------------------------------------------------ as jobs
 class BlockJobs:
-    """Starts, stops and tells of them.
+    """Starts, stops and tells of both as jobs about a run's file.
 
     Args:
         host: where the model is.
-        settled: the run of a name; raises :class:`NotFound`.
-        line: that they wait in.
+        jobs: starts them.
         on_change: called when a manifest changed, from the working thread.
     """
 
-    def __init__(
-        self, host: Host, settled: Callable[[str], Run], line: JobQueue, on_change: Callable[[Run], object]
-    ) -> None:
+    def __init__(self, host: Host, jobs: SectionJobs, on_change: Callable[[Run], object] = tell_nobody) -> None:
         self._host = host
-        self._settled = settled
-        self._line = line
+        self._jobs = jobs
         self._on_change = on_change
-        self._works: dict[str, _Work] = {}
         self._seconds_each: dict[str, float] = {}
 
-    def analyze(self, name: str, body: Mapping[str, Any]) -> Run:
+    def section(self, run: Run) -> BlocksSection:
+        """Where it stands how far a run's is."""
+        return BlocksSection(run, self._on_change)
+
+    def analyze(self, run: Run, body: Mapping[str, Any]) -> None:
         """Draw a file's pictures with each block alone and without each.
 
         Args:
-            name: the run.
-            body: an :class:`AnalysisDocument`, and ``seeds``, whole numbers; the samples' seed when there are none.
+            run: whose file it is.
+            body: an :class:`AnalysisDocument`.
 
         Raises:
             InputError: one clear sentence, with the field's path.
         """
-        from lora_trainer.validation.blocks.ablation import analyze
+        subject, wanted, plan = self._analysis(run, body)
+        plan = plan.on(self._host.check(ModelRequest.of(subject.config)))
 
-        run = self._settled(name)
-        config = run.config()
-        wanted, plan = self._analysis(run, config, body)
-        plan = plan.on(self._host.check(ModelRequest.of(config)))
-        file = plan.file
+        def work(on_part: OnPart) -> None:
+            analyzed(self._host, subject, plan, subject.folder, wanted.together, on_part)
 
-        def work(progress: Callable[[int, int], None]) -> None:
-            with self._host.session(ModelRequest.of(config)) as session:
-                settled = plan.on(self._host.check(ModelRequest.of(config)), session.draw_settings())
-                analyze(settled, session, blocks_folder(run), together=wanted.together, on_cells=progress)
+        self._start(run, subject.file, ANALYSIS, len(plan.cells()), work)
 
-        self._start(run, ANALYSIS, file, len(plan.cells()), work)
-        return run
-
-    def tune(self, name: str, body: Mapping[str, Any]) -> Run:
+    def tune(self, run: Run, body: Mapping[str, Any]) -> None:
         """Learn a file's block weights.
 
         Args:
-            name: the run.
+            run: whose file it is.
             body: a :class:`TuningDocument`.
 
         Raises:
             InputError: one clear sentence, with the field's path.
         """
-        from lora_trainer.runs.saved_files import find_file
-
         wanted = read(TuningDocument, body)
-        run = self._settled(name)
-        config = run.config()
-        file = find_file(run, wanted.file)
+        subject = Subject.of_run(run, wanted.file)
         require_readable(self._host, "pictures", wanted.pictures)
-        self._host.check(ModelRequest.of(config))
+        effort = effort_of(wanted)
+        self._host.check(ModelRequest.of(subject.config))
 
-        def work(progress: Callable[[int, int], None]) -> None:
-            from lora_trainer.validation.blocks.report import tune
-            from lora_trainer.validation.blocks.tuner import Effort
-            from lora_trainer.validation.metrics.evaluation_set import find_pictures
+        def work(on_part: OnPart) -> None:
+            tuned(self._host, subject, wanted, effort, on_part)
 
-            with self._host.session(ModelRequest.of(config)) as session:
-                with concerning("pictures"):
-                    pictures = find_pictures(
-                        self._host,
-                        session,
-                        config,
-                        wanted.pictures,
-                        fingerprint=run.fingerprint,
-                        seed=wanted.seed,
-                    )
-                tune(
-                    session,
-                    file.path,
-                    pictures,
-                    precision=config.training.precision,
-                    weight=wanted.weight,
-                    effort=Effort(steps=wanted.steps, l1=wanted.pull, seed=wanted.seed),
-                    presets=self._host.block_presets(),
-                    output=blocks_folder(run) / file.path.stem / f"{TUNING}.json",
-                    on_part=progress,
-                )
+        self._start(run, subject.file, TUNING, 0, work)
 
-        self._start(run, TUNING, file.path, 0, work)
-        return run
-
-    def cost(self, name: str, body: Mapping[str, Any]) -> dict[str, Cost]:
+    def cost(self, run: Run, body: Mapping[str, Any]) -> dict[str, Cost]:
         """What :meth:`analyze` and :meth:`tune` would take, by :data:`ANALYSIS` and :data:`TUNING`.
 
         Args:
-            name: the run.
+            run: whose file it is.
             body: as for :meth:`analyze`.
 
         Raises:
@@ -152,74 +289,32 @@ class BlockJobs:
         """
         from lora_trainer.validation.blocks.effort import Effort
 
-        run = self._settled(name)
-        _, plan = self._analysis(run, run.config(), body)
+        subject, _, plan = self._analysis(run, body)
         effort = Effort()
         counts = {ANALYSIS: len(plan.cells()), TUNING: FITS * effort.steps * effort.batch}
-        return {kind: Cost(count, self._estimated(run, kind, count)) for kind, count in counts.items()}
+        return {kind: Cost(count, self._estimated(subject, kind, count)) for kind, count in counts.items()}
 
-    def _analysis(
-        self, run: Run, config: TrainConfig, body: Mapping[str, Any]
-    ) -> tuple[AnalysisDocument, AnalysisPlan]:
+    def _analysis(self, run: Run, body: Mapping[str, Any]) -> tuple[Subject, AnalysisDocument, AnalysisPlan]:
         """What is wanted, checked, and the pictures to draw for it."""
-        from lora_trainer.runs.saved_files import find_file
-        from lora_trainer.validation.blocks.ablation import plan_analysis
-        from lora_trainer.validation.grid.plan import trigger_of
+        wanted = read(AnalysisDocument, body)
+        subject = Subject.of_run(run, wanted.file)
+        return subject, wanted, plan_of(self._host, subject, wanted)
 
-        wanted = read(AnalysisDocument, {key: value for key, value in body.items() if key != "seeds"})
-        seeds = read_seeds(body.get("seeds"))
-        samples = config.samples
-        prompts = wanted.prompts or samples.prompts or [config.data.trigger or config.name]
-        plan = plan_analysis(
-            find_file(run, wanted.file).path,
-            prompts,
-            seeds or [samples.seed],
-            draw_request(samples, "", config.data.resolution),
-            weight=wanted.weight,
-            trigger=trigger_of(config, prompts),
-        )
-        return wanted, plan
-
-    def _estimated(self, run: Run, kind: str, count: int) -> float | None:
+    def _estimated(self, subject: Subject, kind: str, count: int) -> float | None:
         """Seconds, from the last work of the kind, or else from the run's own steps, which learning weights is like."""
         if kind in self._seconds_each:
             return count * self._seconds_each[kind]
-        pace = run.manifest.get("steps_per_second")
+        pace = subject.run.manifest.get("steps_per_second") if subject.run else None
         if kind != TUNING or not isinstance(pace, (int, float)) or pace <= 0:
             return None
-        training = run.config().training
+        training = subject.config.training
         return count / (pace * training.batch_size * training.accumulate)
 
-    def stop(self, name: str) -> Run:
-        """Stop what is done for a run; finished pictures are kept.
-
-        Raises:
-            InputError: nothing is done.
-        """
-        run = self._settled(name)
-        job = self._job(run)
-        if job is None:
-            raise InputError("No blocks of {name} are being looked at.", name=name)
-        if self._line.remove(job):
-            self._note(run, state="stopped", **explain(_stopped()))
-        job.control.ask(StopRequest.STOP)
-        return run
-
-    def progress(self, run: Run) -> dict[str, Any]:
-        """How far a run's analysis or tuning is: ``state``, ``kind``, ``file``, ``done``, ``of``, ``message``, and
-        ``stopping`` once it was asked to.
-        """
-        known = dict(run.manifest.get("blocks") or {})
-        job = self._job(run)
-        if known.get("state") in UNFINISHED and job is None:  # its program ended
-            known |= {"state": "stopped", **explain(_stopped())}
-        return {**known, "stopping": True} if job and job.control.request else known
-
-    def report(self, name: str, file: str = "") -> dict[str, Any]:
+    def report(self, run: Run, file: str = "") -> dict[str, Any]:
         """Everything that is known of the blocks of a run's file.
 
         Args:
-            name: the run.
+            run: the run.
             file: the file's name without extension; the last one when empty.
 
         Returns:
@@ -227,12 +322,11 @@ class BlockJobs:
             ``None`` for what was not done with this very file; ``problems`` has a sentence for what is damaged.
 
         Raises:
-            InputError: no such run or file.
+            InputError: no such file.
         """
         from lora_trainer.runs.saved_files import find_file, run_files
         from lora_trainer.validation.blocks.norms import heat_map
 
-        run = self._settled(name)
         found = find_file(run, file)
         problems = []
         results: dict[str, Any] = {}
@@ -243,67 +337,26 @@ class BlockJobs:
                 results[kind] = None
                 problems.append(str(error))
         return {
-            "progress": self.progress(run),
+            "progress": self._jobs.progress(self.section(run)),
             "heat": heat_map(run.name, run_files(run)),
             "file": found.path.stem,
             **results,
             "problems": problems,
         }
 
-    def wait(self, run: Run, timeout: float | None = None) -> bool:
-        """Wait until nothing is done or to be done for a run; ``False`` when the time ran out before."""
-        return self._line.wait(self._work(run), timeout)
-
-    # -------------------------------------------------------------- within
-    def _work(self, run: Run) -> _Work:
-        return self._works.setdefault(run.name, _Work(run))
-
-    def _job(self, run: Run) -> QueuedJob | None:
-        return self._line.find(self._work(run))
-
-    def _start(
-        self, run: Run, kind: str, file: Path, of: int, work: Callable[[Callable[[int, int], None]], None]
-    ) -> None:
-        if self._job(run):
-            raise InputError("The blocks of {name} are being looked at already.", name=run.name)
-
-        def carry_out(control: Control) -> None:
-            self._carry_out(run, work, control)
-
-        self._note(
-            run, state="queued", kind=kind, file=file.stem, done=0, of=of, seconds_left=None, message="", error={}
-        )
-        self._line.add(QueuedJob(self._work(run), carry_out))
-
-    def _carry_out(self, run: Run, work: Callable[[Callable[[int, int], None]], None], control: Control) -> None:
-        """Do the work; whatever goes wrong ends up as a sentence in the manifest."""
+    def _start(self, run: Run, file: Path, kind: str, of: int, work: Callable[[OnPart], object]) -> None:
         from lora_trainer.validation.grid.draw import pace
 
-        kind = run.manifest["blocks"]["kind"]
+        def paced(progress: Progress) -> None:
+            def note(done: int, of: int, seconds_left: float | None) -> None:
+                if seconds_left and of > done:
+                    self._seconds_each[kind] = seconds_left / (of - done)
+                progress(done, of, seconds_left=seconds_left)
 
-        def note(done: int, of: int, seconds_left: float | None) -> None:
-            self._note(run, now=False, state="running", done=done, of=of, seconds_left=seconds_left)
-            if seconds_left and of > done:
-                self._seconds_each[kind] = seconds_left / (of - done)
-            if control.request:
-                raise _stopped()
+            work(pace(note))
 
-        progress = pace(note)
-
-        self._note(run, state="running")
-        try:
-            work(progress)
-            self._note(run, state="done")
-        except LoraTrainError as error:
-            stopped = control.request or isinstance(error, Interrupted)
-            self._note(run, state="stopped" if stopped else "failed", **explain(error))
-        except BaseException as error:
-            log.exception("The blocks of %s could not be looked at", run.name)
-            self._note(run, state="failed", **explain(error))
-
-    def _note(self, run: Run, *, now: bool = True, **values: Any) -> None:
-        run.update(blocks={**(run.manifest.get("blocks") or {}), **values}, now=now)
-        self._on_change(run)
+        begun = {"kind": kind, "file": file.stem, "of": of, "seconds_left": None, "message": "", "error": {}}
+        self._jobs.start(self.section(run), paced, **begun)
 
 
 def blocks_folder(run: Run) -> Path:
@@ -342,7 +395,3 @@ def known_result(run: Run, file: Path, kind: str) -> dict[str, Any] | None:
         return read_result(run, file, kind)
     except InputError:
         return None
-
-
-def _stopped() -> LoraTrainError:
-    return LoraTrainError("It was stopped; finished pictures are kept.")

@@ -1,74 +1,163 @@
-"""A grid's way through the line."""
+"""The epoch × weight grid of a run: as a job of the page, REST or the command line, or drawn at once in txt2img."""
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError, explain
-from lora_trainer.hosts.base import Host, ModelRequest
-from lora_trainer.runs.control import Control
+from lora_trainer.config.train import TrainConfig
+from lora_trainer.core.errors import InputError, Interrupted
+from lora_trainer.hosts.base import DrawRequest, Host, ModelRequest, Session
+from lora_trainer.jobs.job import Progress
+from lora_trainer.jobs.sections import Section
 from lora_trainer.runs.run import Run
 
 if TYPE_CHECKING:
-    from lora_trainer.validation.grid.plan import GridOptions, GridPlan
+    from lora_trainer.validation.grid.options import GridOptions
+    from lora_trainer.validation.grid.plan import GridPlan
 
-log = logging.getLogger(__name__)
-
-
-def grid_stopped() -> InputError:
-    """What a grid says that somebody stopped."""
-    return InputError("The grid was stopped; its finished pictures are kept.")
+Hold = Callable[[ModelRequest], AbstractContextManager[Session]]
+"""Takes hold of the model for a run's settings, as :meth:`Host.session` does."""
 
 
-class GridDrawing:
-    """A grid's way through the line; how far it is, and what goes wrong, stands in the run's manifest."""
+class GridSection(Section):
+    """How far a run's grid is."""
 
-    def __init__(self, run: Run, host: Host, control: Control, on_change: Callable[[Run], object]) -> None:
-        self._run = run
-        self._host = host
-        self._control = control
-        self._on_change = on_change
+    key = "grid"
 
-    def draw(self, plan: GridPlan, options: GridOptions) -> None:
-        """Draw the grid and measure it."""
-        try:
-            document = self._draw(plan, options)
-            self._note("done", path=document["sheets"][0], phase="")
-        except LoraTrainError as error:
-            stopped = self._control.request or isinstance(error, Interrupted)
-            self._note("stopped" if stopped else "failed", **explain(error))
-        except BaseException as error:
-            log.exception("The grid of %s failed", self._run.name)
-            self._note("failed", **explain(error))
+    def stopped(self) -> Interrupted:
+        """What is said of it when a person has stopped it."""
+        return Interrupted("The grid was stopped; its finished pictures are kept.")
 
-    def _draw(self, plan: GridPlan, options: GridOptions) -> dict[str, Any]:
+    def busy(self) -> InputError:
+        """There is one already."""
+        return InputError("A grid of {name} is being drawn already.", name=self.run.name)
+
+    def idle(self) -> InputError:
+        """There is none."""
+        return InputError("No grid of {name} is being drawn.", name=self.run.name)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid to be drawn and measured.
+
+    Attributes:
+        host: measures.
+        run: whose files it compares.
+        config: the run's settings.
+        plan: its cells.
+        options: what was asked for.
+    """
+
+    host: Host
+    run: Run
+    config: TrainConfig
+    plan: GridPlan
+    options: GridOptions
+
+    @classmethod
+    def of(cls, host: Host, run: Run, options: GridOptions) -> Grid:
+        """The grid of a run's finished files.
+
+        Raises:
+            InputError: no files, no such epochs, or values that cannot be used.
+        """
+        from lora_trainer.validation.grid.plan import plan_grid
+
+        config = run.config()
+        return cls(host, run, config, plan_grid(run, options, config), options)
+
+    def like(self, request: DrawRequest) -> Grid:
+        """The same grid, drawn with another page's prompt, size, sampler, steps and the like."""
+        plan = replace(self.plan, request=replace(request, prompt=""))
+        if not request.prompt:
+            plan = replace(plan, prompts=[""])  # the page's, and not the run's, which stands in where there is none
+        return replace(self, plan=plan)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
         from lora_trainer.validation.grid.document import grid_folder
-        from lora_trainer.validation.grid.draw import draw_grid, pace
-        from lora_trainer.validation.grid.measure import measure_grid
 
-        config = self._run.config()
-        folder = grid_folder(self._run)
-        self._note("running", phase="pictures", document=str(folder / "grid.json"))
-        with self._host.session(ModelRequest.of(config)) as session:
-            plan = plan.on(self._host.check(ModelRequest.of(config)), session.draw_settings())
-            document = draw_grid(plan, session, folder, pace(self._pictures), together=options.together)
-            if options.numbers:
-                measure_grid(
-                    document, self._host, session, config, folder,
-                    clip=options.clip, fingerprint=self._run.fingerprint, on_phase=self._phase,
-                )  # fmt: skip
+        return grid_folder(self.run)
+
+    @property
+    def cells(self) -> int:
+        """How many pictures it has."""
+        return len(self.plan.places())
+
+    def work(self, progress: Progress) -> dict[str, Any]:
+        """Draw and measure it as a job; returns what the manifest tells of it then."""
+        from lora_trainer.validation.grid.draw import pace
+
+        def tell(phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
+            progress(done, of, phase=phase, seconds_left=seconds_left)
+
+        progress(0, self.cells, phase="pictures", document=str(self.folder / "grid.json"))
+        on_pictures = pace(lambda done, of, left: tell("pictures", done, of, left))
+        document = self.draw(self.host.session, on_pictures, tell)
+        return {"path": document["sheets"][0], "phase": ""}
+
+    def draw_now(self, hold: Hold, on_plan: Callable[[GridPlan], object]) -> dict[str, Any]:
+        """Draw it in the thread that asks, as a script of txt2img does; the manifest tells of it when it is done.
+
+        Args:
+            hold: on the model.
+            on_plan: as for :meth:`draw`.
+
+        Returns:
+            The document; of an interrupted grid as far as it came.
+
+        Raises:
+            LoraTrainError: as :meth:`draw` raises it.
+        """
+        from lora_trainer.validation.grid.document import known_grid
+
+        try:
+            document = self.draw(hold, on_plan=on_plan)
+        except Interrupted:
+            return known_grid(self.run)
+        facts = {
+            "state": "done", "done": self.cells, "of": self.cells, "message": "",
+            "path": document["sheets"][0], "document": str(self.folder / "grid.json"), "finished": time.time(),
+        }  # fmt: skip
+        self.run.update(grid=facts, now=True)
         return document
 
-    def _pictures(self, done: int, of: int, seconds_left: float | None) -> None:
-        self._phase("pictures", done, of, seconds_left)
+    def draw(
+        self,
+        hold: Hold,
+        on_pictures: Callable[[int, int], None] = lambda done, of: None,
+        on_phase: Callable[[str, int, int], object] = lambda phase, done, of: None,
+        on_plan: Callable[[GridPlan], object] = lambda plan: None,
+    ) -> dict[str, Any]:
+        """Draw it and measure it now; returns its document.
 
-    def _phase(self, phase: str, done: int, of: int, seconds_left: float | None = None) -> None:
-        self._note("running", phase=phase, done=done, of=of, seconds_left=seconds_left)
-        if self._control.request:
-            raise grid_stopped()
+        Args:
+            hold: on the model.
+            on_pictures: told how many pictures are there, and of how many; may raise to stop.
+            on_phase: the same of what is measured, with its name.
+            on_plan: given the plan for the host's checkpoint and settings, before anything is drawn.
 
-    def _note(self, state: str, **values: Any) -> None:
-        self._run.update(grid={**self._run.manifest.get("grid", {}), "state": state, **values}, now=True)
-        self._on_change(self._run)
+        Raises:
+            LoraTrainError: as :func:`draw_grid` and :func:`measure_grid` raise it.
+        """
+        from lora_trainer.validation.grid.draw import draw_grid
+        from lora_trainer.validation.grid.measure import measure_grid
+
+        model = ModelRequest.of(self.config)
+        with hold(model) as session:
+            plan = self.plan.on(self.host.check(model), session.draw_settings())
+            on_plan(plan)
+            document = draw_grid(plan, session, self.folder, on_pictures, together=self.options.together)
+            if self.options.numbers:
+                measure_grid(
+                    document, self.host, session, self.config, self.folder,
+                    clip=self.options.clip, fingerprint=self.run.fingerprint, on_phase=on_phase,
+                )  # fmt: skip
+        return document

@@ -18,13 +18,13 @@ def health_report(jobs: Jobs) -> dict[str, Any]:
         problem = ""
     except LoraTrainError as error:
         checkpoint, problem = {}, str(error)
-    current = jobs.training.current()
+    current = jobs.current()
     return {
         "status": "ok",
         "version": __version__,
         "host": jobs.host.name,
         "checkpoint": checkpoint,
         "problem": problem,
-        "running": current.run.name if current else None,
-        "queue": [task.run.name for task in jobs.training.waiting()],
+        "running": current.name if current else None,
+        "queue": [run.name for run in jobs.waiting()],
     }

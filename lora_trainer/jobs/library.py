@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.config.schema import field_error
 from lora_trainer.config.train import name_problem
 from lora_trainer.core.errors import NotFound, concerning
-from lora_trainer.core.paths import clean_path, expand
+from lora_trainer.core.paths import clean_path, expand, free_name
 from lora_trainer.core.reach import reach_problem
 from lora_trainer.hosts.base import Host
 
@@ -186,11 +186,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _free(path: Path, taken: set[str]) -> Path:
-    number, free = 2, path
-    while free.stem.lower() in taken:
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return free
+    return path.with_name(free_name(path.stem, lambda name: name.lower() in taken) + path.suffix)
 
 
 def _walk(root: Path, suffixes: tuple[str, ...] = (SUFFIX,)) -> Iterator[Path]:

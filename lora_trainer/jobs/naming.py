@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
+from lora_trainer.core.paths import free_name
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs.library import LoraFolder
 from lora_trainer.runs.run import output_folder
@@ -42,16 +43,14 @@ def require_free(config: TrainConfig, host: Host, runs: Path) -> None:
     folder = output_folder(config, host.folders.loras)
     _require_short(config.name, folder, runs)
     taken = dict(_taken(host, runs, folder))
-    name, number = config.name, 2
+    name = config.name
     if found := taken.get(_folded(name)):
-        while _folded(f"{name}-{number}") in taken:
-            number += 1
         raise InputError(
             "name: “{name}” exists already ({folder}); choose another, for example {free}.",
             field="name",
             name=name,
             folder=found,
-            free=f"{name}-{number}",
+            free=free_name(name, lambda each: _folded(each) in taken),
         )
 
 

@@ -1,4 +1,4 @@
-"""A line of tasks that are done one after another on a thread of their own."""
+"""A line of jobs that are done one after another on a thread of their own."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_trainer.runs.control import Control
+from lora_trainer.jobs.job import Record, Work, carry_out
+from lora_trainer.runs.control import Control, StopRequest
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class QueuedJob:
-    """One piece of work; ``run`` is what it is for, a run or a task, by which it is found."""
+    """One piece of work; ``run`` is what it is for, a run or a :class:`Record`, by which it is found."""
 
     run: Any
     work: Callable[[Control], object]
@@ -33,19 +34,39 @@ class JobQueue:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, job: QueuedJob) -> None:
-        """Put a task at the end."""
+    def add(self, job: QueuedJob) -> bool:
+        """Put a task at the end; returns whether its turn comes at once."""
         with self._changed:
+            is_next = self._current is None and not self._waiting
             self._waiting.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._go, name=self._name, daemon=True)
                 self._thread.start()
+            return is_next
+
+    def start(self, record: Record, work: Work) -> None:
+        """Put work at the end whose way is told in ``record``."""
+        self.add(QueuedJob(record, lambda control: carry_out(record, work, control)))
+
+    def stop(self, record: Record) -> bool:
+        """Stop the job of a record: one that waits is over at once, one that is worked on is asked to end.
+
+        Returns:
+            ``False`` when there is none.
+        """
+        job = self.find(record)
+        if job is None:
+            return False
+        if self.remove(job):
+            record.ended("stopped", record.stopped())
+        job.control.ask(StopRequest.STOP)
+        return True
 
     def find(self, run: object) -> QueuedJob | None:
         """The task of a run, waiting or worked on."""
         with self._changed:
             tasks = [self._current, *self._waiting] if self._current else self._waiting
-            return next((job for job in tasks if job.run is run), None)
+            return next((job for job in tasks if job.run == run), None)
 
     def remove(self, job: QueuedJob) -> bool:
         """Take a waiting task out; ``False`` when it is worked on already."""
@@ -77,7 +98,7 @@ class JobQueue:
         """Wait until no task of ``run`` is left; ``False`` when the time ran out before."""
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while any(job.run is run for job in (self._current, *self._waiting) if job):
+            while any(job.run == run for job in (self._current, *self._waiting) if job):
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return False

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lora_trainer.config.schema import Option, option, options_of, read_document, schema_of
+from lora_trainer.config.schema import Flag, Option, option, options_of, read_document
+from lora_trainer.config.train import PRECISIONS
 from lora_trainer.core.errors import ConfigErrors, InputError
 from lora_trainer.network.blocks.stack import METHODS
-
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-
 
 RESIZE_METHODS = ("rank", "sv_fro", "sv_cumulative", "sv_ratio")
 
@@ -42,19 +40,32 @@ class BakeDocument:
     """Weights and block weights written into a new file."""
 
     file: str = _file_option()
-    weight: float = option(1.0, "Weight", "Of everything.", min=-10, max=10)
+    weight: float = option(1.0, "Weight", "Of everything.", min=-10, max=10, flag=Flag("of everything (default: 1)"))
     te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
     unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
     lbw: str = option(
         "",
         "Block weights",
         "A preset, or a list of numbers; R and U are random, X is the number given below. Empty: none.",
+        flag=Flag("preset, or values; R and U are random, X is --x", "LIST"),
     )
     lbwe: str = option(
-        "", "Element weights", "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.", advanced=True
+        "",
+        "Element weights",
+        "A preset, or rules such as IN05-OUT05:attn:0. Empty: none.",
+        advanced=True,
+        flag=Flag("element preset, or rules like IN05-OUT05:attn:0", "RULES"),
     )
     x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
-    seed: int = option(0, "Seed of R and U", "Of these two in the list.", min=0, max=2**32 - 1, advanced=True)
+    seed: int = option(
+        0,
+        "Seed of R and U",
+        "Of these two in the list.",
+        min=0,
+        max=2**32 - 1,
+        advanced=True,
+        flag=Flag("of R and U"),
+    )
     checkpoint: str = option(
         "",
         "Checkpoint",
@@ -114,7 +125,13 @@ class ExtractDocument:
     rank: int = option(32, "Rank", "Of the LoRA.", min=1, max=MAX_RANK)
     conv_rank: int = option(0, "Rank of convolutions", "0: without convolutions.", min=0, max=MAX_RANK, advanced=True)
     clamp_quantile: float = option(
-        1.0, "Clamp quantile", "Cut off larger values; 0.99 in sd-scripts, 1: none.", min=0, max=1, advanced=True
+        1.0,
+        "Clamp quantile",
+        "Cut off larger values; 0.99 in sd-scripts, 1: none.",
+        min=0,
+        max=1,
+        advanced=True,
+        flag=Flag("cut off outliers (sd-scripts: 0.99)"),
     )
     text_threshold: float = option(
         0.0,
@@ -123,6 +140,7 @@ class ExtractDocument:
         min=0,
         max=1,
         advanced=True,
+        flag=Flag("smaller changes of the text encoder are none"),
     )
     precision: str = option("fp16", "Precision", "Of the new file's weights.", choices=PRECISIONS[1:], advanced=True)
     output: str = _output_option()
@@ -144,14 +162,20 @@ def tool_options(kind: str) -> list[Option]:
 Document = TypeVar("Document")
 
 
-def read(kind: type[Document], body: Mapping[str, Any]) -> Document:
+def read(kind: type[Document], body: Mapping[str, Any], check: Callable[[Option, Any], Any] | None = None) -> Document:
     """A document from plain values; ``None`` counts as left out.
+
+    Args:
+        kind: which.
+        body: the values by name.
+        check: of a value; :func:`lora_trainer.config.schema.check_value` by default.
 
     Raises:
         ConfigErrors: unknown fields, wrong types or values out of bounds, all of them at once.
     """
     errors: list[InputError] = []
-    found = read_document(kind, {key: value for key, value in body.items() if value is not None}, "", errors)
+    values = {key: value for key, value in body.items() if value is not None}
+    found = read_document(kind, values, "", errors, check)
     if errors:
         raise ConfigErrors(errors)
     return found
@@ -161,7 +185,7 @@ MAX_SEED = 2**32 - 1
 
 
 FITS = 3
-"""Weights are learned on each half of the pictures, and on all (validation/block_tuning.py)."""
+"""Weights are learned on each half of the pictures, and on all (validation/blocks/tuner.py)."""
 
 
 @dataclass
@@ -170,8 +194,28 @@ class AnalysisDocument:
 
     file: str = option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
     weight: float = option(1.0, "Weight", "Of everything.", min=-2, max=2)
-    prompts: list[str] = option([], "Prompts", "One a line; empty: the sample prompts.")
-    together: int = option(4, "Pictures at once", "Fewer need less memory.", min=1, max=64)
+    prompts: list[str] = option(
+        [],
+        "Prompts",
+        "One a line; empty: the sample prompts.",
+        flag=Flag("draw pictures with each block alone and without each; repeatable", name="prompt"),
+    )
+    together: int = option(
+        4,
+        "Pictures at once",
+        "Fewer need less memory.",
+        min=1,
+        max=64,
+        flag=Flag("pictures drawn at once (default: 4)"),
+    )
+    seeds: list[int] = option(
+        [],
+        "Seeds",
+        "Of the pictures; empty: the samples' seed.",
+        min=0,
+        max=MAX_SEED,
+        flag=Flag("of the pictures (default: that of the samples)", "SEED", "seed"),
+    )
 
 
 @dataclass
@@ -185,26 +229,25 @@ class TuningDocument:
         "Other pictures",
         "Folder of pictures with captions that the LoRA was not trained on; empty: those that the run kept aside.",
         path=True,
+        flag=Flag("folder of pictures with captions (default: the run's held-out ones)"),
     )
-    steps: int = option(48, "Steps", "Of the optimizer; more are slower and surer.", min=1, max=1000)
-    pull: float = option(0.01, "Pull towards 1", "Higher: fewer blocks are changed.", min=0, max=1)
-    seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED)
-
-
-def analysis_schema() -> dict[str, Any]:
-    """The JSON schema of what :meth:`BlockJobs.analyze` takes."""
-    schema = schema_of(AnalysisDocument)
-    seeds = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "default": []}
-    return {**schema, "properties": {**schema["properties"], "seeds": seeds}}
-
-
-def read_seeds(value: Any) -> list[int]:
-    """Seeds from plain values; raises :class:`InputError` for anything but whole numbers."""
-    values = [] if value is None else value
-    whole = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not whole or not all(0 <= v <= MAX_SEED for v in values):
-        raise InputError("seeds: give whole numbers from 0 to {most}.", field="seeds", most=MAX_SEED)
-    return values
+    steps: int = option(
+        48,
+        "Steps",
+        "Of the optimizer; more are slower and surer.",
+        min=1,
+        max=1000,
+        flag=Flag("of the optimizer (default: 48)"),
+    )
+    pull: float = option(
+        0.01,
+        "Pull towards 1",
+        "Higher: fewer blocks are changed.",
+        min=0,
+        max=1,
+        flag=Flag("towards 1; higher changes fewer blocks"),
+    )
+    seed: int = option(0, "Seed", "Of noise and halves.", min=0, max=MAX_SEED, flag=Flag("of noise and halves"))
 
 
 MAX_MIXES = 500

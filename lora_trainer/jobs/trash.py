@@ -13,10 +13,11 @@ from pathlib import Path
 
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.files import patiently
+from lora_trainer.core.paths import free_name
 from lora_trainer.jobs.library import SUFFIX
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import StopRequest
-from lora_trainer.runs.run import UNFINISHED, Run, output_folder
+from lora_trainer.runs.run import Run, output_folder
 
 FOLDER = ".trash"
 """Below the runs; its name starts with a dot, so that nothing in it is taken for a run."""
@@ -40,7 +41,7 @@ def delete(jobs: Jobs, name: str, *, files: bool) -> Path:
         InputError: it is worked on, or something of it cannot be moved; what was not moved is still there.
     """
     run = jobs.settled(name)
-    if is_worked_on(jobs, run):
+    if jobs.is_worked_on(run):
         raise InputError("The run {name} is being worked on; stop it first.", field="name", name=name)
     place = _new_place(jobs.runs.root / FOLDER, name)
     for path in _lora_files(run, jobs.host.folders.loras) if files else ():
@@ -58,14 +59,10 @@ def discard(jobs: Jobs, name: str) -> threading.Thread:
         InputError: the run is not going on.
     """
     run = jobs.stop(name, StopRequest.DISCARD)
-    if jobs.drawing.find(run):
-        jobs.stop_grid(name)
-    if jobs.blocks.progress(run).get("state") in UNFINISHED:
-        jobs.blocks.stop(name)
+    jobs.stop_sections(run)
 
     def finish() -> None:
         jobs.wait(run)
-        jobs.blocks.wait(run)
         try:
             delete(jobs, name, files=True)
         except LoraTrainError as error:  # it is listed as stopped, and can be deleted there
@@ -76,19 +73,9 @@ def discard(jobs: Jobs, name: str) -> threading.Thread:
     return waiting
 
 
-def is_worked_on(jobs: Jobs, run: Run) -> bool:
-    """Whether it trains, waits, is drawn, or its blocks are looked at."""
-    is_in_line = bool(jobs.training.find(run) or jobs.drawing.find(run) or run.manifest.get("waits"))
-    return is_in_line or any(state in UNFINISHED for state in (run.state, jobs.blocks.progress(run).get("state")))
-
-
 def _new_place(trash: Path, name: str) -> Path:
-    wanted = trash / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number, place = 1, wanted
-    while place.exists():
-        number += 1
-        place = wanted.with_name(f"{wanted.name}-{number}")
-    return place
+    wanted = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return trash / free_name(wanted, lambda each: (trash / each).exists())
 
 
 def _lora_files(run: Run, loras: Path) -> Iterator[Path]:

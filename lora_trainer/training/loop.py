@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,10 @@ from lora_trainer.training.artifacts import Artifacts
 from lora_trainer.training.preparation import Preparation, PreparedRun, Stopped
 from lora_trainer.training.state import save_state
 from lora_trainer.training.trainer import StepOutOfMemory
+
+if TYPE_CHECKING:
+    from lora_trainer.config.train import TrainConfig
+    from lora_trainer.dataset.scan import Dataset
 
 SLICE_SECONDS = 0.2
 """Short steps are done together for this long, so that the hand-over costs nothing."""
@@ -43,16 +47,26 @@ class TrainingRun:
         host: where the model is.
         control: asked between steps.
         on_change: called after every slice and phase, for a progress bar.
+        config: the run's settings, when they are at hand.
+        dataset: its data set, when it was looked at just now.
     """
 
     def __init__(
-        self, run: Run, host: Host, control: Control, on_change: Callable[[Run], object] = lambda run: None
+        self,
+        run: Run,
+        host: Host,
+        control: Control,
+        on_change: Callable[[Run], object] = lambda run: None,
+        *,
+        config: TrainConfig | None = None,
+        dataset: Dataset | None = None,
     ) -> None:
         self._run = run
         self._host = host
         self._control = control
         self._changed = on_change
-        self._config = run.config()
+        self._config = config or run.config()
+        self._dataset = dataset
         self._outputs = Artifacts(run, self._config, host, self._note)
         self._began = self._slice_end = self._state_at = time.monotonic()
         self._before = float(run.manifest.get("seconds", 0.0))
@@ -76,7 +90,7 @@ class TrainingRun:
 
     def _work(self, session: Session) -> str:
         """Prepare the run and learn; returns the state that it ends in."""
-        work = Preparation(self._run, self._config, self._host, session, self._control, self._note).make()
+        work = Preparation(self._run, self._config, self._host, session, self._control, self._note).make(self._dataset)
         if work.held_out and "base" not in self._run.manifest["validation"]:
             self._outputs.validate(work, work.done, 0, base=True)
         number = work.done

@@ -88,8 +88,11 @@ class Preparation:
         self._control = control
         self._note = note
 
-    def make(self) -> PreparedRun:
+    def make(self, dataset: Dataset | None = None) -> PreparedRun:
         """Prepare the run, or the rest of it.
+
+        Args:
+            dataset: when its folder was looked at just now; it is looked at here otherwise.
 
         Raises:
             Stopped: the person stopped it.
@@ -101,7 +104,7 @@ class Preparation:
         self._require_checkpoint(model.info)
         precision = resolve_precision(config.training.precision, model.device, model.unet.dtype)
         self._note(phase="pictures", phase_done=0, phase_total=0, now=True)
-        dataset = scan(config.data)
+        dataset = dataset or scan(config.data)
         latents = LatentCache(self._host.folders.cache / "latents", self._vae(), model.info.family.latent)
         dataset = self._encode_pictures(dataset, latents)
         items, kept = held_out(dataset.items, config.validation.share, config.training.seed)

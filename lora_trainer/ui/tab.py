@@ -97,7 +97,7 @@ class Tab:
 
     def parts(self, chosen: str | None) -> dict[str, Part]:
         """What the panels show of the chosen run and of the host, by the names of their widgets."""
-        names = self._jobs.runs.names()
+        names = self._jobs.run_names()
         run = shown_run(self._jobs, chosen, names)
         health = health_report(self._jobs)
         return {

@@ -5,9 +5,7 @@ Its pictures are those of the tab's grid, on disk under the same names, so what 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,17 @@ from modules.processing import Processed, fix_seed
 from PIL import Image
 
 from lora_trainer.config import parsing as lists
-from lora_trainer.core.errors import InputError, Interrupted, LoraTrainError
+from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import filled, translator
 from lora_trainer.hosts.a1111 import settings as host
-from lora_trainer.hosts.base import DrawRequest, ModelRequest
+from lora_trainer.hosts.base import DrawRequest
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import TAG
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.grid.cells import Drawn, count_batches
-from lora_trainer.validation.grid.document import grid_folder, known_grid
-from lora_trainer.validation.grid.draw import draw_grid
-from lora_trainer.validation.grid.measure import measure_grid
-from lora_trainer.validation.grid.plan import GridOptions, GridPlan, plan_grid
+from lora_trainer.validation.grid.document import grid_folder
+from lora_trainer.validation.grid.options import GridOptions
+from lora_trainer.validation.grid.plan import GridPlan
 from lora_trainer.webui.xyz_axes import AxisError
 
 _HIRES = (
@@ -56,48 +53,26 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
         AxisError: one sentence in the person's language.
     """
     try:
-        run = jobs.settled(name or "")
-        if jobs.drawing.find(run):
-            raise InputError("A grid of {name} is being drawn already.", name=name)
+        run = jobs.require_no_grid(name or "")
         request, seeds = _request(p, run)
-        options = GridOptions(lists.weights(weights), [request.prompt], epochs, seeds, int(together), numbers)
+        options = GridOptions(epochs, lists.weights(weights), seeds, [request.prompt], numbers, int(together))
         if names := _not_used(p):
             without = InputError(
                 "The grid was drawn without {names}; the X/Y/Z plot draws with it.", names=", ".join(names)
             )
             p.comment(host.sentence(without))
-        return _shown(p, _drawn(jobs, run, options, request))
+        hold = jobs.host.session_of_script  # type: ignore[attr-defined]  # only in this host
+        return _shown(
+            p, jobs.draw_grid_now(run.name, options, request, hold, lambda plan: _announce(plan, run, options.together))
+        )
     except LoraTrainError as error:
         raise AxisError(host.sentence(error)) from error
 
 
-def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> dict[str, Any]:
-    """The grid's document; of an interrupted one as far as it came."""
-    config = run.config()
-    plan = replace(plan_grid(run, options, config), request=replace(request, prompt=""))
-    if not request.prompt:
-        plan = replace(plan, prompts=[""])  # the page's, and not the run's, which stands in where there is none
-    folder = grid_folder(run)
-    try:
-        model = ModelRequest.of(config)
-        with jobs.host.session_of_script(model) as session:  # type: ignore[attr-defined]  # only in this host
-            plan = plan.on(jobs.host.check(model), session.draw_settings())
-            _announce(plan, folder, options.together)
-            document = draw_grid(plan, session, folder, together=options.together)
-            if options.numbers:
-                measure_grid(document, jobs.host, session, config, folder, fingerprint=run.fingerprint)
-    except Interrupted:
-        return known_grid(run)
-    done = {"state": "done", "done": len(plan.places()), "of": len(plan.places()), "message": ""}
-    place = {"path": document["sheets"][0], "document": str(folder / "grid.json"), "finished": time.time()}
-    run.update(grid={**done, **place}, now=True)
-    return document
-
-
-def _announce(plan: GridPlan, folder: Path, together: int) -> None:
+def _announce(plan: GridPlan, run: Run, together: int) -> None:
     """Tell the page's progress bar and the console's how much is drawn; hires fix doubles it by itself."""
     cells = [plan.cell(*place) for place in plan.places()]
-    shared.state.job_count = count_batches(cells, Drawn(folder / "cells"), together)
+    shared.state.job_count = count_batches(cells, Drawn(grid_folder(run) / "cells"), together)
     shared.total_tqdm.updateTotal(shared.state.job_count * plan.request.steps)
 
 

@@ -30,7 +30,7 @@ def watch(jobs: Callable[[], Jobs]) -> None:
         jobs: what is going on.
     """
     _before(shared.state, "request_restart", reload.begin)
-    _before(restart, "stop_program", lambda: keep_current(jobs()))
+    _before(restart, "stop_program", lambda: jobs().keep_current())
     _before(initialize_util, "setup_middleware", open_to_middleware)
 
 
@@ -49,21 +49,6 @@ def open_to_middleware(app: Any) -> None:
         app.middleware_stack = app.build_middleware_stack()
 
     app.add_middleware = add
-
-
-def keep_current(jobs: Jobs, timeout: float = 30.0) -> None:
-    """Save the run that is worked on, and leave it in line: it goes on when the program is there again.
-
-    Args:
-        jobs: whose runs.
-        timeout: seconds that the run has for it.
-    """
-    for waiting in jobs.training.waiting():
-        jobs.training.remove(waiting)  # it stays in line on disk, and must not begin in the program's last second
-    task = jobs.training.current()
-    jobs.shutdown(timeout)
-    if task is not None and task.run.state == "paused":
-        task.run.update(state="queued", now=True)
 
 
 def _before(owner: object, name: str, action: Callable[..., object]) -> None:

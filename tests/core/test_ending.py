@@ -19,6 +19,7 @@ import pytest
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.ending import Ending, as_interrupt
 from lora_trainer.core.errors import explain, unexpected
+from lora_trainer.jobs.kinds import FILES
 from lora_trainer.jobs.waiting import CheckpointWatcher
 from lora_trainer.runs.control import StopRequest, only_telling
 from tests.helpers import CASES, CHECKPOINT, LIMIT, ROOT, until
@@ -221,8 +222,8 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _task(jobs: Any, fail: Callable[..., Any]) -> str:
-    task = jobs.files.tasks.start("merge", "x", fail)
-    assert jobs.files.tasks.wait(task, LIMIT)
+    task = jobs._tasks[FILES].start("merge", "x", fail)
+    assert jobs.wait_for(task, LIMIT)
     return f"{task.state}: {task.error}"
 
 

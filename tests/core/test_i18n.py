@@ -30,6 +30,7 @@ from lora_trainer.training.advice import Advice, Calculation
 from lora_trainer.ui import standalone
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.tab import Tab
+from lora_trainer.validation.grid.options import grid_options
 from tests.helpers import ROOT
 
 ENTRIES = {
@@ -120,7 +121,12 @@ def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) ->
 # ------------------------------------------------------------------ the shipped catalogue
 SHIPPED = CATALOGUES["zh"]
 READ_BY_HOST = ROOT / "localizations" / "zh_CN.json"
-OPTIONS = [*options(), *mix_options(), *(option for kind in DOCUMENTS for option in tool_options(kind))]
+OPTIONS = [
+    *options(),
+    *mix_options(),
+    *(option for kind in DOCUMENTS for option in tool_options(kind)),
+    *grid_options().values(),
+]
 CHOICES = {choice for option in OPTIONS for choice in option.choices}
 KINDS = {"SD2", "SD3", "SDXL", "SDXL refiner", "Flux", "Instruct-pix2pix", "DoRA"}
 TERMS = CHOICES | KINDS | {"Alpha", "Dropout", "min-SNR γ", "LoRA Train"}

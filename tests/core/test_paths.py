@@ -16,7 +16,7 @@ from lora_trainer.cli.main import main
 from lora_trainer.config.schema import options_of, read_toml
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.paths import clean_path, exists, expand, impossible
+from lora_trainer.core.paths import clean_path, exists, expand, free_name, impossible
 from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.requests import DOCUMENTS, AnalysisDocument, MixDocument, TuningDocument, read
@@ -126,9 +126,9 @@ def test_the_pasted_path_of_a_lora_is_found(tmp_path: Path) -> None:
     lora = tmp_path / "my lora.safetensors"
     shutil.copy(CASES / "quoted-path" / "lora.safetensors", lora)
     for wrap in WRAPS:
-        assert jobs.files.loras.find(wrap.format(lora), outside=True) == lora
-        assert jobs.files.info(wrap.format(lora), outside=True)["path"] == str(lora)
-    assert jobs.files.loras.new("'mine'", lora).name == "mine.safetensors"
+        assert jobs.loras.find(wrap.format(lora), outside=True) == lora
+        assert jobs.lora_info(wrap.format(lora), outside=True)["path"] == str(lora)
+    assert jobs.loras.new("'mine'", lora).name == "mine.safetensors"
 
 
 @pytest.mark.parametrize("text", ['"{}"', "'{}'"])
@@ -236,3 +236,8 @@ def test_what_no_file_can_be_is_told_and_what_is_only_missing_is_not(tmp_path: P
     assert "characters" in impossible(tmp_path / "\ud800")
     for name in ("missing", "missing/below", "", "loopless"):
         assert impossible(tmp_path / name) == ""
+
+
+@pytest.mark.parametrize(("taken", "free"), [((), "a"), (("a",), "a-2"), (("a", "a-2", "a-4"), "a-3"), (("a-2",), "a")])
+def test_a_free_name_is_the_wanted_one_or_the_first_with_a_number(taken: tuple[str, ...], free: str) -> None:
+    assert free_name("a", lambda name: name in taken) == free

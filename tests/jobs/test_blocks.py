@@ -51,7 +51,7 @@ def run(jobs: Jobs) -> Iterator[Run]:
     run = jobs.runs.get("zorp")
     run.update(blocks={}, now=True)
     yield run
-    assert jobs.blocks.wait(run, LIMIT)
+    assert jobs.wait(run, LIMIT)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_tuning, "SINGLE_WEIGHTS", (1.0, 0.5))
     defaults = Effort(steps=1, batch=1, levels=1, draws=1)
     monkeypatch.setattr(block_tuning.Tuner.__init__, "__defaults__", ("auto", 1.0, defaults, lambda done: None))
-    monkeypatch.setattr("lora_trainer.validation.blocks.tuner.Effort", lambda **_: defaults)
+    monkeypatch.setattr("lora_trainer.validation.blocks.effort.Effort", lambda **_: defaults)
 
 
 # ------------------------------------------------------------------ through REST
@@ -76,7 +76,7 @@ def test_an_analysis_through_rest(client: TestClient, jobs: Jobs, run: Run) -> N
     body = {"prompts": ["zorp", "a red circle"], "seeds": [1], "together": 2}
     answer = client.post("runs/zorp/blocks/analyze", json=body)
     assert answer.json()["blocks"]["state"] in ("queued", "running")
-    assert jobs.blocks.wait(run, LIMIT)
+    assert jobs.wait(run, LIMIT)
     known = client.get("runs/zorp/blocks").json()
     assert known["progress"]["state"] == "done", known["progress"]
     assert (known["progress"]["done"], known["progress"]["of"]) == (12, 12)
@@ -92,7 +92,7 @@ def test_an_analysis_through_rest(client: TestClient, jobs: Jobs, run: Run) -> N
 def test_a_tuning_through_rest(client: TestClient, jobs: Jobs, run: Run) -> None:
     answer = client.post("runs/zorp/blocks/tune", json={"weight": 0.8})
     assert answer.json()["blocks"]["kind"] == "tuning"
-    assert jobs.blocks.wait(run, LIMIT)
+    assert jobs.wait(run, LIMIT)
     known = client.get("runs/zorp/blocks", params={"file": "zorp"}).json()
     assert known["progress"]["state"] == "done", known["progress"]
     assert known["tuning"]["weights"].keys() == {"IN01", "M00"}
@@ -128,7 +128,7 @@ def test_bad_input_names_its_field(client: TestClient, run: Run, path: str, body
 def test_other_peoples_folders_are_not_read(jobs: Jobs, run: Run, tmp_path: Path) -> None:
     jobs.host.readable = [jobs.host.folders.loras]  # type: ignore[misc]
     with pytest.raises(InputError, match="may not be read") as caught:
-        jobs.blocks.tune("zorp", {"pictures": str(tmp_path)})
+        jobs.tune_blocks("zorp", {"pictures": str(tmp_path)})
     assert caught.value.field == "pictures"
 
 
@@ -142,31 +142,31 @@ def test_one_at_a_time_can_be_stopped_and_goes_on(jobs: Jobs, run: Run, monkeypa
         on_cells(2, 6)
 
     monkeypatch.setattr(block_analysis, "analyze", slow)
-    jobs.blocks.analyze("zorp", {"prompts": ["a"]})
+    jobs.analyze_blocks("zorp", {"prompts": ["a"]})
     until(lambda: run.manifest["blocks"].get("done") == 1)
-    for again in (jobs.blocks.analyze, jobs.blocks.tune):
+    for again in (jobs.analyze_blocks, jobs.tune_blocks):
         with pytest.raises(InputError, match=BUSY):
             again("zorp", {})
-    jobs.blocks.stop("zorp")
+    jobs.stop_blocks("zorp")
     go.set()
-    assert jobs.blocks.wait(run, LIMIT)
+    assert jobs.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "stopped"
     assert "finished pictures are kept" in run.manifest["blocks"]["message"]
     with pytest.raises(InputError, match="No blocks of zorp"):
-        jobs.blocks.stop("zorp")
+        jobs.stop_blocks("zorp")
 
 
 def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
     jobs: Jobs, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr("lora_trainer.jobs.grids.GridDrawing.draw", lambda *_: go.wait(LIMIT))
+    monkeypatch.setattr("lora_trainer.jobs.grids.Grid.work", lambda *_: go.wait(LIMIT) and {})
     jobs.grid("zorp", weights=[1.0], prompts=["zorp"])
-    jobs.blocks.tune("zorp", {})
-    assert jobs.blocks.progress(run)["state"] == "queued"
-    jobs.blocks.stop("zorp")
+    jobs.tune_blocks("zorp", {})
+    assert jobs.blocks_progress(run)["state"] == "queued"
+    jobs.stop_blocks("zorp")
     assert run.manifest["blocks"]["state"] == "stopped"
-    assert jobs.drawing.find(run) is not None
+    assert jobs.is_worked_on(run)
     go.set()
     assert jobs.wait(run, LIMIT)
 
@@ -177,17 +177,17 @@ def test_a_failure_is_a_sentence(jobs: Jobs, run: Run, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(block_analysis, "analyze", fail)
-    jobs.blocks.analyze("zorp", {"prompts": ["a"]})
-    assert jobs.blocks.wait(run, LIMIT)
+    jobs.analyze_blocks("zorp", {"prompts": ["a"]})
+    assert jobs.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "failed"
     assert str(error) in run.manifest["blocks"]["message"]
 
 
 def test_what_ended_with_its_program_is_told_as_stopped(jobs: Jobs, run: Run) -> None:
     run.update(blocks={"state": "running", "kind": "analysis", "file": "zorp", "done": 3, "of": 9}, now=True)
-    found = jobs.blocks.progress(run)
+    found = jobs.blocks_progress(run)
     assert (found["state"], found["done"]) == ("stopped", 3)
-    assert jobs.blocks.progress(Run(Path("new"), {"state": "done", "files": []})) == {}
+    assert jobs.blocks_progress(Run(Path("new"), {"state": "done", "files": []})) == {}
 
 
 def test_results_of_other_bytes_are_not_shown(run: Run, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_file_of_a_run_is_tuned_as_the_run_is(
         "--root",
         root,
     )
-    code, out, err = cli(capsys, *arguments)
+    code, out, err = cli(capsys, *arguments, "--pull", 0.05, "--steps", 1)
     assert code == 0, err
     assert "pictures: 2 (held out)" in out
     assert "on 2 pictures (held out): 1 steps" in err
@@ -309,6 +309,7 @@ def test_the_heat_map_of_a_runs_file_has_this_file_alone(capsys: pytest.CaptureF
         (("blocks", "tune", "gone.safetensors"), "does not exist"),
         (("blocks", "tune", "zorp", "--pictures", "gone", "--checkpoint", CHECKPOINT), "does not exist"),
         (("blocks", "tune", "zorp", "--steps", 0), "steps: weights are learned in at least 1 step, not 0"),
+        (("blocks", "tune", "zorp", "--pull", "-1"), "pull: use a number from 0 up, not -1"),
         (("blocks", "tune", "zorp", "--checkpoint", "FILE"), "alone.safetensors is a LoRA, not a checkpoint"),
     ],
 )

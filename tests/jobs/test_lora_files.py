@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.background import BackgroundTask
-from lora_trainer.jobs.lora_files import FileTools
 from lora_trainer.jobs.requests import DOCUMENTS, PRECISIONS, tool_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.lora_file import read_lora, read_metadata, save_lora
@@ -37,9 +36,9 @@ class Announced(StandaloneHost):
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> FileTools:
+def tools(tmp_path: Path) -> Jobs:
     """The tools of a host with the LoRAs ``a``, ``sub/b`` and the SDXL one ``xl``."""
-    made = Jobs(Announced(tmp_path)).files
+    made = Jobs(Announced(tmp_path))
     root = made.loras.root
     save_lora(root / "a.safetensors", some_lora(4, 2.0), {"ss_output_name": "a"}, "fp32")
     save_lora(root / "sub" / "b.safetensors", some_lora(3, 3.0, seed=50), {}, "fp32")
@@ -48,9 +47,9 @@ def tools(tmp_path: Path) -> FileTools:
     return made
 
 
-def done(tools: FileTools, kind: str, **body: Any) -> BackgroundTask:
+def done(tools: Jobs, kind: str, **body: Any) -> BackgroundTask:
     task = tools.start(kind, body)
-    assert tools.tasks.wait(task, LIMIT)
+    assert tools.wait_for(task, LIMIT)
     assert task.state == "done", task.error
     assert tools.host.told[-1] == task.result.path  # type: ignore[attr-defined]
     return task
@@ -60,7 +59,7 @@ def deltas(path: Path) -> dict[str, np.ndarray]:
     return {key: delta(parts) for key, parts in group(read_lora(path)).items()}
 
 
-def test_baking_lies_beside_its_file_under_a_free_name(tools: FileTools) -> None:
+def test_baking_lies_beside_its_file_under_a_free_name(tools: Jobs) -> None:
     first, second = (done(tools, "bake", file="b", weight=0.5) for _ in range(2))
     assert [c.result.path.relative_to(tools.loras.root).as_posix() for c in (first, second)] == [
         "sub/b-baked.safetensors", "sub/b-baked-2.safetensors"
@@ -69,14 +68,14 @@ def test_baking_lies_beside_its_file_under_a_free_name(tools: FileTools) -> None
     assert all(np.allclose(after[key], 0.5 * before[key]) for key in KEYS)
 
 
-def test_weights_of_parts_stand_before_the_weight(tools: FileTools) -> None:
+def test_weights_of_parts_stand_before_the_weight(tools: Jobs) -> None:
     task = done(tools, "bake", file="a", weight=0.5, te=1, unet=None, output="parts")
     before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
     for key in KEYS:
         assert np.allclose(after[key], (1.0 if key.startswith("lora_te") else 0.5) * before[key])
 
 
-def test_merging_by_lines(tools: FileTools) -> None:
+def test_merging_by_lines(tools: Jobs) -> None:
     task = done(tools, "merge", files=["a: 0.5", "sub/b: 1: NONE"])
     assert task.result.path == tools.loras.root / "a-b-merged.safetensors"
     before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
@@ -89,13 +88,13 @@ def test_merging_by_lines(tools: FileTools) -> None:
     ("body", "ranks"),
     [({"rank": 2}, "2"), ({"method": "sv_ratio", "keep": 1}, "2"), ({"method": "sv_fro", "keep": 0.1}, "2")],
 )
-def test_resizing(tools: FileTools, body: dict[str, Any], ranks: str) -> None:
+def test_resizing(tools: Jobs, body: dict[str, Any], ranks: str) -> None:
     task = done(tools, "resize", file="a", precision="fp16", **body)
     assert read_metadata(task.result.path)["ss_network_dim"] == ranks
     assert 0 < task.result.facts["error"] < 1
 
 
-def test_extracting(tools: FileTools, tmp_path: Path) -> None:
+def test_extracting(tools: Jobs, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(CHECKPOINT)
@@ -109,10 +108,10 @@ def test_extracting(tools: FileTools, tmp_path: Path) -> None:
     assert task.of > 100
 
 
-def test_a_name_that_is_awaited_is_not_given_twice(tools: FileTools) -> None:
+def test_a_name_that_is_awaited_is_not_given_twice(tools: Jobs) -> None:
     tasks = [tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
     for task in tasks:
-        tools.tasks.wait(task, LIMIT)
+        tools.wait_for(task, LIMIT)
     assert sorted(c.title for c in tasks) == ["a-baked", "a-baked-2", "a-baked-3", "a-baked-4"]
     assert {c.state for c in tasks} == {"done"}
 
@@ -146,13 +145,13 @@ X17 = ",".join(["1"] * 17)
     ],
 )
 def test_bad_input_names_its_field_and_begins_nothing(
-    tools: FileTools, kind: str, body: dict[str, Any], field: str, sentence: str
+    tools: Jobs, kind: str, body: dict[str, Any], field: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence) as error:
         tools.start(kind, body)
     first = getattr(error.value, "errors", [error.value])[0]
     assert first.field == field
-    assert tools.tasks.list() == []
+    assert tools.tasks() == []
 
 
 @pytest.mark.parametrize(
@@ -164,24 +163,24 @@ def test_bad_input_names_its_field_and_begins_nothing(
     ],
 )
 def test_what_shows_only_while_working_is_the_tasks_sentence(
-    tools: FileTools, kind: str, body: dict[str, Any], sentence: str
+    tools: Jobs, kind: str, body: dict[str, Any], sentence: str
 ) -> None:
     before = tools.loras.names()
     task = tools.start(kind, body)
-    assert tools.tasks.wait(task, LIMIT)
+    assert tools.wait_for(task, LIMIT)
     assert task.state == "failed"
     assert sentence in str(task.error)
     assert tools.loras.names() == before
 
 
-def test_where_others_come_in_only_allowed_folders_are_read(tools: FileTools, tmp_path: Path) -> None:
+def test_where_others_come_in_only_allowed_folders_are_read(tools: Jobs, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
     outside.write_bytes(tools.loras.find("a").read_bytes())
     assert done(tools, "bake", file="a").result.path.parent == tools.loras.root
     with pytest.raises(InputError, match="no LoRA file"):
         tools.start("bake", {"file": str(outside)})
     task = tools.start("bake", {"file": str(outside)}, outside=True)
-    assert tools.tasks.wait(task, LIMIT)
+    assert tools.wait_for(task, LIMIT)
     assert task.result.path == tools.loras.root / "outside-baked.safetensors"
     tools.host.readable = [tools.loras.root]
     for kind, body in (
@@ -193,20 +192,20 @@ def test_where_others_come_in_only_allowed_folders_are_read(tools: FileTools, tm
             tools.start(kind, body, outside=True)
 
 
-def test_own_presets_are_used(tools: FileTools) -> None:
+def test_own_presets_are_used(tools: Jobs) -> None:
     tools.host.folders.presets.mkdir(parents=True)
     text = "MINE:0.5" + ",0" * 16
     (tools.host.folders.presets / "lbwpresets.txt").write_text(text, encoding="utf-8")
-    assert "MINE" in tools.presets("a")
-    assert "MINE" not in tools.presets("xl")
+    assert "MINE" in tools.block_preset_names("a")
+    assert "MINE" not in tools.block_preset_names("xl")
     assert done(tools, "bake", file="a", lbw="MINE").result.facts["lbw"] == text.partition(":")[2]
 
 
-def test_info_is_json(tools: FileTools) -> None:
-    found = json.loads(json.dumps(tools.info("b")))
+def test_info_is_json(tools: Jobs) -> None:
+    found = json.loads(json.dumps(tools.lora_info("b")))
     assert (found["modules"], found["ranks"]) == (4, [3])
     with pytest.raises(InputError) as error:
-        tools.info("")
+        tools.lora_info("")
     assert error.value.field == "name"
 
 
@@ -228,6 +227,6 @@ def test_no_document_makes_an_internal_error(
 ) -> None:
     fields = [item.path for item in tool_options(kind)]
     body = data.draw(st.dictionaries(st.sampled_from(fields), _values))
-    tools = Jobs(StandaloneHost(tmp_path_factory.getbasetemp() / "fuzz")).files
+    tools = Jobs(StandaloneHost(tmp_path_factory.getbasetemp() / "fuzz"))
     with pytest.raises(InputError):
         tools.start(kind, body)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,10 +21,14 @@ from PIL import Image
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, NotFound
+from lora_trainer.dataset import scan
 from lora_trainer.hosts.base import ModelRequest
+from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import Control, StopRequest
-from tests.helpers import CASES, LIMIT, until
+from lora_trainer.training import preparation
+from tests.helpers import CASES, LIMIT, draw_pictures, until
 from tests.runs_helpers import at_step, document, make_jobs, run_to_end, when
 
 
@@ -40,6 +45,56 @@ def test_runs_are_done_one_after_another(tmp_path: Path) -> None:
     assert all(jobs.wait(run, LIMIT) for run in runs)
     assert [r.state for r in runs] == ["done"] * 3
     assert order == sorted(order, key=["one", "two", "three"].index)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often host, data set and settings are looked at from now on."""
+    found: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            found[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    for place in (scan, preparation):
+        count(place, "scan")
+    count(StandaloneHost, "check")
+    count(TrainConfig, "from_toml")
+    return found
+
+
+def test_what_is_submitted_is_looked_at_once_and_used_by_the_run(tmp_path: Path, looks: Counter[str]) -> None:
+    jobs = make_jobs(tmp_path)
+    first = submit(jobs, tmp_path, "first")
+    assert jobs.wait(first, LIMIT)
+    assert first.state == "done"
+    assert looks == {"scan": 1, "check": 2}  # the host looks once more when the run takes hold of the model
+
+
+def test_a_run_that_waits_looks_again_at_pictures_that_may_have_changed(tmp_path: Path, looks: Counter[str]) -> None:
+    jobs, go = make_jobs(tmp_path), threading.Event()
+    jobs.training.add(QueuedJob(None, lambda control: go.wait(LIMIT)))
+    second = submit(jobs, tmp_path, "second", training__steps=1)
+    assert looks == {"scan": 1, "check": 1}
+    draw_pictures(tmp_path / "pictures", count=6, size=(64, 64))
+    go.set()
+    assert jobs.wait(second, LIMIT)
+    assert (second.manifest["dataset"]["pictures"], looks) == (6, {"scan": 2, "check": 2})
+
+
+def test_the_runs_of_a_sweep_look_at_their_data_set_once(tmp_path: Path, looks: Counter[str]) -> None:
+    jobs, go = make_jobs(tmp_path), threading.Event()
+    jobs.training.add(QueuedJob(None, lambda control: go.wait(LIMIT)))
+    runs = jobs.sweep(TrainConfig.from_dict(document(tmp_path)), {"network.rank": [2, 4], "data.repeats": [1, 2]})
+    assert (len(runs), looks) == (4, {"scan": 2, "check": 4})
+    for run in runs:
+        jobs.stop(run.name)
+    go.set()
 
 
 def test_a_failed_run_does_not_stop_the_next(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import DrawRequest, LoraUse, ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.background import BackgroundTasks
-from lora_trainer.jobs.mixes import MixService
-from lora_trainer.jobs.queue import JobQueue
+from lora_trainer.jobs.kinds import DRAWING
+from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.families import SD1
 from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.blocks.stack import MixRule, parse_stack
@@ -133,8 +132,8 @@ def host(standalone: StandaloneHost) -> StandaloneHost:
 
 
 @pytest.fixture
-def mixing(host: StandaloneHost) -> MixService:
-    return MixService(host, BackgroundTasks(JobQueue("test")))
+def mixing(host: StandaloneHost) -> Jobs:
+    return Jobs(host)
 
 
 def pixels(path: str) -> np.ndarray:
@@ -151,15 +150,15 @@ def alone(host: StandaloneHost, name: str, weight: float, lbw: str = "") -> np.n
     return np.asarray(image).astype(float)
 
 
-def drawn(mixing: MixService, stack: str, **values: Any) -> dict[str, Any]:
+def drawn(mixing: Jobs, stack: str, **values: Any) -> dict[str, Any]:
     size = {key: value for key, value in SMALL.items() if key != "seed"}
-    task = mixing.draw({"stack": stack, "count": 1, "picture_seed": 5, **size, **values})
-    assert mixing.tasks.wait(task, LIMIT)
+    task = mixing.start("mix", {"stack": stack, "count": 1, "picture_seed": 5, **size, **values})
+    assert mixing.wait_for(task, LIMIT)
     assert task.state == "done", task.error
     return task.result.to_dict()
 
 
-def test_two_halves_of_one_lora_are_the_whole(mixing: MixService, host: StandaloneHost) -> None:
+def test_two_halves_of_one_lora_are_the_whole(mixing: Jobs, host: StandaloneHost) -> None:
     found = drawn(mixing, "one: 0.6\nsame: 0.4", count=2)
     for mix in found["mixes"]:
         whole = alone(host, "one", mix["total"])
@@ -167,7 +166,7 @@ def test_two_halves_of_one_lora_are_the_whole(mixing: MixService, host: Standalo
     assert np.abs(pixels(found["mixes"][0]["picture"]) - pixels(found["mixes"][1]["picture"])).max() > 1
 
 
-def test_block_weights_and_both_files_count(mixing: MixService, host: StandaloneHost) -> None:
+def test_block_weights_and_both_files_count(mixing: Jobs, host: StandaloneHost) -> None:
     (mix,) = drawn(mixing, "one: 0.9: OUTALL\ntwo: 0")["mixes"]
     weight = mix["weights"]["one"]
     assert np.abs(pixels(mix["picture"]) - alone(host, "one", weight, "OUTALL")).max() <= 1
@@ -175,7 +174,7 @@ def test_block_weights_and_both_files_count(mixing: MixService, host: Standalone
     assert np.abs(pixels(both["picture"]) - pixels(mix["picture"])).max() > 1
 
 
-def test_infotext_has_the_tags_and_no_temporary_file_is_left(mixing: MixService) -> None:
+def test_infotext_has_the_tags_and_no_temporary_file_is_left(mixing: Jobs) -> None:
     found = drawn(mixing, "one: 0.6\ntwo: 0.4")
     with Image.open(found["mixes"][0]["picture"]) as image:
         lines = image.info["parameters"].splitlines()
@@ -203,19 +202,19 @@ def test_infotext_has_the_tags_and_no_temporary_file_is_left(mixing: MixService)
     ],
 )
 def test_bad_input_is_said_before_anything_is_drawn(
-    mixing: MixService, body: dict[str, Any], field: str, sentence: str
+    mixing: Jobs, body: dict[str, Any], field: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence) as error:
-        mixing.draw(body)
+        mixing.start("mix", body)
     assert error.value.field == field
-    assert mixing.tasks.list() == []
+    assert mixing.tasks(DRAWING) == []
 
 
-def test_what_fails_while_drawing_is_a_sentence_and_leaves_nothing(mixing: MixService) -> None:
+def test_what_fails_while_drawing_is_a_sentence_and_leaves_nothing(mixing: Jobs) -> None:
     loha = tensors({KEYS[1]: EVERY["loha"]})
     save_file(loha, mixing.loras.root / "loha.safetensors")
-    task = mixing.draw({"stack": "loha: 1", "count": 1, **{k: v for k, v in SMALL.items() if k != "seed"}})
-    assert mixing.tasks.wait(task, LIMIT)
+    task = mixing.start("mix", {"stack": "loha: 1", "count": 1, **{k: v for k, v in SMALL.items() if k != "seed"}})
+    assert mixing.wait_for(task, LIMIT)
     assert task.state == "failed"
     assert "LoHa" in str(task.error)
-    assert not list(mixing.folder.rglob("*.safetensors"))
+    assert not list((mixing.host.folders.runs.parent / "mixes").rglob("*.safetensors"))

@@ -88,7 +88,6 @@ class World:
         self.files[kind].unlink(missing_ok=True)
         self.files[kind].write_bytes(text)
         self.jobs.runs._open.pop(BAD, None)
-        self.jobs.blocks._works.clear()
 
     def restore(self, kind: str) -> None:
         """As it was."""

@@ -11,7 +11,7 @@ import gradio as gr
 from lora_trainer.config import parsing as lists
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.i18n import Translate, message_sentence
-from lora_trainer.jobs.blocks import ANALYSIS, TUNING, BlockJobs, blocks_folder, known_result, read_result
+from lora_trainer.jobs.blocks import ANALYSIS, TUNING, blocks_folder, known_result, read_result
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import UNFINISHED, Run
@@ -45,7 +45,6 @@ class BlocksPanel:
 
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
-        self._blocks: BlockJobs = jobs.blocks
         self._t = translate
         self._build()
         self.watch = Watch([self.run, self.file, self.request], self.widgets, self.parts)
@@ -88,7 +87,7 @@ class BlocksPanel:
         return Refresh(lambda name: [self._followed(name)], [run], [self.run])
 
     def _followed(self, name: str | None) -> Any:
-        names = self._jobs.runs.names()
+        names = self._jobs.run_names()
         return gr.update(choices=names, value=name) if name in names else gr.update()
 
     # -------------------------------------------------------------- layout
@@ -139,13 +138,13 @@ class BlocksPanel:
     def parts(self, chosen: str | None, file_name: str | None, prompt: str | None) -> dict[str, Part]:
         """The chosen run, file, and prompt and seed; see :attr:`widgets`."""
         name, asked, request = chosen or "", file_name or "", prompt or ""
-        t, names = self._t, self._jobs.runs.names()
+        t, names = self._t, self._jobs.run_names()
         run = shown_run(self._jobs, name, names)
         paths = [Path(entry["path"]) for entry in run.manifest["files"]] if run else []
         stems = [path.stem for path in paths]
         file = asked if asked in stems else (stems[-1] if stems else "")
         path = paths[stems.index(file)] if file else None
-        progress = self._blocks.progress(run) if run else {}
+        progress = self._jobs.blocks_progress(run) if run else {}
         busy = progress.get("state") in UNFINISHED
         analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
 
@@ -209,14 +208,14 @@ class BlocksPanel:
     # -------------------------------------------------------------- buttons
     def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         def start() -> None:
-            self._blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
+            self._jobs.analyze_blocks(run or "", self._wanted(file, weight, prompts, seeds))
 
         return common.answered(start, "", self._t, _FIELDS)
 
     def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         """What the buttons would take; what is wrong with the fields is said when one is pressed."""
         try:
-            found = self._blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
+            found = self._jobs.blocks_cost(run or "", self._wanted(file, weight, prompts, seeds))
         except LoraTrainError:
             return EMPTY
         return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
@@ -230,10 +229,10 @@ class BlocksPanel:
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> Markup:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
-        return common.answered(lambda: self._blocks.tune(run or "", body), "", self._t, _FIELDS)
+        return common.answered(lambda: self._jobs.tune_blocks(run or "", body), "", self._t, _FIELDS)
 
     def _stop(self, run: str | None) -> Markup:
-        return common.answered(lambda: self._blocks.stop(run or ""), "", self._t)
+        return common.answered(lambda: self._jobs.stop_blocks(run or ""), "", self._t)
 
     def _bake(self, run: str | None, file: str | None) -> Markup:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""
@@ -243,9 +242,8 @@ class BlocksPanel:
             document = read_result(entry, path, TUNING)
             if document is None:
                 raise InputError("There are no learned weights of {file} yet.", file=path.stem)
-            tasks = self._jobs.files.tasks
-            task = self._jobs.files.start("bake", {**self._named(path), **_baked(document)}, outside=True)
-            if not tasks.wait(task, _BAKE_SECONDS):
+            task = self._jobs.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not self._jobs.wait_for(task, _BAKE_SECONDS):
                 return common.notice(self._t("{name} is in line.", name=task.title))
             if task.error:
                 raise task.error
@@ -254,7 +252,7 @@ class BlocksPanel:
         return common.notice(self._t("Written: {path}", path=task.result.path), "good")
 
     def _named(self, path: Path) -> dict[str, str]:
-        loras = self._jobs.host.folders.loras
+        loras = self._jobs.loras.root
         within = loras in path.parents
         return {"file": path.relative_to(loras).with_suffix("").as_posix() if within else str(path)}
 

@@ -75,8 +75,8 @@ def shown_run(jobs: Jobs, asked: str | None, names: Sequence[str]) -> Run | None
         asked: name of the chosen one.
         names: of all runs, newest first.
     """
-    current = jobs.training.current()
-    for name in (asked, current.run.name if current else None, *names):
+    current = jobs.current()
+    for name in (asked, current.name if current else None, *names):
         try:
             if name:
                 return jobs.shown(name)

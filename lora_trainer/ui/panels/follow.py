@@ -90,8 +90,8 @@ class Follower:
 
     def __init__(self, jobs: Jobs, tools: ToolsPanel, stacks: StacksPanel) -> None:
         self._jobs = jobs
-        self._loras = jobs.files.loras
-        self._watch = FolderWatch(jobs.files.loras)
+        self._loras = jobs.loras
+        self._watch = FolderWatch(jobs.loras)
         self._tools = tools
         self._stacks = stacks
         self._stack = stacks.fields["stack"]

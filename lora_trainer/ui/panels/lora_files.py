@@ -9,6 +9,7 @@ import gradio as gr
 
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.i18n import Translate
+from lora_trainer.jobs.lora_files import card_of, require_lora
 from lora_trainer.jobs.requests import tool_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html import common
@@ -32,7 +33,7 @@ class ToolsPanel:
     """
 
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
-        self._tools = jobs.files
+        self._jobs = jobs
         self._t = translate
         self.fields: dict[str, dict[str, Any]] = {}
         self.buttons: dict[str, Any] = {}
@@ -58,7 +59,7 @@ class ToolsPanel:
         t = self._t
         with gr.Row(elem_classes="lt-file-row"):
             self.file = gr.Dropdown(
-                choices=self._tools.loras.names(),
+                choices=self._jobs.loras.names(),
                 label=t("LoRA file"),
                 info=t("For Info, Bake and Resize."),
                 elem_id=f"{_ID}_file",
@@ -85,7 +86,7 @@ class ToolsPanel:
         with gr.TabItem(t(TABS[kind]), elem_id=f"{_ID}_tab_{kind}"):
             if kind == "merge":
                 self.adder = gr.Dropdown(
-                    choices=self._tools.loras.names(),
+                    choices=self._jobs.loras.names(),
                     label=t("Add LoRA files to merge"),
                     info=t("Chosen ones go into the list below."),
                     multiselect=True,
@@ -126,7 +127,7 @@ class ToolsPanel:
             return gr.Textbox(max_lines=1, label=self._t(item.title), info=self._t(item.help), elem_id=name)
         made = option_widget(item, self._t, name)
         if path in KNOWN:
-            checkpoints = [] if path == "lbw" else [each.name for each in self._tools.host.checkpoints()]
+            checkpoints = [] if path == "lbw" else [each.name for each in self._jobs.host.checkpoints()]
             info = self._t("Fills in the field beside it.")
             self.known[path] = known_values(made, checkpoints, self._t(KNOWN[path]), info, f"{name}_known")
         return made
@@ -161,20 +162,20 @@ class ToolsPanel:
         if not name:
             return [common.notice(self._t("Choose a LoRA file above.")), None, gr.update(choices=[])]
         try:
-            file = self._tools.loras.find(name, outside=True)
-            found = self._tools.info(name, outside=True)
+            file = self._jobs.loras.find(name, outside=True)
+            found = self._jobs.lora_info(name, outside=True)
             if "problem" in found:
-                self._tools.require_lora(file)
-            presets = self._tools.presets(name)
+                require_lora(file)
+            presets = self._jobs.block_preset_names(name)
         except LoraTrainError as error:
             return [common.error_notice(error, self._t), None, gr.update(choices=[])]
-        report = tool_views.info_report(found, self._tools.card(file), self._t)
+        report = tool_views.info_report(found, card_of(file), self._t)
         return [report, found["metadata"], gr.update(choices=presets)]
 
     def _starting(self, kind: str) -> Callable[[Values], str]:
         def start(values: Values) -> Markup:
             try:
-                self._tools.start(kind, self._document(kind, values), outside=True)
+                self._jobs.start(kind, self._document(kind, values), outside=True)
             except LoraTrainError as error:
                 return common.error_notice(error, self._t, _fields(kind))
             return EMPTY
@@ -195,10 +196,10 @@ class ToolsPanel:
 
     def _stop(self) -> Markup:
         """Stop what is worked on."""
-        working = [task for task in self._tools.tasks.list() if task.is_working]
+        working = [task for task in self._jobs.tasks() if task.is_working]
         try:
             if working:
-                self._tools.tasks.stop(working[-1].id)
+                self._jobs.stop_task(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return EMPTY
@@ -207,13 +208,13 @@ class ToolsPanel:
         return add_lines(chosen, text)
 
     def _offer(self) -> list[Any]:
-        names = self._tools.loras.names()
+        names = self._jobs.loras.names()
         return [gr.update(choices=names)] * 2
 
     # -------------------------------------------------------------- what is shown
     def parts(self) -> dict[str, Part]:
         """The newest work; see :attr:`widgets`."""
-        tasks = self._tools.tasks.list()[:_SHOWN]
+        tasks = self._jobs.tasks()[:_SHOWN]
         working = any(task.is_working for task in tasks)
         return {
             "work": (tool_views.tasks_mark(tasks), lambda: tool_views.task_cards(tasks, self._t)),

@@ -86,7 +86,7 @@ class RunList:
         rows = self._rows(names)
         chosen = run.name if run else ""
         goes_on = run is not None and (run.state in UNFINISHED or bool(run.manifest.get("waits")))
-        can_go = run is not None and not trash.is_worked_on(self._jobs, run)
+        can_go = run is not None and not self._jobs.is_worked_on(run)
         return {
             "runs": ((rows, chosen, len(names)), lambda: runs_table(rows, chosen, len(names), self._t)),
             "discard": (goes_on, lambda: gr.update(interactive=goes_on)),
@@ -95,9 +95,9 @@ class RunList:
 
     def _rows(self, names: list[str]) -> list[dict[str, Any]]:
         """Those that are worked on, in their order, then the newest."""
-        waiting = [task.run.name for task in self._jobs.training.waiting()]
-        current = self._jobs.training.current()
-        order = [current.run.name, *waiting] if current else waiting
+        waiting = [run.name for run in self._jobs.waiting()]
+        current = self._jobs.current()
+        order = [current.name, *waiting] if current else waiting
         shown = [*(name for name in order if name in names), *(name for name in names if name not in order)]
         return [self._row(name, waiting) for name in shown[:SHOWN]]
 

@@ -11,6 +11,7 @@ import gradio as gr
 
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.i18n import Translate
+from lora_trainer.jobs.kinds import DRAWING
 from lora_trainer.jobs.requests import mix_options
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui.html import common
@@ -35,7 +36,7 @@ class StacksPanel:
     """
 
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
-        self._mixing = jobs.mixing
+        self._jobs = jobs
         self._host = jobs.host
         self._t = translate
         self._options = {item.path: item for item in mix_options()}
@@ -57,7 +58,7 @@ class StacksPanel:
         t = self._t
         with gr.Row(elem_classes="lt-file-row"):
             self.adder = gr.Dropdown(
-                choices=self._mixing.loras.names(),
+                choices=self._jobs.loras.names(),
                 label=t("Add LoRA files"),
                 info=t("Chosen ones go into the list below."),
                 multiselect=True,
@@ -139,13 +140,13 @@ class StacksPanel:
         return []
 
     def _offer(self) -> Any:
-        return gr.update(choices=self._mixing.loras.names())
+        return gr.update(choices=self._jobs.loras.names())
 
     def _report(self, text: str) -> Markup:
         if not (text or "").strip():
             return EMPTY
         try:
-            stack, _ = self._mixing.stack(text)
+            stack = self._jobs.stack(text)
         except LoraTrainError as error:
             return common.error_notice(error, self._t, self._fields())
         return tool_views.stack_report(stack, self._t)
@@ -162,23 +163,23 @@ class StacksPanel:
     def _show(self, values: Values) -> list[Any]:
         """The mixes as prompts, in place of what was drawn before."""
         try:
-            plan, _ = self._mixing.plan(self._document(values))
+            plan, _ = self._jobs.mix_plan(self._document(values))
         except LoraTrainError as error:
             return [common.error_notice(error, self._t, self._fields()), *[gr.update()] * 3]
         return ["", *self._listed(plan.document()), gr.update(value=None, visible=False)]
 
     def _draw(self, values: Values) -> Markup:
         try:
-            self._mixing.draw(self._document(values))
+            self._jobs.start("mix", self._document(values))
         except LoraTrainError as error:
             return common.error_notice(error, self._t, self._fields())
         return EMPTY
 
     def _stop(self) -> Markup:
-        working = [task for task in self._mixing.tasks.list() if task.is_working]
+        working = [task for task in self._jobs.tasks(DRAWING) if task.is_working]
         try:
             if working:
-                self._mixing.tasks.stop(working[-1].id)
+                self._jobs.stop_task(working[-1].id, DRAWING)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return EMPTY
@@ -186,7 +187,7 @@ class StacksPanel:
     # -------------------------------------------------------------- what is shown
     def parts(self) -> dict[str, Part]:
         """The newest batch, and how far those are that go on; see :attr:`widgets`."""
-        tasks = self._mixing.tasks.list()
+        tasks = self._jobs.tasks(DRAWING)
         working = [task for task in tasks if task.is_working]
         cards = working or tasks[:1]
         batch = next((task.result.document for task in tasks if task.result), None)

@@ -43,7 +43,7 @@ class TrainingPanel:
         self._form = form
         with step(6, "Training", translate):
             self._build_start()
-            self.run = gr.Dropdown(choices=jobs.runs.names(), label=translate("Training run"), elem_id="lora_train_run")
+            self.run = gr.Dropdown(choices=jobs.run_names(), label=translate("Training run"), elem_id="lora_train_run")
             self.run_list = RunList(jobs, translate)
             self._build_run()
 
@@ -127,7 +127,7 @@ class TrainingPanel:
             runs = self._jobs.sweep(config, wanted) if wanted else [self._jobs.submit(config)]
         except LoraTrainError as error:
             return {self.feedback: common.error_notice(error, self._t)}
-        return {self.run: gr.update(choices=self._jobs.runs.names(), value=runs[0].name), self.feedback: ""}
+        return {self.run: gr.update(choices=self._jobs.run_names(), value=runs[0].name), self.feedback: ""}
 
     def _measuring(self) -> Markup:
         return common.notice(self._t("A few steps are tried …"))
@@ -154,7 +154,7 @@ class TrainingPanel:
         """What moves a waiting run by some places, or to the front."""
 
         def move(name: str) -> Markup:
-            names = [task.run.name for task in self._jobs.training.waiting()]
+            names = [run.name for run in self._jobs.waiting()]
             place = names.index(name) + 1 + places if places and name in names else 1
             return common.answered(lambda: self._jobs.move(name or "", place), "", self._t)
 
@@ -186,7 +186,7 @@ class TrainingPanel:
         m = run.manifest if run else {}
         state = run.state if run else ""
         status, before = self._status(run)
-        waiting = len(self._jobs.training.waiting())
+        waiting = len(self._jobs.waiting())
         waits = bool(m.get("waits"))
         other = self._jobs.host.name != "standalone" and state in RESUMABLE and not _is_loaded(m, loaded)
 
@@ -239,10 +239,9 @@ class TrainingPanel:
         """What the run's card shows, and its place in line; 0 when it does not wait."""
         if run is None:
             return (None, self._no_run), 0
-        waiting = [task.run for task in self._jobs.training.waiting()]
+        waiting = self._jobs.waiting()
         before = waiting.index(run) + 1 if run in waiting else 0
-        task = self._jobs.training.find(run)
-        request = task.control.request if task else None
+        request = self._jobs.request(run)
         manifest = run.manifest
         return (
             (dict(manifest), before, request),

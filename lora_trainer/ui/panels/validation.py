@@ -21,21 +21,23 @@ from lora_trainer.ui.html import grid as grid_view
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.html.markup import EMPTY, Markup, markup
 from lora_trainer.ui.panels.common import WholePage
-from lora_trainer.ui.widgets.fields import Shown
+from lora_trainer.ui.widgets.fields import Fields, Shown
 from lora_trainer.ui.widgets.form import dotted
 from lora_trainer.ui.widgets.refresh import HIDDEN, Part
 from lora_trainer.validation.grid import choice as choose
+from lora_trainer.validation.grid.options import DEFAULT_WEIGHTS, grid_options
 
-_WEIGHTS = "0.3, 0.6, 0.8, 1.0"
+_WEIGHTS = ", ".join(map(str, DEFAULT_WEIGHTS))
 _SEEDS = "1, 2"
 _KEPT_ANSWERS = 100
-_FIELDS = {
-    "epochs": Shown("Epochs to compare", "lora_train_grid_epochs"),
-    "weights": Shown("Weights", "lora_train_weights"),
-    "seeds": Shown("Seeds", "lora_train_grid_seeds"),
-    "prompts": Shown("Prompts", "lora_train_grid_prompts"),
-    "together": Shown("Pictures drawn together", "lora_train_grid_together"),
-    "clip": Shown("CLIP folder", "lora_train_grid_clip"),
+_WIDGETS = {
+    "epochs": "lora_train_grid_epochs",
+    "weights": "lora_train_weights",
+    "seeds": "lora_train_grid_seeds",
+    "prompts": "lora_train_grid_prompts",
+    "numbers": "lora_train_grid_numbers",
+    "together": "lora_train_grid_together",
+    "clip": "lora_train_grid_clip",
 }
 
 
@@ -50,6 +52,7 @@ class ValidatePanel:
     def __init__(self, jobs: Jobs, translate: Translate) -> None:
         self._jobs = jobs
         self._t = translate
+        self._options = grid_options()
         self._granted: dict[str, Any] = {}
         self._granting = threading.Lock()
         self._build_wishes()
@@ -70,61 +73,23 @@ class ValidatePanel:
     def _build_wishes(self) -> None:
         t = self._t
         with gr.Row():
-            self.epochs = gr.Textbox(
-                value="all",
-                max_lines=1,
-                label=t("Epochs to compare"),
-                info=t("all, every 2, 1-5, or 3, 6"),
-                elem_id="lora_train_grid_epochs",
-            )
-            self.weights = gr.Textbox(
-                value=_WEIGHTS,
-                max_lines=1,
-                label=t("Weights"),
-                info=t("LoRA weights to compare."),
-                elem_id="lora_train_weights",
-            )
-            self.seeds = gr.Textbox(
-                value=_SEEDS,
-                max_lines=1,
-                label=t("Seeds"),
-                info=t("Several seeds tell chance from effect."),
-                elem_id="lora_train_grid_seeds",
-            )
-        self.prompts = gr.Textbox(
-            lines=2,
-            label=t("Prompts"),
-            info=t(
-                "One a line; empty: the sample prompts. One without the trigger word shows what the LoRA does unasked; "
-                "it is added where all have it."
-            ),
-            elem_id="lora_train_grid_prompts",
-        )
+            self.epochs = self._field("epochs", value=self._options["epochs"].default, max_lines=1)
+            self.weights = self._field("weights", value=_WEIGHTS, max_lines=1)
+            self.seeds = self._field("seeds", value=_SEEDS, max_lines=1)
+        self.prompts = self._field("prompts", lines=2)
         with gr.Row():
-            self.numbers = gr.Checkbox(
-                value=True,
-                label=t("Measure numbers"),
-                info=t("Validation loss, novelty, leak and effect, and a recommendation."),
-                elem_id="lora_train_grid_numbers",
-            )
-            self.together = gr.Number(
-                value=4,
-                label=t("Pictures drawn together"),
-                info=t("More is faster and takes more memory."),
-                elem_id="lora_train_grid_together",
-            )
+            self.numbers = self._field("numbers", gr.Checkbox, value=self._options["numbers"].default)
+            self.together = self._field("together", gr.Number, value=self._options["together"].default)
         with gr.Accordion(t("For experts"), open=False):
-            self.clip = gr.Textbox(
-                max_lines=1,
-                label=t("CLIP folder"),
-                info=t(
-                    "A CLIP model on this machine (config.json beside its weights), to measure prompt against picture."
-                ),
-                elem_id="lora_train_grid_clip",
-            )
+            self.clip = self._field("clip", max_lines=1)
         with gr.Row():
             self.draw = gr.Button(t("Draw the epoch × weight grid"), variant="primary", elem_id="lora_train_draw")
             self.stop = gr.Button(t("Stop drawing"), visible=False, elem_id="lora_train_stop_draw")
+
+    def _field(self, name: str, kind: Any = gr.Textbox, **more: Any) -> Any:
+        """The widget of an option of grids, with its label and help."""
+        item = self._options[name]
+        return kind(label=self._t(item.title), info=self._t(item.help), elem_id=_WIDGETS[name], **more)
 
     def _build_viewer(self) -> None:
         self.status = gr.HTML(elem_id="lora_train_grid_status")
@@ -177,7 +142,11 @@ class ValidatePanel:
                 clip=clip.strip(),
             )
 
-        return common.answered(start, "The grid is being drawn.", self._t, _FIELDS)
+        return common.answered(start, "The grid is being drawn.", self._t, self._shown_fields())
+
+    def _shown_fields(self) -> Fields:
+        """What an error about a grid's options is about."""
+        return {name: Shown(item.title, _WIDGETS[name]) for name, item in self._options.items()}
 
     def _stop(self, name: str | None) -> Markup:
         return common.answered(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.", self._t)

@@ -11,43 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config.parsing import parts
+from lora_trainer.config.schema import bounds
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import DrawRequest, LoraUse, draw_request
 from lora_trainer.runs.run import Run, is_by_step
 from lora_trainer.runs.saved_files import RunFiles, epoch_values
 from lora_trainer.validation.grid.cells import Cell
+from lora_trainer.validation.grid.options import DEFAULT_WEIGHTS, GridOptions, grid_options
 
 if TYPE_CHECKING:
     from lora_trainer.model.families import CheckpointInfo
 
-DEFAULT_WEIGHTS = (0.3, 0.6, 0.8, 1.0)
 MAX_VALUES = 200
 """Of weights, prompts or seeds; so many that only a mistake has more."""
-MAX_TOGETHER = 64
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """What a person wants to see.
-
-    Attributes:
-        weights: LoRA weights; :data:`DEFAULT_WEIGHTS` when none are given.
-        prompts: those of the run's samples, else its trigger word, when none are given.
-        epochs: ``all``, ``every 2``, ``1-5``, ``last``, ``3``, ``step 40``, and several of these with commas between.
-        seeds: the samples' seed when none are given.
-        together: pictures drawn at once.
-        numbers: measure losses and pictures too; then a prompt without the trigger word is added where all have it.
-        clip: folder of a CLIP model to measure pictures with, empty for none.
-    """
-
-    weights: Sequence[float] = ()
-    prompts: Sequence[str] = ()
-    epochs: str = "all"
-    seeds: Sequence[int] = ()
-    together: int = 4
-    numbers: bool = True
-    clip: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,11 +114,10 @@ def plan_grid(run: Run, options: GridOptions | None = None, config: TrainConfig 
     options, config = options or GridOptions(), config or run.config()
     samples = config.samples
     prompts = [p for p in options.prompts if p.strip()] or samples.prompts or [config.data.trigger or config.name]
-    weights = _numbers("weights", options.weights or DEFAULT_WEIGHTS, -2, 2)
-    seeds = [int(s) for s in _numbers("seeds", options.seeds or [samples.seed], 0, 2**32 - 1)]
+    weights = _numbers("weights", options.weights or DEFAULT_WEIGHTS)
+    seeds = [int(s) for s in _numbers("seeds", options.seeds or [samples.seed])]
     _check_count("prompts", prompts)
-    if not 1 <= options.together <= MAX_TOGETHER:
-        raise _out_of_range("together", 1, MAX_TOGETHER)
+    _numbers("together", [options.together])
     plan = GridPlan(
         run.name,
         trigger_of(config, prompts),
@@ -174,22 +150,20 @@ def _column(run: str, path: Path, entry: dict[str, Any]) -> Column:
     return Column(label, path, int(entry["epoch"]), int(entry["step"]), str(entry.get("sha256", "")))
 
 
-def _numbers(key: str, values: Sequence[float], low: float, high: float) -> list[float]:
+def _numbers(key: str, values: Sequence[float]) -> list[float]:
+    """The values of an option, each once; raises :class:`InputError` for too many, or one out of bounds."""
     _check_count(key, values)
+    low, high = bounds(grid_options()[key])
     if not all(low <= value <= high for value in values):
-        raise _out_of_range(key, low, high)
+        raise InputError(
+            "{key}: use numbers from {low} to {high}.", field=key, key=key, low=f"{low:.10g}", high=f"{high:.10g}"
+        )
     return list(dict.fromkeys(map(float, values)))
 
 
 def _check_count(key: str, values: Sequence[object]) -> None:
     if len(values) > MAX_VALUES:
         raise InputError("{key}: {most} are the most.", field=key, key=key, most=MAX_VALUES)
-
-
-def _out_of_range(key: str, low: float, high: float) -> InputError:
-    return InputError(
-        "{key}: use numbers from {low} to {high}.", field=key, key=key, low=f"{low:.10g}", high=f"{high:.10g}"
-    )
 
 
 def _with_leak(plan: GridPlan) -> list[str]:

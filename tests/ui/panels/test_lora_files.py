@@ -20,6 +20,7 @@ from lora_trainer.core.i18n import translator
 from lora_trainer.core.messages import Notice
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.background import BackgroundTask
+from lora_trainer.jobs.kinds import DRAWING, FILES
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import LoraTag
 from lora_trainer.network.blocks.stack import Stack, parse_stack
@@ -75,8 +76,8 @@ def press(panel: ToolsPanel, kind: str, file: str = "", **values: Any) -> str:
 
 def finished(panel: ToolsPanel) -> BackgroundTask:
     """The newest work, when it is over."""
-    task = panel._tools.tasks.list()[0]
-    assert panel._tools.tasks.wait(task, LIMIT)
+    task = panel._jobs.tasks()[0]
+    assert panel._jobs.wait_for(task, LIMIT)
     return task
 
 
@@ -107,11 +108,11 @@ def test_what_cannot_be_shown_is_a_sentence(panel: ToolsPanel, jobs: Jobs, name:
 
 def test_a_path_counts_instead_of_the_choice(panel: ToolsPanel, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
-    outside.write_bytes(panel._tools.loras.find("sub/b").read_bytes())
+    outside.write_bytes(panel._jobs.loras.find("sub/b").read_bytes())
     assert "outside" in panel._choose("a", f" {outside} ")[0]
     panel._starting("bake")({panel.file: "a", panel.path: str(outside)})
     assert finished(panel).title == "outside-baked"
-    panel._tools.host.readable = [panel._tools.loras.root]
+    panel._jobs.host.readable = [panel._jobs.loras.root]
     assert "may not be read" in panel._choose("a", str(outside))[0]
 
 
@@ -186,7 +187,7 @@ def test_bad_input_is_a_sentence_and_nothing_begins(
     answer = press(panel, kind, values.pop("file", ""), **values)
     assert Page(answer).one("div", "lt-error")
     assert sentence in answer
-    assert panel._tools.tasks.list() == []
+    assert panel._jobs.tasks() == []
 
 
 def test_what_fails_is_shown_with_its_sentence(panel: ToolsPanel, jobs: Jobs) -> None:
@@ -202,7 +203,9 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     with gr.Blocks():
         other = ToolsPanel(jobs, english)
     go = threading.Event()
-    first = jobs.files.tasks.start("extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)])
+    first = jobs._tasks[FILES].start(
+        "extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)]
+    )
     assert press(panel, "bake", "a") == press(other, "bake", "a") == ""
     until(lambda: first.of > 0)
     shown = poll(other.watch)
@@ -212,9 +215,9 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     assert shown["stop"] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
-    assert jobs.files.tasks.wait(finished(panel), 30)
-    assert [task.state for task in jobs.files.tasks.list()] == ["done", "done", "stopped"]
-    assert sorted(c.title for c in jobs.files.tasks.list()) == ["a-baked", "a-baked-2", "long"]
+    assert jobs.wait_for(finished(panel), 30)
+    assert [task.state for task in jobs.tasks()] == ["done", "done", "stopped"]
+    assert sorted(c.title for c in jobs.tasks()) == ["a-baked", "a-baked-2", "long"]
     assert panel._stop() == ""
 
 
@@ -307,12 +310,12 @@ def test_drawing_without_a_usable_checkpoint_is_a_sentence(stacks: StacksPanel) 
 def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPanel, tmp_path: Path) -> None:
     from lora_trainer.validation.mixes import Mixed
 
-    plan, _ = stacks._mixing.plan({"stack": "a: 0.6\nb: 0.4", "count": 2})
+    plan, _ = stacks._jobs.mix_plan({"stack": "a: 0.6\nb: 0.4", "count": 2})
     pictures = [tmp_path / "1.png", tmp_path / "2.png"]
     for path in pictures:
         Image.new("RGB", (8, 8)).save(path)
-    task = stacks._mixing.tasks.start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
-    assert stacks._mixing.tasks.wait(task, LIMIT)
+    task = stacks._jobs._tasks[DRAWING].start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
+    assert stacks._jobs.wait_for(task, LIMIT)
     shown = poll(stacks.watch)
     assert "Done" in shown["work"]
     assert shown["stop"] == gr.update(visible=False)

@@ -10,7 +10,7 @@ import pytest
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.blocks import _Work
+from lora_trainer.jobs.blocks import BlocksSection
 from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import Control, StopRequest
@@ -116,16 +116,15 @@ def test_a_phase_ends_with_the_one_before(tab: Tab, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ blocks
 def test_a_block_job_that_was_stopped_says_so_until_it_has(tab: Tab, tmp_path: Path) -> None:
-    blocks, run = tab._jobs.blocks, going_on(tab, tmp_path)[0]
+    jobs, run = tab._jobs, going_on(tab, tmp_path)[0]
     run.update(blocks={"state": "running", "kind": "tuning", "file": "zorp", "done": 3, "of": 9}, now=True)
-    work = blocks._works.setdefault(run.name, _Work(run))
-    task = QueuedJob(work, lambda control: None)
-    blocks._line._current = task
-    assert "3 of 9" in block_views.blocks_status(blocks.progress(run), T)
+    task = QueuedJob(BlocksSection(run), lambda control: None)
+    jobs.drawing._current = task
+    assert "3 of 9" in block_views.blocks_status(jobs.blocks_progress(run), T)
     task.control.ask(StopRequest.STOP)
-    assert "It stops after this picture." in block_views.blocks_status(blocks.progress(run), T)
-    blocks._line._current = None
-    assert "It stops after" not in block_views.blocks_status(blocks.progress(run), T)
+    assert "It stops after this picture." in block_views.blocks_status(jobs.blocks_progress(run), T)
+    jobs.drawing._current = None
+    assert "It stops after" not in block_views.blocks_status(jobs.blocks_progress(run), T)
 
 
 def test_a_tuning_that_still_looks_at_its_pictures_says_so() -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from gradio.routes import App
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_trainer.api.routes import PREFIX, mount
+from lora_trainer.cli.main import build_parser
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
@@ -22,6 +25,7 @@ from lora_trainer.runs.run import Run
 from lora_trainer.ui.panels.validation import ValidatePanel
 from lora_trainer.ui.tab import Tab
 from lora_trainer.ui.widgets.form import Form
+from lora_trainer.validation.grid.options import GridOptions, grid_options
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT
 from tests.runs_helpers import document
@@ -108,9 +112,20 @@ def test_emptied_fields_are_the_usual(panel: ValidatePanel, monkeypatch: pytest.
 
 
 def test_the_wishes_are_what_the_jobs_know(panel: ValidatePanel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_trainer.validation.grid.plan import GridOptions
-
     assert GridOptions(**asked(panel, monkeypatch)).numbers
+
+
+def test_page_rest_and_command_line_have_the_same_options(panel: ValidatePanel, jobs: Jobs, tmp_path: Path) -> None:
+    names = set(grid_options())
+    app = FastAPI()
+    mount(app, jobs)
+    body = app.openapi()["paths"][f"{PREFIX}/runs/{{name}}/grid"]["post"]["requestBody"]
+    shown = {name: getattr(panel, name) for name in names}
+    parsed = vars(build_parser().parse_args(["grid", "zorp", "--seeds", "1 2", "--prompt", "a"]))
+    flags = {(item.flag.name or item.path).replace("-", "_") for item in grid_options().values() if item.flag}
+    assert set(body["content"]["application/json"]["schema"]["properties"]) == names
+    assert {name: widget.label for name, widget in shown.items()} == {n: o.title for n, o in grid_options().items()}
+    assert (flags <= parsed.keys(), parsed["seeds"], parsed["prompt"]) == (True, [1, 2], ["a"])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ LORAS = "/lora-train/v1/loras"
 SIZE = {"width": 64, "height": 64}
 DRAW = """
 from lora_trainer.jobs.service import _shared
-mixing = _shared[0].mixing
-task = mixing.draw({body})
-assert mixing.tasks.wait(task, 120)
+jobs = _shared[0]
+task = jobs.start("mix", {body})
+assert jobs.wait_for(task, 120)
 result = task.to_dict()
 """
 
@@ -41,9 +41,7 @@ def run(webui: WebUI, pictures: Path) -> str:
 def worked(webui: WebUI, verb: str, **body: Any) -> dict[str, Any]:
     status, answer = webui.request("POST", f"{LORAS}/{verb}", body)
     assert status == 200, answer
-    webui.probe(
-        f"from lora_trainer.jobs.service import _shared as s\nc = s[0].files.tasks\nc.wait(c.get({answer['id']!r}), 60)"
-    )
+    webui.probe(f"from lora_trainer.jobs.service import _shared as s\ns[0].wait_for(s[0].task({answer['id']!r}), 60)")
     over = webui.get(f"{LORAS}/work/{answer['id']}")
     assert over["state"] == "done", over
     return over["result"]
