@@ -16,7 +16,7 @@ from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
-from tests.helpers import ROOT, config
+from tests.helpers import LIMIT, ROOT, config
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -25,7 +25,7 @@ if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
     pytest.skip(NO_BROWSER, allow_module_level=True)
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=LIMIT * 1000)
 SCRIPT = ROOT / "javascript" / "lora_train.js"
 
 

@@ -213,7 +213,7 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     assert other._poll("")[1] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
-    assert jobs.files.tasks.wait(finished(panel), 30)
+    assert jobs.files.tasks.wait(finished(panel), LIMIT)
     assert [task.state for task in jobs.files.tasks.list()] == ["done", "done", "stopped"]
     assert sorted(c.title for c in jobs.files.tasks.list()) == ["a-baked", "a-baked-2", "long"]
     assert panel._stop() == ""

@@ -94,7 +94,7 @@ class WebUI:
     def _add_extensions(self, folder: Path) -> None:
         """Ours, and the one that runs code for the tests."""
         copy_extension(PROJECT, folder)
-        shutil.copytree(PROJECT / "tests" / "host" / "probe", folder / "probe")
+        shutil.copytree(PROJECT / "tests" / "webui" / "real" / "probe", folder / "probe")
 
     def wait(self, seconds: float = 120) -> None:
         """Wait until the WebUI answers and its checkpoint is loaded."""
