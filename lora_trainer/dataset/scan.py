@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -351,10 +350,3 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             field="data.folder",
             folder=dataset.folder,
         )
-
-
-def duplicates(items: list[Item]) -> list[list[Path]]:
-    """Groups of files with the same bytes."""
-    keys = {item.path: item.key for item in items}
-    repeated = [key for key, count in Counter(keys.values()).items() if count > 1]
-    return [[path for path, k in keys.items() if k == key] for key in repeated]

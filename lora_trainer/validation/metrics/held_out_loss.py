@@ -63,17 +63,6 @@ class HeldOutLoss:
         """Mean over the pictures."""
         return statistics.fmean(self.losses)
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain values."""
-        return {
-            "file": self.file,
-            "weight": self.weight,
-            "loss": self.loss,
-            "difference": self.difference.mean,
-            "se": self.difference.se,
-            "losses": list(self.losses),
-        }
-
 
 @dataclass(frozen=True)
 class Losses:
@@ -174,11 +163,6 @@ def add_losses(document: dict[str, Any], losses: Losses) -> None:
         "timesteps": losses.timesteps,
         "problems": [{"file": file, **explain(error)["error"]} for file, error in losses.problems],
     }
-
-
-def best(losses: Sequence[HeldOutLoss]) -> HeldOutLoss:
-    """The lowest loss; of equal ones the first. NaN, which half precision can give, is the worst."""
-    return min(losses, key=lambda entry: (math.isnan(entry.loss), entry.loss))
 
 
 # ------------------------------------------------------------------ measuring
