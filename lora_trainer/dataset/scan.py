@@ -108,7 +108,7 @@ class Dataset:
             "pictures": len(self.items),
             "images_per_epoch": self.images,
             "skipped": [str(problem) for problem in self.problems],
-            "remarks": [{"sentence": str(r), "paths": [str(path) for path in r.paths]} for r in self.remarks],
+            "remarks": [{"sentence": str(r.message), "paths": [str(path) for path in r.paths]} for r in self.remarks],
             "without_caption": [str(path) for path in self.uncaptioned],
             "outside_numbered_folders": [str(path) for path in self.ignored],
             "enlarged": [str(item.path) for item in self.enlarged()],
@@ -336,7 +336,7 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             "data.folder: there is no picture in {folder} that can be used. {first}",
             field="data.folder",
             folder=dataset.folder,
-            first=left_out,
+            first=left_out.message,
         )
     if not dataset.items:
         raise InputError(

@@ -185,7 +185,7 @@ def test_broken_pictures_can_be_taken_out(picture_folder: Path) -> None:
 
 # ------------------------------------------------------------------ every file is accounted for
 def remarks(folder: Path, **values: object) -> str:
-    return "\n".join(map(str, scan(data(folder=str(folder), **values)).remarks))
+    return "\n".join(str(remark.message) for remark in scan(data(folder=str(folder), **values)).remarks)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -302,7 +302,9 @@ def test_caption_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "open", refuse)
     dataset = scan(data(folder=str(tmp_path)))
     assert [path.name for path in dataset.uncaptioned] == ["b.png"]
-    assert [str(remark) for remark in dataset.remarks] == ["The caption b.txt cannot be read: Permission denied."]
+    assert [str(remark.message) for remark in dataset.remarks] == [
+        "The caption b.txt cannot be read: Permission denied."
+    ]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")

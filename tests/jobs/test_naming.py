@@ -84,7 +84,7 @@ def test_paths_that_are_too_long_are_told_when_it_is_submitted(
     monkeypatch.setattr(naming, "longest_path", lambda: 259)
     with pytest.raises(InputError, match=r"would be \d+ characters longer than this system takes") as caught:
         jobs.check(asked)
-    over = caught.value.values["count"]
+    over = caught.value.message.values["count"]
     assert isinstance(over, int)
     assert caught.value.field == "name"
     monkeypatch.setattr(naming, "longest_path", lambda: 259 + over)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lora_trainer.config.train import TrainConfig
-from lora_trainer.core.errors import InputError, LoraTrainError, explain
+from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.files import file_hash
 from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.fingerprint import dataset_fingerprint
@@ -161,7 +161,7 @@ def add_losses(document: dict[str, Any], losses: Losses) -> None:
         "pictures": losses.pictures,
         "of": losses.of,
         "timesteps": losses.timesteps,
-        "problems": [{"file": file, **explain(error)["error"]} for file, error in losses.problems],
+        "problems": [{"file": file, **error.message.to_dict()} for file, error in losses.problems],
     }
 
 
