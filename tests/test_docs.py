@@ -103,7 +103,7 @@ def rows(name: str, heading: str) -> list[str]:
 
 
 def test_every_line_of_while_it_trains_is_tried_by_the_pages_buttons() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "host").glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "webui" / "real").glob("test_*.py"))
     assert rows("README.md", "While it trains") == list(WHILE_IT_TRAINS)
     assert len(rows("README.zh-CN.md", "训练时")) == len(WHILE_IT_TRAINS)
     assert [name for name in WHILE_IT_TRAINS.values() if f"def {name}(" not in tests] == []

@@ -13,7 +13,7 @@ from lora_trainer.cli.output import bar, say
 from lora_trainer.cli.parser import ROOT_HELP, Add, as_path
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_json, write_text
-from lora_trainer.core.i18n import filled
+from lora_trainer.core.messages import Message
 from lora_trainer.core.paths import clean_path
 from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
@@ -97,7 +97,7 @@ def _from_files(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     heat = heat_map(subject.name, subject.files)
     problems = [row["problem"] for row in heat["rows"] if row["problem"]]
     if len(problems) == len(heat["rows"]):
-        raise InputError(problems[0]["template"], **problems[0]["values"])
+        raise InputError.of(Message.from_dict(problems[0]))
     if args.output:
         write_json(args.output / "heat.json", heat)
         write_text(args.output / "heat.csv", heat_csv(heat))
@@ -175,7 +175,7 @@ def _print_heat(heat: Mapping[str, Any]) -> None:
     print(" " * width, *(f"{block:>6}" for block in heat["blocks"]))
     for row in heat["rows"]:
         if row["problem"]:
-            print(f"{row['label']:{width}} {filled(row['problem'])}")
+            print(f"{row['label']:{width}} {Message.from_dict(row['problem'])}")
         else:
             print(f"{row['label']:{width}}", *(f"{'-' if n is None else f'{n:.3f}':>6}" for n in row["norms"]))
     if "csv" in heat:
@@ -219,4 +219,4 @@ def _print_tuning(found: Mapping[str, Any]) -> None:
 
 def _print_sentences(sentences: list[dict[str, Any]]) -> None:
     for sentence in sentences:
-        print(filled(sentence))
+        print(Message.from_dict(sentence))

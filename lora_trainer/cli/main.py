@@ -26,7 +26,7 @@ from lora_trainer.config.sweep import parse_sweep
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.ending import Ending, tell
 from lora_trainer.core.errors import InputError, LoraTrainError, RunError
-from lora_trainer.core.i18n import filled
+from lora_trainer.core.messages import Message
 from lora_trainer.core.paths import exists, expand
 from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
@@ -172,7 +172,7 @@ def _submit(args: argparse.Namespace, jobs: Jobs, config: TrainConfig) -> list[R
     if both := sorted({key for key, _ in map(_setting, args.set)} & values.keys()):
         raise InputError("{key} is given with --set and with --sweep; give one of them.", key=both[0])
     for remark in idle(config):
-        say(args, f"note: {remark.path}: {remark.template.format(**remark.values)}")
+        say(args, f"note: {remark.field}: {remark}")
     return jobs.sweep(config, values) if values else [jobs.submit(config)]
 
 
@@ -278,7 +278,7 @@ def _grid(args: argparse.Namespace) -> int:
         print_json({"grid": grid["path"], **document})
         return 0
     for sentence in (document["verdict"] or {}).get("sentences", []):
-        print(filled(sentence))
+        print(Message.from_dict(sentence))
     for path in (*document["sheets"], document["csv"]):
         if path:
             print(path)

@@ -50,15 +50,6 @@ def _is_path(value: str) -> bool:
 
 Count = Annotated[int, _not_negative]
 PathText = Annotated[str, _is_path]
-Scalar = Union[str, bool, float, None]  # noqa: UP007 - looked into while the program runs
-
-
-class Sentence(typing.TypedDict, total=False):
-    """A sentence for a person, apart from its values; see :func:`lora_trainer.core.i18n.filled`."""
-
-    template: str
-    field: str
-    values: dict[str, Scalar]
 
 
 # ------------------------------------------------------------------ reading

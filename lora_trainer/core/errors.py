@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lora_trainer.core.messages import Message
+
 
 class LoraTrainError(Exception):
-    """An expected failure. ``str(error)`` is its English sentence.
+    """An expected failure: its :class:`~lora_trainer.core.messages.Message` says what, where and what to do.
 
-    The template and its values are kept apart, so that a page can show the sentence in another
-    language (see :mod:`lora_trainer.core.i18n`).
+    ``str(error)`` is the English sentence, :meth:`text` that of another language.
 
     Args:
         template: the sentence, with ``{names}`` where values stand.
@@ -23,17 +25,29 @@ class LoraTrainError(Exception):
     """
 
     def __init__(self, template: str, *, field: str = "", **values: object) -> None:
-        self.template = template
-        self.field = field
-        self.values = values
-        super().__init__(template.format(**values) if values else template)
+        self.message = Message(template, values, field)
+        super().__init__(str(self.message))
+
+    @classmethod
+    def of(cls, message: Message) -> LoraTrainError:
+        """An error that says this."""
+        return cls(message.template, field=message.field or "", **message.values)
+
+    @property
+    def field(self) -> str:
+        """The dotted config field it concerns, or ``""``."""
+        return self.message.field or ""
+
+    def text(self, translate: Callable[[str], str]) -> str:
+        """The sentence in the person's language."""
+        return self.message.text(translate)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.template, self.field, self.values))
+        return (_rebuild, (type(self), self.message))
 
 
-def _rebuild(kind: type[LoraTrainError], template: str, field: str, values: dict[str, object]) -> LoraTrainError:
-    return kind(template, field=field, **values)
+def _rebuild(kind: type[LoraTrainError], message: Message) -> LoraTrainError:
+    return kind.of(message)
 
 
 class InputError(LoraTrainError):
@@ -54,10 +68,14 @@ class ConfigErrors(InputError):
     def __init__(self, errors: list[InputError]) -> None:
         self.errors = errors
         first = errors[0]
-        super().__init__(first.template, field=first.field, **first.values)
+        super().__init__(first.message.template, field=first.field, **first.message.values)
+
+    def text(self, translate: Callable[[str], str]) -> str:
+        """One sentence after the other."""
+        return " ".join(each.text(translate) for each in self.errors)
 
     def __str__(self) -> str:
-        return " ".join(str(e) for e in self.errors)
+        return " ".join(map(str, self.errors))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.errors,))
@@ -72,11 +90,16 @@ class CheckpointChanged(RunError):
 
 
 def explain(error: BaseException) -> dict[str, Any]:
-    """The manifest's entries about an error: its sentence, and the parts of it for a translation."""
+    """The entries of a document about an error: its English sentence, and the parts of it for a translation."""
     if not isinstance(error, LoraTrainError):
         error = unexpected(error)
-    values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in error.values.items()}
-    return {"message": str(error), "error": {"template": error.template, "field": error.field, "values": values}}
+    return {"message": str(error), "error": error.message.to_dict()}
+
+
+def explained(entries: Mapping[str, Any]) -> Message:
+    """What :func:`explain` has written; an earlier version wrote the English sentence only."""
+    message = Message.from_dict(entries.get("error") or {})
+    return message if message.template else Message(str(entries.get("message") or ""))
 
 
 def unexpected(error: BaseException) -> RunError:
@@ -86,7 +109,7 @@ def unexpected(error: BaseException) -> RunError:
             "The library {library} wanted to end the whole program (exit code {code}); what it printed last, in the "
             "console, tells why.",
             library=_library(error.__traceback__),
-            code=error.code,
+            code=error.code if isinstance(error.code, int) else str(error.code),
         )
     return RunError("Unexpected error, {name}: {error}.", name=type(error).__name__, error=str(error).rstrip("."))
 
@@ -108,5 +131,6 @@ def concerning(place: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.field = error.field or place
+        if not error.field:
+            error.message = replace(error.message, field=place)
         raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.captions import CAPTION_EXTENSIONS, caption_path
 from lora_trainer.dataset.images import EXTENSIONS
 
@@ -65,14 +66,10 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Remark:
-    """What a person should know about a folder: a sentence's template and values, and the files that it is about."""
+    """What a person should know about a folder, and the files that it is about."""
 
-    template: str
-    values: dict[str, Any] = field(default_factory=dict)
+    message: Message
     paths: tuple[Path, ...] = ()
-
-    def __str__(self) -> str:
-        return self.template.format(**self.values)
 
 
 @dataclass
@@ -125,7 +122,8 @@ class Listing:
                 yield remark(_LEFT_OUT[kind], paths, self.root)
         for folder, error in self.closed:
             values = {"name": _name(folder, self.root), "error": error}
-            yield Remark("The folder {name} cannot be read ({error}), so what is in it is left out.", values, (folder,))
+            said = Message("The folder {name} cannot be read ({error}), so what is in it is left out.", values)
+            yield Remark(said, (folder,))
 
     def holding(self) -> set[Path]:
         """Folders with pictures in them or below."""
@@ -148,7 +146,7 @@ class Listing:
 def remark(template: str, paths: Iterable[Path], root: Path, **values: Any) -> Remark:
     """A remark on files; their count and names are among the values."""
     paths = tuple(paths)
-    return Remark(template, {"count": len(paths), "names": _names(paths, root), **values}, paths)
+    return Remark(Message(template, {"count": len(paths), "names": _names(paths, root), **values}), paths)
 
 
 def _names(paths: tuple[Path, ...], root: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -109,7 +108,7 @@ class Dataset:
             "pictures": len(self.items),
             "images_per_epoch": self.images,
             "skipped": [str(problem) for problem in self.problems],
-            "remarks": [{"sentence": str(r), "paths": [str(path) for path in r.paths]} for r in self.remarks],
+            "remarks": [{"sentence": str(r.message), "paths": [str(path) for path in r.paths]} for r in self.remarks],
             "without_caption": [str(path) for path in self.uncaptioned],
             "outside_numbered_folders": [str(path) for path in self.ignored],
             "enlarged": [str(item.path) for item in self.enlarged()],
@@ -337,7 +336,7 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             "data.folder: there is no picture in {folder} that can be used. {first}",
             field="data.folder",
             folder=dataset.folder,
-            first=left_out,
+            first=left_out.message,
         )
     if not dataset.items:
         raise InputError(
@@ -351,10 +350,3 @@ def _require_usable(dataset: Dataset, data: DataConfig, listing: Listing) -> Non
             field="data.folder",
             folder=dataset.folder,
         )
-
-
-def duplicates(items: list[Item]) -> list[list[Path]]:
-    """Groups of files with the same bytes."""
-    keys = {item.path: item.key for item in items}
-    repeated = [key for key, count in Counter(keys.values()).items() if count > 1]
-    return [[path for path, k in keys.items() if k == key] for key in repeated]

@@ -12,7 +12,7 @@ from typing import Any
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.core.files import write_json, write_text
-from lora_trainer.core.i18n import filled
+from lora_trainer.core.messages import Message
 from lora_trainer.demo import drawings
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
@@ -98,7 +98,7 @@ def run_demo(output: Path, on_change: Callable[[Run], object] = lambda run: None
         "numbers": document["csv"],
         "best": {"epoch": column["epoch"], "weight": verdict["weight"], "file": column["file"], "val_loss": loss},
         "verdict": verdict["state"],
-        "recommendation": [filled(sentence) for sentence in verdict["sentences"]],
+        "recommendation": [str(Message.from_dict(sentence)) for sentence in verdict["sentences"]],
         "seconds": round(time.time() - began, 1),
         "loss_first": sum(steps[:share]) / share,
         "loss_last": sum(steps[-share:]) / share,

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
-from lora_trainer.core.errors import InputError, RunError
+from lora_trainer.core.errors import InputError, RunError, concerning
 from lora_trainer.core.files import replace_atomically
 from lora_trainer.core.paths import is_file
 from lora_trainer.core.plain_json import parse_json
@@ -172,14 +172,11 @@ def require_family(path: Path, family: ModelFamily) -> None:
     """
     from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
 
-    try:
+    with concerning("network.continue_from"):
         keys = read_names(path)
         if not keys:
             raise InputError("{path} has nothing in it; choose a LoRA file.", path=path)
         require_plain_lora(keys)
-    except InputError as error:
-        error.field = error.field or "network.continue_from"
-        raise
     foreign = [key for key in keys if not family.file_names.match(key)]
     if foreign:
         raise wrong_architecture(foreign[0])

@@ -6,7 +6,8 @@ import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
-from lora_trainer.core.documents import Count, Damaged, PathText, Sentence, read_document
+from lora_trainer.core.documents import Count, Damaged, PathText, read_document
+from lora_trainer.core.messages import Sentence
 
 VERSION = 1
 """Of the manifest. It changes when an older program could not read it; new keys alone do not change it."""

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from lora_trainer.config.train import SELF_ADJUSTING, TrainConfig
+from lora_trainer.core.messages import Message
 
 if TYPE_CHECKING:
     from lora_trainer.dataset.scan import Dataset
-
-
-@dataclass(frozen=True)
-class Advice:
-    """One remark: the field it is about, the sentence's template, and its values."""
-
-    path: str
-    template: str
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,21 +53,21 @@ def advise(
     native_resolution: int = 512,
     is_common_word: Callable[[str], bool] = lambda word: False,
     words: Callable[[str], Sequence[tuple[str, str]]] = lambda trigger: (),
-) -> list[Advice]:
-    """Everything worth saying about a configuration; an empty list is a good one."""
+) -> list[Message]:
+    """Everything worth saying about a configuration, each with its field; an empty list is a good one."""
     found = [*_about_network(config, dataset), *_about_rates(config), *_about_warmup(config, dataset), *idle(config)]
     found += _about_words(config.data.trigger.strip(), words)
     found += _about_data(config, dataset, native_resolution, is_common_word)
     return found + list(_about_length(config, dataset))
 
 
-def idle(config: TrainConfig) -> Iterator[Advice]:
+def idle(config: TrainConfig) -> Iterator[Message]:
     """Settings that were changed, but that nothing looks at beside the others."""
     defaults = TrainConfig()
     for path, user, is_used in _USED_BY:
         section, _, key = path.partition(".")
         if getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key) and not is_used(config):
-            yield Advice(path, "{path} is not used: it is for {user} only.", {"path": path, "user": user})
+            yield Message("{path} is not used: it is for {user} only.", {"path": path, "user": user}, field=path)
 
 
 _USED_BY: tuple[tuple[str, str, Callable[[TrainConfig], bool]], ...] = (
@@ -92,67 +84,69 @@ _USED_BY: tuple[tuple[str, str, Callable[[TrainConfig], bool]], ...] = (
 )
 
 
-def _about_warmup(config: TrainConfig, dataset: Dataset | None) -> Iterator[Advice]:
+def _about_warmup(config: TrainConfig, dataset: Dataset | None) -> Iterator[Message]:
     """What is refused when the run is started, where its steps are known."""
     warmup = config.training.warmup
     if warmup and config.training.scheduler == "constant":
-        yield Advice(
-            "training.warmup",
+        yield Message(
             "The schedule constant has no warm-up; choose constant_with_warmup, or set the warm-up to 0.",
+            field="training.warmup",
         )
     elif dataset is not None and warmup > (steps := calculate(config, dataset).steps):
-        yield Advice(
-            "training.warmup",
+        yield Message(
             "{warmup:g} steps of warm-up are more than the run's {steps} steps: it would never learn at the full rate. "
             "Below 1 it is a share of all steps; 0.05 is usual.",
             {"warmup": warmup, "steps": steps},
+            field="training.warmup",
         )
 
 
-def _about_network(config: TrainConfig, dataset: Dataset | None) -> Iterator[Advice]:
+def _about_network(config: TrainConfig, dataset: Dataset | None) -> Iterator[Message]:
     rank, alpha = config.network.rank, config.network.alpha or config.network.rank
     pictures = len(dataset.items) if dataset else 0
     sensible = 16 if pictures < 20 else 32 if pictures < 50 else 64 if pictures < 150 else 128
     if dataset and rank > sensible:
-        yield Advice(
-            "network.rank",
+        yield Message(
             "Rank {rank} is high for {pictures} pictures: it learns them by heart and shows artifacts. Try {sensible}.",
             {"rank": rank, "pictures": pictures, "sensible": sensible},
+            field="network.rank",
         )
     if alpha > 1.5 * rank:
-        yield Advice(
-            "network.alpha",
+        yield Message(
             "Alpha {alpha:g} is more than the rank {rank}: the effect is multiplied and blurs easily. Usual is half "
             "the rank, {half:g}.",
             {"alpha": alpha, "rank": rank, "half": rank / 2},
+            field="network.alpha",
         )
     if alpha < rank / 8:
-        yield Advice(
-            "network.alpha",
+        yield Message(
             "Alpha {alpha:g} is small against the rank {rank}: it learns little at the usual rates. Usual is half the "
             "rank, {half:g}.",
             {"alpha": alpha, "rank": rank, "half": rank / 2},
+            field="network.alpha",
         )
 
 
-def _about_rates(config: TrainConfig) -> Iterator[Advice]:
+def _about_rates(config: TrainConfig) -> Iterator[Message]:
     training = config.training
     unet, text = training.unet_lr, training.text_lr
     if training.optimizer in SELF_ADJUSTING:
         if {unet, text} - {0.0, 1.0}:
-            yield Advice("training.unet_lr", "Prodigy finds the rate itself: set both rates to 1 (or 0 for off).")
+            yield Message(
+                "Prodigy finds the rate itself: set both rates to 1 (or 0 for off).", field="training.unet_lr"
+            )
         return
     scale = training.batch_size * training.accumulate
     if unet > 5e-4 * max(1.0, math.sqrt(scale)):
-        yield Advice(
-            "training.unet_lr", "UNet learning rate {rate:g} is high; usual is 0.0001 to 0.0005.", {"rate": unet}
+        yield Message(
+            "UNet learning rate {rate:g} is high; usual is 0.0001 to 0.0005.", {"rate": unet}, field="training.unet_lr"
         )
     if text and (text > 1e-4 or (unet and text > unet / 2)):
-        yield Advice(
-            "training.text_lr",
+        yield Message(
             "Text encoder learning rate {rate:g} is high: prompts stop working. Usual is 0.000005 to 0.00005, at most "
             "half of the UNet's.",
             {"rate": text},
+            field="training.text_lr",
         )
 
 
@@ -176,79 +170,79 @@ _MEANINGS = {
 }
 
 
-def _about_words(trigger: str, words: Callable[[str], Sequence[tuple[str, str]]]) -> Iterator[Advice]:
+def _about_words(trigger: str, words: Callable[[str], Sequence[tuple[str, str]]]) -> Iterator[Message]:
     """What the host takes parts of the trigger for (:meth:`~lora_trainer.hosts.base.Host.words`)."""
     for kind, name in words(trigger) if trigger else ():
-        yield Advice("data.trigger", _MEANINGS[kind], {"name": name, "trigger": trigger})
+        yield Message(_MEANINGS[kind], {"name": name, "trigger": trigger}, field="data.trigger")
 
 
 def _about_data(
     config: TrainConfig, dataset: Dataset | None, native: int, is_common_word: Callable[[str], bool]
-) -> Iterator[Advice]:
+) -> Iterator[Message]:
     data = config.data
     trigger = data.trigger.strip()
     if not trigger:
-        yield Advice(
-            "data.trigger", "There is no trigger word: the LoRA changes every picture. Right for a style only."
+        yield Message(
+            "There is no trigger word: the LoRA changes every picture. Right for a style only.", field="data.trigger"
         )
     elif all(is_common_word(word) for word in trigger.replace(",", " ").split()):
-        yield Advice(
-            "data.trigger",
+        yield Message(
             "The trigger “{trigger}” is a common word that the checkpoint knows; use one of your own, like {better}.",
             {"trigger": trigger, "better": f"{trigger.split()[0].lower()}_xx"},
+            field="data.trigger",
         )
     if not 0.75 * native <= data.resolution <= 1.5 * native:
-        yield Advice(
-            "data.resolution",
+        yield Message(
             "Resolution {resolution} is not the checkpoint's ({native}): bodies and shapes get distorted.",
             {"resolution": data.resolution, "native": native},
+            field="data.resolution",
         )
     if dataset is None:
         return
-    yield from (Advice("data.folder", remark.template, remark.values) for remark in dataset.remarks)
+    yield from (replace(remark.message, field="data.folder") for remark in dataset.remarks)
     enlarged = [item for item in dataset.items if item.fit.scale > 1.5]
     if enlarged:
-        yield Advice(
-            "data.folder",
+        yield Message(
             "{count} pictures are small and would be enlarged ({name} by {scale:.1f}×); replace them or lower the "
             "resolution.",
             {"count": len(enlarged), "name": enlarged[0].path.name, "scale": enlarged[0].fit.scale},
+            field="data.folder",
         )
     cropped = [item for item in dataset.items if item.fit.lost > 0.2]
     if cropped:
-        yield Advice(
-            "data.folder",
+        yield Message(
             "{count} pictures lose more than a fifth of their area by cropping, for example {name}.",
             {"count": len(cropped), "name": cropped[0].path.name},
+            field="data.folder",
         )
     if dataset.uncaptioned:
-        yield Advice(
-            "data.folder",
+        yield Message(
             "{count} pictures have no caption; they are learned with the trigger word or folder name alone.",
             {"count": len(dataset.uncaptioned)},
+            field="data.folder",
         )
 
 
-def _about_length(config: TrainConfig, dataset: Dataset | None) -> Iterator[Advice]:
+def _about_length(config: TrainConfig, dataset: Dataset | None) -> Iterator[Message]:
     if dataset is None:
         return
     calculation = calculate(config, dataset)
     seen = calculation.steps * config.training.batch_size * config.training.accumulate / max(1, len(dataset.items))
     if seen < 20:
-        yield Advice(
-            "training.epochs",
+        yield Message(
             "Each picture is seen only {seen:.0f} times; 50 to 150 is usual. Add epochs or repeats.",
             {"seen": seen},
+            field="training.epochs",
         )
     if seen > 500:
-        yield Advice(
-            "training.epochs",
+        yield Message(
             "Each picture is seen {seen:.0f} times; from 50 to 150 is usual, more overfits.",
             {"seen": seen},
+            field="training.epochs",
         )
     if config.training.batch_size > calculation.images:
-        yield Advice(
-            "training.batch_size",
+        yield Message(
             "The batch is larger than the {images} pictures of an epoch; smaller batches give more steps.",
             {"images": calculation.images},
+            field="training.batch_size",
         )

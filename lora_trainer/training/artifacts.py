@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.train import TrainConfig
-from lora_trainer.core.errors import CheckpointChanged, LoraTrainError, RunError, explain
+from lora_trainer.core.errors import CheckpointChanged, LoraTrainError, RunError, explain, explained
 from lora_trainer.core.files import remove_unfinished, replace_atomically, save_picture, temporary_folder, write_json
 from lora_trainer.dataset.plan import Step
 from lora_trainer.hosts.base import Host, LoraUse, draw_request
@@ -120,7 +120,7 @@ class Artifacts:
     def _tell(self, loss: float | None, step: int) -> None:
         """Say that a loss is no number, until one is again."""
         problem = _no_number(step)
-        said = (self._run.manifest.get("error") or {}).get("template") == problem.template
+        said = explained(self._run.manifest).template == problem.message.template
         if loss is None:
             self._note(**explain(problem))
         elif said:

@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_trainer.config.train import SELF_ADJUSTING, DataConfig, TrainConfig
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.scan import Dataset, Item
-from lora_trainer.training.advice import Advice, calculate
+from lora_trainer.training.advice import calculate
 
 VIEWS = {"character": 100, "product": 100, "style": 50}
 """How often a picture is seen in a run, by what is trained."""
@@ -46,12 +47,12 @@ class Proposal:
     """A value for one field; ``reason`` tells the field and why."""
 
     value: Any
-    reason: Advice
+    reason: Message
 
     @property
     def path(self) -> str:
         """The field's dotted key."""
-        return self.reason.path
+        return self.reason.field or ""
 
 
 def purpose_of(preset: str | None, config: TrainConfig) -> str:
@@ -93,25 +94,25 @@ def proposed_steps(config: TrainConfig, dataset: Dataset, proposals: Sequence[Pr
     return calculate(wanted, replace(dataset, items=items)).steps
 
 
-def _views(config: TrainConfig, pictures: int, purpose: str) -> tuple[int, Advice]:
+def _views(config: TrainConfig, pictures: int, purpose: str) -> tuple[int, Message]:
     """How often each picture is to be seen, and why."""
     batch = config.training.batch_size * config.training.accumulate
     steps = _steps_to_learn(config)
     usual, needed, allowed = VIEWS[purpose], math.ceil(steps * batch / pictures), MOST_STEPS * batch // pictures
     if needed > usual:
-        return min(needed, MOST_VIEWS), Advice(
-            "",
+        views = min(needed, MOST_VIEWS)
+        return views, Message(
             "Each picture is seen {seen:.0f} times: {pictures} pictures at {batch} a step need that for about {steps} "
             "steps, and fewer teach little.",
-            {"pictures": pictures, "batch": batch, "steps": steps},
+            {"seen": views, "pictures": pictures, "batch": batch, "steps": steps},
         )
     if allowed < usual:
-        return max(allowed, FEWEST_VIEWS), Advice(
-            "",
+        views = max(allowed, FEWEST_VIEWS)
+        return views, Message(
             "Each picture is seen {seen:.0f} times: with {pictures} pictures more would take over {most} steps.",
-            {"pictures": pictures, "most": MOST_STEPS},
+            {"seen": views, "pictures": pictures, "most": MOST_STEPS},
         )
-    return usual, Advice("", "Each picture is seen {seen:.0f} times; 50 to 150 is usual.")
+    return usual, Message("Each picture is seen {seen:.0f} times; 50 to 150 is usual.", {"seen": usual})
 
 
 def _steps_to_learn(config: TrainConfig) -> int:
@@ -122,21 +123,21 @@ def _steps_to_learn(config: TrainConfig) -> int:
     return min(STEPS, max(_FEWEST_STEPS, round(STEPS * RATE / rate)))
 
 
-def _by_repeats(views: int, why: Advice) -> list[Proposal]:
+def _by_repeats(views: int, why: Message) -> list[Proposal]:
     repeats = math.ceil(views / EPOCHS)
     return [
         Proposal(repeats, _about("data.repeats", why, repeats * EPOCHS)),
-        Proposal(EPOCHS, Advice("training.epochs", "The usual start: enough files to choose the best from.")),
+        Proposal(EPOCHS, Message("The usual start: enough files to choose the best from.", field="training.epochs")),
     ]
 
 
-def _by_epochs(views: int, why: Advice, repeats: float) -> list[Proposal]:
+def _by_epochs(views: int, why: Message, repeats: float) -> list[Proposal]:
     epochs = max(1, round(views / repeats))
     return [Proposal(epochs, _about("training.epochs", why, repeats * epochs))]
 
 
-def _about(path: str, why: Advice, seen: float) -> Advice:
-    return replace(why, path=path, values={**why.values, "seen": seen})
+def _about(path: str, why: Message, seen: float) -> Message:
+    return replace(why, field=path, values={**why.values, "seen": seen})
 
 
 def _has_own_repeats(item: Item, data: DataConfig) -> bool:
@@ -148,14 +149,16 @@ def _has_own_repeats(item: Item, data: DataConfig) -> bool:
 def _steps(config: TrainConfig) -> list[Proposal]:
     if not config.training.steps:
         return []
-    return [Proposal(0, Advice("training.steps", "A number of steps would end the run before its epochs."))]
+    return [Proposal(0, Message("A number of steps would end the run before its epochs.", field="training.steps"))]
 
 
 def _resolution(data: DataConfig, native: int) -> list[Proposal]:
     if 0.75 * native <= data.resolution <= 1.5 * native:
         return []
     return [
-        Proposal(native, Advice("data.resolution", "The checkpoint was trained at {native} px.", {"native": native}))
+        Proposal(
+            native, Message("The checkpoint was trained at {native} px.", {"native": native}, field="data.resolution")
+        )
     ]
 
 
@@ -165,14 +168,16 @@ def _held_out_count(pictures: int) -> int:
 
 def _share(config: TrainConfig, pictures: int, count: int) -> Proposal:
     if not count:
-        reason = Advice(
-            "validation.share", "With {pictures} pictures each one is needed for learning.", {"pictures": pictures}
+        reason = Message(
+            "With {pictures} pictures each one is needed for learning.",
+            {"pictures": pictures},
+            field="validation.share",
         )
         return Proposal(0.0, reason)
-    reason = Advice(
-        "validation.share",
+    reason = Message(
         "{count} of {pictures} pictures are not trained on; they show when the LoRA learns the others by heart.",
         {"count": count, "pictures": pictures},
+        field="validation.share",
     )
     now = config.validation.share
     return Proposal(now if now and round(now * pictures) == count else round(count / pictures, 2), reason)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from lora_trainer.config import parsing as lists
 from lora_trainer.core.errors import InputError, LoraTrainError
-from lora_trainer.core.i18n import filled, translator
+from lora_trainer.core.i18n import translator
+from lora_trainer.core.messages import Message
 from lora_trainer.hosts.a1111 import settings as host
 from lora_trainer.hosts.base import DrawRequest
 from lora_trainer.jobs.service import Jobs
@@ -82,7 +83,7 @@ def _shown(p: Any, document: dict[str, Any]) -> Processed:
     images = [_open(path) for path in (*document["sheets"], *cells)]
     texts = [str(image.info.get("parameters", "")) for image in images]
     for sentence in (document.get("verdict") or {}).get("sentences", []):
-        p.comment(filled(sentence, translator(host.language())))
+        p.comment(Message.from_dict(sentence).text(translator(host.language())))
     first = len(document["sheets"])
     seed = document["seeds"][0]
     return Processed(p, images, seed, texts[0] if texts else "", infotexts=texts, index_of_first_image=first)

@@ -39,7 +39,7 @@ def client(jobs: Jobs) -> Iterator[TestClient]:
 def test_a_run_through_rest(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
     answer = client.post("runs", json=document(tmp_path))
     assert (answer.status_code, answer.json()) == (200, {"name": "zorp", "state": "queued"})
-    jobs.wait(jobs.runs.get("zorp"), 120)
+    jobs.wait(jobs.runs.get("zorp"), LIMIT)
     manifest = client.get("runs/zorp").json()
     assert (manifest["state"], manifest["step"], manifest["steps"], manifest["epoch"]) == ("done", 3, 3, 1)
     assert {"path", "epoch", "step", "sha256"} <= manifest["files"][0].keys()
@@ -64,7 +64,7 @@ def test_grid(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
     run_to_end(tmp_path)
     answer = client.post("runs/zorp/grid", json={"weights": [1], "prompts": ["zorp"]})
     assert answer.json()["grid"]["state"] == "queued"
-    jobs.wait(jobs.runs.get("zorp"), 60)
+    jobs.wait(jobs.runs.get("zorp"), LIMIT)
     assert client.get("runs/zorp").json()["grid"]["state"] == "done"
 
 
@@ -108,7 +108,7 @@ def test_file_tools_through_rest(
 ) -> None:
     begun = client.post(f"loras/{verb}", json={**body, "output": "made"}).json()
     assert (begun["kind"], begun["title"], begun["id"]) == (verb, "made", f"{verb}-1")
-    jobs.wait_for(jobs.task(begun["id"]), 60)
+    jobs.wait_for(jobs.task(begun["id"]), LIMIT)
     over = client.get(f"loras/work/{begun['id']}").json()
     assert (over["state"], over["message"]) == ("done", "")
     assert over["result"]["path"] == str(loras / "made.safetensors")
@@ -260,7 +260,7 @@ def test_no_field_reaches_another_computer(
 
 def test_a_misspelt_key_is_refused_by_every_route(client: TestClient, jobs: Jobs, tmp_path: Path) -> None:
     client.post("runs", json=document(tmp_path))
-    jobs.wait(jobs.runs.get("zorp"), 120)
+    jobs.wait(jobs.runs.get("zorp"), LIMIT)
     posts = [route.path for route in client.app.routes if "POST" in getattr(route, "methods", ())]  # type: ignore[attr-defined]
     assert len(posts) >= 19
     for path in posts:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks.gpu.notes import Notes
@@ -46,6 +45,8 @@ def hangs(setting: Setting, notes: Notes) -> None:
     """With a process of its own, which must end with it."""
     works(setting, notes)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path(setting.folder, "child").write_text(str(child.pid))
     notes.part("two", lambda: {"says": "begun"})
-    time.sleep(600)
+    written = Path(setting.folder, "child.new")
+    written.write_text(str(child.pid))
+    written.rename(Path(setting.folder, "child"))  # last, and whole: then it may be ended
+    child.wait()

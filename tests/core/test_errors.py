@@ -14,7 +14,7 @@ KINDS = [LoraTrainError, InputError, NotFound, RunError, CheckpointChanged, Pict
 def test_sentence_is_the_filled_template() -> None:
     error = InputError("{path} has {count} problems.", field="data.folder", path="a.png", count=2)
     assert str(error) == "a.png has 2 problems."
-    assert (error.template, error.field) == ("{path} has {count} problems.", "data.folder")
+    assert (error.message.template, error.field) == ("{path} has {count} problems.", "data.folder")
 
 
 @pytest.mark.parametrize("value", ["{count}", "{", "}{0}"])
@@ -30,7 +30,12 @@ def test_template_without_values_is_taken_literally() -> None:
 @pytest.mark.parametrize("copied", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))], ids=["copy", "pickle"])
 def test_errors_survive_copying(kind: type[LoraTrainError], copied) -> None:
     error = copied(kind("{a} failed.", field="network.rank", a="x"))
-    assert (type(error), str(error), error.field, error.values) == (kind, "x failed.", "network.rank", {"a": "x"})
+    assert (type(error), str(error), error.field, error.message.values) == (
+        kind,
+        "x failed.",
+        "network.rank",
+        {"a": "x"},
+    )
 
 
 def test_several_errors_are_one_sentence_after_the_other_and_survive_copying() -> None:

@@ -16,8 +16,9 @@ import pytest
 from lora_trainer.config.schema import field_error
 from lora_trainer.config.train import options
 from lora_trainer.core import i18n
-from lora_trainer.core.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain
-from lora_trainer.core.i18n import CATALOGUES, OWN_WORDS, catalogue, error_sentence, message_sentence, translator
+from lora_trainer.core.errors import ConfigErrors, InputError, LoraTrainError, RunError, explain, explained
+from lora_trainer.core.i18n import CATALOGUES, catalogue, translator
+from lora_trainer.core.messages import OWN_WORDS, Message
 from lora_trainer.dataset.images import PictureError
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.hosts.standalone.host import StandaloneHost
@@ -26,7 +27,7 @@ from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.contents import KINDS as FILES
 from lora_trainer.model.contents import STARTS
 from lora_trainer.runs.run import STATES
-from lora_trainer.training.advice import Advice, Calculation
+from lora_trainer.training.advice import Calculation
 from lora_trainer.ui import standalone
 from lora_trainer.ui.html import run as views
 from lora_trainer.ui.tab import Tab
@@ -87,15 +88,15 @@ def test_unreadable_catalogue_leaves_english_and_a_warning(
 
 def test_values_of_a_person_are_not_translated() -> None:
     error = field_error("a number", "expected {wanted}, not {value}.", wanted="a number", value="a number")
-    assert error_sentence(error, translator("zh")) == "a number：应为数字，不能是 a number。"
+    assert error.text(translator("zh")) == "a number：应为数字，不能是 a number。"
     kept = json.loads(json.dumps(explain(error)))
-    assert message_sentence(kept, translator("zh")) == "a number：应为数字，不能是 a number。"
+    assert explained(kept).text(translator("zh")) == "a number：应为数字，不能是 a number。"
 
 
 def test_errors_speak_the_language() -> None:
     both = ConfigErrors([InputError("Rank {rank} is high.", rank=64), InputError("The grid was stopped.")])
-    assert error_sentence(both, translator("zh")) == "秩 64 偏高。 网格已停止。"
-    assert error_sentence(both, translator("en")) == str(both)
+    assert both.text(translator("zh")) == "秩 64 偏高。 网格已停止。"
+    assert both.text(translator("en")) == str(both)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +111,12 @@ def test_errors_speak_the_language() -> None:
 def test_message_kept_in_a_manifest_speaks_the_language(error: LoraTrainError, sentence: str) -> None:
     kept = json.loads(json.dumps(explain(error)))
     assert kept["message"] == str(error)
-    assert message_sentence(kept, translator("zh")) == sentence
+    assert explained(kept).text(translator("zh")) == sentence
 
 
 @pytest.mark.parametrize("manifest", [{}, {"message": None}, {"message": "", "error": None}])
 def test_manifest_without_a_message_says_nothing(manifest: dict[str, object]) -> None:
-    assert message_sentence(manifest, translator("zh")) == ""
+    assert explained(manifest).text(translator("zh")) == ""
 
 
 # ------------------------------------------------------------------ the shipped catalogue
@@ -140,9 +141,7 @@ TRANSLATING = {
     "_step": 1,
     "_panel": 0,
     "answered": 1,
-    "Advice": 1,
-    "Notice": 0,
-    "Remark": 0,
+    "Message": 0,
     "remark": 0,
 }
 """Calls that put an argument into the person's language, and which one."""
@@ -418,7 +417,7 @@ def test_views_hand_over_nothing_that_is_not_collected(tmp_path: Path) -> None:
     views.files_table(MANIFEST, "zorp", record)
     views.grid_status({"state": "running", "done": 1, "of": 2, "phase": "losses", "seconds_left": 5}, record)
     views.grid_status({"state": "queued", "done": 0, "of": 2}, record)
-    views.advice_list([Advice("network.rank", "There is no preset named {name}.", {"name": 1})], None, record)
+    views.advice_list([Message("There is no preset named {name}.", {"name": 1}, field="network.rank")], None, record)
     views.advice_list([], Calculation(1, 1, 1, 1, 1, 1), record)
     problem = PictureError("{path} has more than {limit} megapixels; make it smaller.", path="a.png", limit=100)
     views.dataset_report(Dataset(tmp_path, [], [problem], [tmp_path], [tmp_path]), record)

@@ -124,6 +124,7 @@ def test_a_long_wait_is_told_once_at_its_begin_and_end_and_a_short_one_is_not(mo
             pass
 
     ask()
+    monkeypatch.setattr(fair_lock, "WAIT_SHOWN", LIMIT)
     with lock.turn(quiet):
         short = start(ask)
         until(lambda: lock.wanted)

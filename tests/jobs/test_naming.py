@@ -62,7 +62,7 @@ def test_other_files_have_not(jobs: Jobs, there: str) -> None:
 
 
 def test_two_runs_whose_names_differ_in_capitals(jobs: Jobs, tmp_path: Path) -> None:
-    jobs.wait(jobs.submit(config(tmp_path)), 120)
+    jobs.wait(jobs.submit(config(tmp_path)), LIMIT)
     with pytest.raises(InputError, match=r"“ZORP” exists already.*ZORP-2"):
         jobs.submit(config(tmp_path, name="ZORP"))
 
@@ -84,7 +84,7 @@ def test_paths_that_are_too_long_are_told_when_it_is_submitted(
     monkeypatch.setattr(naming, "longest_path", lambda: 259)
     with pytest.raises(InputError, match=r"would be \d+ characters longer than this system takes") as caught:
         jobs.check(asked)
-    over = caught.value.values["count"]
+    over = caught.value.message.values["count"]
     assert isinstance(over, int)
     assert caught.value.field == "name"
     monkeypatch.setattr(naming, "longest_path", lambda: 259 + over)
@@ -96,7 +96,7 @@ def test_paths_that_are_too_long_are_told_when_it_is_submitted(
 def test_no_path_of_a_run_is_longer_than_was_reckoned(jobs: Jobs, tmp_path: Path) -> None:
     run = jobs.submit(config(tmp_path, samples__prompts=["zorp"], samples__width=64, samples__height=64))
     jobs.wait(run, LIMIT)
-    jobs.wait(jobs.grid("zorp", weights=[1.0], prompts=["zorp"]), 120)
+    jobs.wait(jobs.grid("zorp", weights=[1.0], prompts=["zorp"]), LIMIT)
     assert run.state == "done", run.manifest["message"]
     unfinished = len(".0123456789-0123456789-01234567.unfinished")
     for path in run.folder.rglob("*"):

@@ -347,7 +347,7 @@ def test_two_buttons_pressed_at_once_resume_a_run_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert (len(added), answers.count("zorp"), answers.count("refused")) == (1, 1, 5)
-    assert jobs.wait(jobs.runs.get("zorp"), 60)
+    assert jobs.wait(jobs.runs.get("zorp"), LIMIT)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the lock of another kind of system")

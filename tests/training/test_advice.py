@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from lora_trainer.config.train import require_warmup
 from lora_trainer.core.errors import InputError
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.listing import Remark
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
-from lora_trainer.training.advice import Advice, advise, calculate, idle
+from lora_trainer.training.advice import advise, calculate, idle
 from tests.helpers import config, data, item
 
 SOUND = {"data__trigger": "sks_", "training__epochs": 100}
@@ -23,8 +24,8 @@ def dataset(count: int = 20, uncaptioned: int = 0, **values: Any) -> Dataset:
     return Dataset(Path("pictures"), items, uncaptioned=[i.path for i in items[:uncaptioned]])
 
 
-def about(path: str, found: list[Advice]) -> list[str]:
-    return [a.template.format(**a.values) for a in found if a.path == path]
+def about(path: str, found: list[Message]) -> list[str]:
+    return [str(a) for a in found if a.field == path]
 
 
 def test_sound_settings_are_not_criticised() -> None:
@@ -82,7 +83,7 @@ def test_rates_are_held_against_what_is_usual(
 ) -> None:
     rates = {"training__optimizer": optimizer, "training__unet_lr": unet, "training__text_lr": text}
     found = advise(config(training__accumulate=batch, **rates, **SOUND))
-    assert {a.path for a in found} == high
+    assert {a.field for a in found} == high
 
 
 @pytest.mark.parametrize(
@@ -288,11 +289,11 @@ def test_a_warmup_that_is_not_done_is_said(values: dict[str, Any], words: str) -
 )
 def test_settings_that_nothing_uses_are_named(values: dict[str, Any], paths: list[str]) -> None:
     found = list(idle(config(**values)))
-    assert [a.path for a in found] == paths
+    assert [a.field for a in found] == paths
     assert all(a in advise(config(**values)) for a in found)
 
 
 def test_remarks_on_the_folder_are_advice_too() -> None:
     known = dataset()
-    known.remarks.append(Remark("Files that are not used ({count}): {names}.", {"count": 1, "names": "a.mp4"}))
+    known.remarks.append(Remark(Message("Files that are not used ({count}): {names}.", {"count": 1, "names": "a.mp4"})))
     assert about("data.folder", advise(config(**SOUND), known)) == ["Files that are not used (1): a.mp4."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.hosts.standalone.checkpoint import Checkpoint
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.session import StandaloneSession
+from lora_trainer.model.text import TextEncoder
 from lora_trainer.network.lora_file import describe
 from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
@@ -209,10 +210,21 @@ def test_stop_keeps_what_was_learned_and_discard_does_not(tmp_path: Path) -> Non
         assert (run.state, names(run)) == ("stopped", files)
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recomputed: list[int] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        recomputed.append(1)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", noted)
     plain = run_to_end(tmp_path / "a", save__precision="fp32")
+    assert not recomputed
     saved = run_to_end(tmp_path / "b", save__precision="fp32", training__checkpointing=True)
+    assert recomputed
     one, other = (load_file(run.manifest["files"][-1]["path"]) for run in (plain, saved))
+    assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-6)
 
@@ -268,6 +280,7 @@ def test_continuing_begins_with_the_files_weights(tmp_path: Path) -> None:
     path = first.manifest["files"][-1]["path"]
     second = run_to_end(tmp_path / "b", network__continue_from=path, training__unet_lr=1e-12, save__precision="fp32")
     one, other = load_file(path), load_file(second.manifest["files"][-1]["path"])
+    assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-8)
 
@@ -405,9 +418,22 @@ def test_latents_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert encoded == []
 
 
-def test_shuffled_captions_of_a_frozen_encoder_are_encoded_in_advance(tmp_path: Path) -> None:
-    run = run_to_end(tmp_path, data__caption_variants=3, data__caption_dropout=0.5)
-    assert run.state == "done"
+def test_each_shuffled_caption_of_a_frozen_encoder_is_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = TextEncoder.__call__
+
+    def noted(self: TextEncoder, captions: Sequence[str]) -> Any:
+        if len(captions) == 1:  # for a picture, its prompt is encoded together with what it shall not show
+            encoded.extend(captions)
+        return encode(self, captions)
+
+    monkeypatch.setattr(TextEncoder, "__call__", noted)
+    run_to_end(tmp_path, data__shuffle=True, data__caption_variants=3, data__caption_dropout=0.5, training__steps=12)
+    assert len(encoded) == len(set(encoded))
+    assert "" in encoded  # left out
+    assert len(encoded) > 1 + 5  # several orders of the tags of five pictures
 
 
 @pytest.mark.parametrize(("loaded", "kept"), [(4, ["00000003", "00000004"]), (3, ["00000002", "00000003", "00000004"])])

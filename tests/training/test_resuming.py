@@ -109,7 +109,7 @@ def test_what_changes_nothing_of_what_is_learned_is_used(tmp_path: Path, way: st
     assert [entry["step"] for entry in run.manifest["files"]] == [2, 3, 4]  # step 2 is due again
     assert {entry["step"] for entry in run.manifest["samples"]} >= {3, 4}
     whole = make_jobs(tmp_path / "whole")
-    assert whole.wait(other := whole.submit(settings), 120)
+    assert whole.wait(other := whole.submit(settings), LIMIT)
     assert weights(run) == weights(other)
 
 

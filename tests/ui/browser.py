@@ -12,6 +12,8 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as TooLate
 
+from tests.helpers import LIMIT
+
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-quic"),
@@ -40,7 +42,7 @@ def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = F
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(LIMIT * 1000)
         page.goto(f"{url}/?__theme={'dark' if dark else 'light'}", wait_until="domcontentloaded")
         page.wait_for_selector("#lora_train", state="attached")
         page.wait_for_function(READY)

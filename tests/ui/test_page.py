@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui import standalone
-from tests.helpers import draw_pictures
+from tests.helpers import LIMIT, draw_pictures
 from tests.runs_helpers import document, make_jobs, run_to_end
 from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, fill, open_page, part
 
@@ -21,7 +21,7 @@ if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
     pytest.skip(NO_BROWSER, allow_module_level=True)
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=LIMIT * 1000)
 
 
 @pytest.fixture(scope="module")

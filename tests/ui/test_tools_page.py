@@ -22,6 +22,7 @@ from lora_trainer.ui.panels.follow import Follower
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
 from lora_trainer.ui.widgets.refresh import together
+from tests.helpers import LIMIT
 from tests.network.plain import randomise
 from tests.runs_helpers import make_jobs
 from tests.ui.browser import NO_BROWSER, choose, chromium, open_page, part
@@ -30,7 +31,7 @@ if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
     pytest.skip(NO_BROWSER, allow_module_level=True)
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=LIMIT * 1000)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ class A1111Session:
                 self._sd_model = loaded_model()
                 require_trainable(self._sd_model)
             except InputError as error:
-                raise CheckpointChanged(error.template) from error
+                raise CheckpointChanged.of(error.message) from error
             self._identity = _identity(self._sd_model)
             flags.hold(self._sd_model)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from modules import extensions, paths, shared
 
 from lora_trainer.core.errors import LoraTrainError
-from lora_trainer.core.i18n import error_sentence, translator
+from lora_trainer.core.i18n import translator
 from lora_trainer.model.block_lists import SD, SDXL, Architecture
 from lora_trainer.network.blocks.presets import OWN_ELEMENTS, OWN_LISTS, Presets, load_presets
 
@@ -26,7 +26,7 @@ def language() -> str:
 
 def sentence(error: LoraTrainError) -> str:
     """An error's sentence in the person's language."""
-    return error_sentence(error, translator(language()))
+    return error.text(translator(language()))
 
 
 def architecture() -> Architecture | None:

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.core.randomness import python_rng
 from lora_trainer.network.blocks.lora_tag import DRIVE, TAG, LoraTag, parse_tag
 from lora_trainer.network.blocks.weights import parse_number
 
 if TYPE_CHECKING:
-    from lora_trainer.core.messages import Notice
+    from lora_trainer.core.messages import Message
 
 SUM_ADVISED = 1.2
 """The guides: weights of several LoRAs together should not be more."""
@@ -44,7 +44,7 @@ class Stack:
         """The sum of the weights' sizes."""
         return math.fsum(abs(weight) for weight in self.weights.values())
 
-    def notices(self) -> tuple[Notice, ...]:
+    def notices(self) -> tuple[Message, ...]:
         """The guides' warning when the weights sum up to more than 1.2."""
         return sum_notices(list(self.weights.values()))
 
@@ -217,13 +217,13 @@ def _weighted(tag: LoraTag, weight: float) -> LoraTag:
     return replace(tag, te=round(tag.te * factor, 3), unet=round(tag.unet * factor, 3))
 
 
-def sum_notices(weights: Sequence[float]) -> tuple[Notice, ...]:
+def sum_notices(weights: Sequence[float]) -> tuple[Message, ...]:
     """The guides' warning when weights of several LoRAs sum up to more than 1.2."""
     total = sum(abs(weight) for weight in weights)
     if len(weights) < 2 or total <= SUM_ADVISED + 1e-9:
         return ()
     return (
-        Notice(
+        Message(
             "The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",
             {"total": round(total, 6), "most": SUM_ADVISED},
         ),

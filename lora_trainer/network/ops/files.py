@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.core import files
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.blocks.lora_tag import LoraTag
 from lora_trainer.network.blocks.presets import Presets
@@ -45,7 +45,7 @@ class Made:
     path: Path
     sha256: str
     facts: Mapping[str, Any]
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[Message, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with the notices as English sentences."""
@@ -163,12 +163,12 @@ def _base(checkpoint: Path | None) -> Iterator[Base | None]:
         yield weights
 
 
-def _unlisted(blocks: BlockWeights, keys: Mapping[str, Any]) -> tuple[Notice, ...]:
+def _unlisted(blocks: BlockWeights, keys: Mapping[str, Any]) -> tuple[Message, ...]:
     modules = len(blocks.unlisted(keys))
     if not modules:
         return ()
     return (
-        Notice(
+        Message(
             "A list of {values} values leaves {modules} convolution modules of this LoRA at 0; use the longer list to "
             "keep them.",
             {"values": len(blocks.blocks), "modules": modules},

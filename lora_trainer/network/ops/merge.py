@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.model.block_lists import Architecture
 from lora_trainer.network import lowrank
 from lora_trainer.network.blocks.block_map import architecture_of, ldm_name
@@ -62,7 +62,7 @@ class Merged:
 
     modules: dict[str, dict[str, torch.Tensor]]
     error: float
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[Message, ...] = ()
     embeddings: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.network import lowrank
 from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
 from lora_trainer.network.ops.merge import ErrorSum, Merged, Progress
@@ -118,9 +118,9 @@ def resize(
     return resized if smaller else replace(resized, notices=_nothing_left_out(max(resized.ranks)))
 
 
-def _nothing_left_out(rank: int) -> tuple[Notice, ...]:
+def _nothing_left_out(rank: int) -> tuple[Message, ...]:
     return (
-        Notice(
+        Message(
             "The LoRA has rank {rank} already: nothing was left out, and its effect stays the same.", {"rank": rank}
         ),
     )

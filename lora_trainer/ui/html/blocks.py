@@ -12,7 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from lora_trainer.core.i18n import Translate, filled, message_sentence
+from lora_trainer.core.errors import explained
+from lora_trainer.core.i18n import Translate
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.jobs.blocks import Cost
 from lora_trainer.ui.html.common import duration, notice, progress_bar
@@ -63,7 +65,7 @@ def _heat_row(
     label = _label(row, t)
     marked = markup(' class="lt-chosen"') if chosen else ""
     if row["problem"]:
-        sentence = filled(row["problem"], t)
+        sentence = Message.from_dict(row["problem"]).text(t)
         return markup(
             '<tr{marked}><th scope="row">{label}</th><td colspan="{value}">{sentence}</td></tr>',
             marked=marked,
@@ -212,7 +214,12 @@ def tuning_report(document: Mapping[str, Any], translate: Translate) -> Markup:
     t = translate
     first, *others = document["sentences"]
     kind = "good" if document["recommended"] != "none" else "info"
-    return notice(filled(first, t), kind) + _sentences(others, t) + _compared(document, t) + _weights(document, t)
+    return (
+        notice(Message.from_dict(first).text(t), kind)
+        + _sentences(others, t)
+        + _compared(document, t)
+        + _weights(document, t)
+    )
 
 
 def _compared(document: Mapping[str, Any], t: Translate) -> Markup:
@@ -296,7 +303,7 @@ def _use(prompt: str, t: Translate) -> Markup:
 
 # ------------------------------------------------------------------ both
 def _sentences(notes: Sequence[Mapping[str, Any]], t: Translate) -> Markup:
-    lines = joined(markup("<li>{filled}</li>", filled=filled(note, t)) for note in notes)
+    lines = joined(markup("<li>{sentence}</li>", sentence=Message.from_dict(note).text(t)) for note in notes)
     return markup('<ul class="lt-notice">{lines}</ul>', lines=lines) if lines else EMPTY
 
 
@@ -318,7 +325,7 @@ def blocks_status(progress: Mapping[str, Any], translate: Translate) -> Markup:
             says = t("Learning the weights of {file}: {done} of {of}.", file=progress["file"], done=done, of=of)
         return _progress(says, done / of if of else 0.0, progress.get("seconds_left"), t)
     if state in ("failed", "stopped"):
-        return notice(message_sentence(dict(progress), t), "error" if state == "failed" else "info")
+        return notice(explained(progress).text(t), "error" if state == "failed" else "info")
     return EMPTY
 
 

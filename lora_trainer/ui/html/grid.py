@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lora_trainer.core.i18n import Translate, filled
+from lora_trainer.core.i18n import Translate
+from lora_trainer.core.messages import Message
 from lora_trainer.core.plain_json import json_text
 from lora_trainer.hosts.base import LoraUse
 from lora_trainer.ui.html import common, infotext
@@ -229,7 +230,7 @@ def verdict(document: Mapping[str, Any], folder: Path, translate: Translate) -> 
 
 
 def _sentence(said: Mapping[str, Any], t: Translate) -> str:
-    return filled(said, t)
+    return Message.from_dict(said).text(t)
 
 
 def _verdict_title(state: str, t: Translate) -> str:

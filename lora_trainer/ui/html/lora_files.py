@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.core.errors import LoraTrainError
-from lora_trainer.core.i18n import Translate, error_sentence
+from lora_trainer.core.i18n import Translate
 from lora_trainer.core.plain_json import json_text
 from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.ui.html import infotext
@@ -168,14 +168,14 @@ def _task_card(task: BackgroundTask, t: Translate) -> Markup:
 def _said(error: LoraTrainError | None, t: Translate) -> Markup:
     if error is None:
         return EMPTY
-    return notice(error_sentence(error, t), "error")
+    return notice(error.text(t), "error")
 
 
 def _made(made: Any, t: Translate) -> Markup:
     """A new file: what came out, and its prompt."""
     facts = [(_fact(key, made.facts[key]), t(FACTS[key])) for key in FACTS if _says_something(key, made.facts.get(key))]
     shown = joined(markup("<span><b>{value}</b> {name}</span>", value=value, name=name) for value, name in facts)
-    remarks = joined(notice(t(each.template, **each.values), "warning") for each in made.notices)
+    remarks = joined(notice(each.text(t), "warning") for each in made.notices)
     prompt = f"<lora:{made.path.stem}:1>"
     return markup(
         '<div class="lt-steps">{shown}</div>{remarks}<div><code>{prompt}</code> {use_button}<br>'
@@ -253,7 +253,7 @@ def stack_report(stack: Stack, translate: Translate) -> Markup:
         heads=heads,
         rows=rows,
     )
-    remarks: str = joined(notice(t(each.template, **each.values), "warning") for each in stack.notices())
+    remarks: str = joined(notice(each.text(t), "warning") for each in stack.notices())
     if not remarks and len(stack.tags) > 1:
         remarks = notice(t("The weights sum up to {total:g}; that is sound.", total=round(stack.total, 6)), "good")
     return markup(

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config.schema import toml_value
 from lora_trainer.config.train import options
-from lora_trainer.core.i18n import Translate, error_sentence, message_sentence
+from lora_trainer.core.errors import explained
+from lora_trainer.core.i18n import Translate
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.images import PictureError, read_picture
 from lora_trainer.dataset.scan import Dataset, Item
 from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.manifest import DAMAGED
-from lora_trainer.training.advice import Advice, Calculation
+from lora_trainer.training.advice import Calculation
 from lora_trainer.ui.html.common import duration, gigabytes, notice, progress_bar
 from lora_trainer.ui.html.markup import EMPTY, Markup, joined, markup
 from lora_trainer.ui.html.plots import Curve, chart, smooth, thin
@@ -78,13 +80,13 @@ def base_model(health: dict[str, Any], translate: Translate) -> Markup:
     )
 
 
-def advice_list(found: Sequence[Advice], calculation: Calculation | None, translate: Translate) -> Markup:
+def advice_list(found: Sequence[Message], calculation: Calculation | None, translate: Translate) -> Markup:
     """The step calculator's line and the warnings."""
     parts: list[str] = []
     if calculation:
         parts.append(markup('<div class="lt-steps">') + _calculation(calculation, translate) + markup("</div>"))
     if found:
-        lines = joined(markup("<li>{sentence}</li>", sentence=translate(a.template, **a.values)) for a in found)
+        lines = joined(markup("<li>{sentence}</li>", sentence=a.text(translate)) for a in found)
         parts.append(markup('<ul class="lt-notice lt-warning">{lines}</ul>', lines=lines))
     elif calculation:
         parts.append(notice(translate("These settings look sound."), "good"))
@@ -138,7 +140,7 @@ def dataset_report(dataset: Dataset, translate: Translate) -> Markup:
 
 
 def _problems(dataset: Dataset, t: Translate) -> Markup:
-    sentences = [t(remark.template, **remark.values) for remark in dataset.remarks]
+    sentences = [remark.message.text(t) for remark in dataset.remarks]
     if dataset.ignored:
         count = len(dataset.ignored)
         sentences.append(t("{count} pictures lie outside the numbered folders and are not used.", count=count))
@@ -155,7 +157,7 @@ def _problems(dataset: Dataset, t: Translate) -> Markup:
                 option=t("Enlarge small pictures"),
             )
         )
-    broken = [error_sentence(problem, t) for problem in dataset.problems]
+    broken = [problem.text(t) for problem in dataset.problems]
     sentences += broken[:_NAMED_PROBLEMS]
     if len(broken) > _NAMED_PROBLEMS:
         sentences.append(t("… and {count} more.", count=len(broken) - _NAMED_PROBLEMS))
@@ -167,7 +169,7 @@ def _thumbnail(item: Item, t: Translate) -> Markup:
     try:
         image = read_picture(item.path)
     except PictureError as problem:
-        return markup('<figure class="lt-broken" title="{problem}">⚠</figure>', problem=error_sentence(problem, t))
+        return markup('<figure class="lt-broken" title="{problem}">⚠</figure>', problem=problem.text(t))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
@@ -232,7 +234,7 @@ def status_card(
     facts = _facts(manifest, t)
     share = done / of if of else (1.0 if state == "done" else 0.0)
     before = f" · {t('{count} before it', count=waiting)}" if state == "queued" and waiting else ""
-    message = message_sentence(manifest, t)
+    message = explained(manifest).text(t)
     kind = "error" if state == "failed" else "warning"
     badge = markup('<span class="lt-badge lt-{state}">{label}</span>', state=state, label=t(STATE_NAMES[state]))
     return (
@@ -253,7 +255,7 @@ def status_card(
 def _damaged_card(manifest: dict[str, Any], t: Translate) -> Markup:
     badge = markup('<span class="lt-badge lt-failed">{label}</span>', label=t(STATE_NAMES[DAMAGED]))
     head = markup('<div class="lt-head">{badge}<b>{name}</b></div>', badge=badge, name=manifest["name"])
-    return markup('<div class="lt-status">{head}</div>', head=head) + notice(message_sentence(manifest, t), "error")
+    return markup('<div class="lt-status">{head}</div>', head=head) + notice(explained(manifest).text(t), "error")
 
 
 def _phase(manifest: dict[str, Any], t: Translate) -> str:
@@ -393,7 +395,7 @@ def grid_status(grid: dict[str, Any], translate: Translate) -> Markup:
     if not grid:
         return EMPTY
     if grid["state"] in ("failed", "stopped"):
-        return notice(message_sentence(grid, translate), "error" if grid["state"] == "failed" else "info")
+        return notice(explained(grid).text(translate), "error" if grid["state"] == "failed" else "info")
     if grid["state"] == "done":
         return EMPTY
     return _grid_progress(grid, translate)

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer.config import parsing as lists
-from lora_trainer.core.errors import InputError, LoraTrainError
-from lora_trainer.core.i18n import Translate, message_sentence
+from lora_trainer.core.errors import InputError, LoraTrainError, explained
+from lora_trainer.core.i18n import Translate
 from lora_trainer.jobs.blocks import ANALYSIS, TUNING, blocks_folder, known_result, read_result
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.manifest import DAMAGED
@@ -184,7 +184,7 @@ class BlocksPanel:
         from lora_trainer.validation.blocks.norms import heat_map
 
         if run.state == DAMAGED:
-            return common.notice(message_sentence(run.manifest, self._t), "error")
+            return common.notice(explained(run.manifest).text(self._t), "error")
         return block_views.heat_table(heat_map(run.name, run_files(run)), file, self._t)
 
     @staticmethod

@@ -63,7 +63,7 @@ def proposals_table(
 
 
 def _row(title: str, now: Any, proposal: Proposal, t: Translate) -> Markup:
-    why = t(proposal.reason.template, **proposal.reason.values)
+    why = proposal.reason.text(t)
     changed = "" if now == proposal.value else markup(' class="lt-changed"')
     cells = (title, f"{now:g}", f"{proposal.value:g}", why)
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lora_trainer.config.train import options
@@ -55,10 +55,10 @@ def _field_sentence(error: LoraTrainError, fields: Fields, t: Translate) -> tupl
         return f"“{t(known.label)}”" if known else found[0]
 
     shown = fields.get(error.field)
-    template = t(error.template)
+    template = t(error.message.template)
     begins = template.startswith(f"{error.field}:")
     head, rest = (error.field, template[len(error.field) :]) if begins else ("", template)
-    sentence = head + t(_PATH.sub(label, rest), **error.values)
+    sentence = head + replace(error.message, template=_PATH.sub(label, rest)).text(t)
     if shown and sentence.startswith(error.field):
         sentence = t(shown.label) + sentence[len(error.field) :]
     return (shown.widget if shown else ""), sentence

@@ -27,7 +27,7 @@ from PIL import Image
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash, save_picture, write_json, write_text
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.images import read_picture
 from lora_trainer.hosts.base import DrawRequest, LoraUse, Session
 from lora_trainer.model.block_lists import Architecture
@@ -256,7 +256,7 @@ class _Report:
             "all_leak": self._over(self._other, plan.none, plan.full) if self._other else None,
             "blocks": ranked,
         }
-        document["notes"] = [{"template": n.template, "values": n.values} for n in notes(document)]
+        document["notes"] = [note.to_dict() for note in notes(document)]
         document["sheets"] = [str(path) for path in self._sheets(ranked, gain)]
         table = self._folder / "analysis.csv"
         write_text(table, analysis_csv(document))
@@ -373,14 +373,14 @@ def changed_share(first: Image.Image, second: Image.Image) -> float:
     return float(np.mean(apart(first, second) > THRESHOLD))
 
 
-def notes(document: dict[str, Any]) -> list[Notice]:
+def notes(document: dict[str, Any]) -> list[Message]:
     """What the numbers say in words."""
     blocks = document["blocks"]
     effects = {entry["block"]: entry["effect"] for entry in blocks}
     if not any(effects.values()):
-        return [Notice("The LoRA does not change these pictures; check its weight and the prompts.")]
+        return [Message("The LoRA does not change these pictures; check its weight and the prompts.")]
     found = [
-        Notice(
+        Message(
             "Most of what the LoRA does comes from {blocks}.",
             {"blocks": ", ".join(_most(effects))},
         )
@@ -388,30 +388,30 @@ def notes(document: dict[str, Any]) -> list[Notice]:
     idle = [b["block"] for b in blocks if _is_idle(b["only"]) and _is_idle(b["without"])]
     if idle:
         found.append(
-            Notice(
+            Message(
                 "Next to nothing changes with {blocks}; at 0 nobody would see a difference.",
                 {"blocks": ", ".join(idle)},
             )
         )
     if document["all_leak"] is None:
         found.append(
-            Notice("Add a prompt without the trigger word to see which blocks change pictures that nobody asked for.")
+            Message("Add a prompt without the trigger word to see which blocks change pictures that nobody asked for.")
         )
         return found
     return found + _leak_notes(document)
 
 
-def _leak_notes(document: dict[str, Any]) -> list[Notice]:
+def _leak_notes(document: dict[str, Any]) -> list[Message]:
     """Which blocks change pictures that do not ask for the subject."""
     share = document["all_leak"]["share"]
     if share < _INVISIBLE:
-        return [Notice("Without the trigger word the pictures stay as they were: nothing leaks.")]
+        return [Message("Without the trigger word the pictures stay as they were: nothing leaks.")]
     leaks = {
         entry["block"]: (entry["leak"]["only"]["rms"] + entry["leak"]["without"]["rms"]) / 2
         for entry in document["blocks"]
     }
     found = [
-        Notice(
+        Message(
             "Without the trigger word {share:.0%} of the picture still changes, most of it through {blocks}: these are "
             "the polluting layers; try them at lower weights.",
             {"share": share, "blocks": ", ".join(_most(leaks))},
@@ -421,7 +421,7 @@ def _leak_notes(document: dict[str, Any]) -> list[Notice]:
     worse = [block for block in _most(leaks) if leaks[block] > effects[block]]
     if worse:
         found.append(
-            Notice(
+            Message(
                 "Without the trigger word {blocks} change more than with it: lower these first.",
                 {"blocks": ", ".join(worse)},
             )
@@ -429,7 +429,7 @@ def _leak_notes(document: dict[str, Any]) -> list[Notice]:
     both = [block for block in _most(leaks) if block in _most(effects) and block not in worse]
     if both:
         found.append(
-            Notice(
+            Message(
                 "Both come from {blocks}, what the LoRA is for and what nobody asked for: a lower weight there "
                 "costs likeness, too; lower a little and compare.",
                 {"blocks": ", ".join(both)},

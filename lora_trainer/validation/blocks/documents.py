@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from lora_trainer.core.documents import Count, Damaged, PathText, Sentence, read_document
+from lora_trainer.core.documents import Count, Damaged, PathText, read_document
+from lora_trainer.core.messages import Sentence
 
 
 # ------------------------------------------------------------------ what blocks do, by pictures

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.core.errors import InputError, LoraTrainError
+from lora_trainer.core.messages import Message
 from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
@@ -31,8 +32,8 @@ def heat_map(name: str, files: Sequence[LoraFile]) -> dict[str, Any]:
         try:
             found.append((file, _strength_of(file.path), None))
         except LoraTrainError as error:
-            values = {key: str(value) for key, value in error.values.items()}
-            found.append((file, None, {"template": error.template, "values": values}))
+            values = {key: str(value) for key, value in error.message.values.items()}
+            found.append((file, None, Message(error.message.template, values).to_dict()))
     known = [strength for _, strength, _ in found if strength]
     blocks = [block for block in ORDER if any(block in strength.blocks for strength in known)]
     return {

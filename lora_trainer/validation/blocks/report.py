@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash, write_json
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.hosts.base import LoraUse, Session
 from lora_trainer.model.block_lists import TEXT_BLOCKS, Architecture
 from lora_trainer.network.blocks.block_map import architecture_of
@@ -75,7 +75,7 @@ def tune(
         document = _document(tuner, file, pictures, weight, presets or shipped_presets(), progress)
     finally:
         tuner.close()
-    document["sentences"] = [{"template": n.template, "values": n.values} for n in verdict(document)]
+    document["sentences"] = [sentence.to_dict() for sentence in verdict(document)]
     if output is not None:
         write_json(output, document)
     return document
@@ -191,21 +191,21 @@ def recommended(gains: Mapping[str, Gain]) -> str:
     return "none"
 
 
-def verdict(document: Mapping[str, Any]) -> list[Notice]:
+def verdict(document: Mapping[str, Any]) -> list[Message]:
     """What the numbers say in words, the recommendation first."""
     tuned, pictures = document["tuned"], document["pictures"]
     values = {"gain": tuned["relative"], "error": tuned["error"] / tuned["before"]}
     said = [_advice(document), _judged(tuned["state"], values)]
     if pictures["kind"] == TRAINING:
         said.append(
-            Notice(
+            Message(
                 "These are the pictures that the LoRA was trained on, so what was learned by heart counts as good; "
                 "keep pictures aside (validation.share) to find out what generalises."
             )
         )
     if pictures["count"] < _FEW:
         said.append(
-            Notice(
+            Message(
                 "Only {count} pictures were there to fit and to test on; the figures are rough.",
                 {"count": pictures["count"]},
             )
@@ -213,35 +213,37 @@ def verdict(document: Mapping[str, Any]) -> list[Notice]:
     return said
 
 
-def _judged(state: str, values: dict[str, Any]) -> Notice:
+def _judged(state: str, values: dict[str, Any]) -> Message:
     if state == "no":
-        return Notice(
+        return Message(
             "Learned block weights do not help here: on pictures that they were not fitted to, the loss becomes lower "
             "by {gain:.2%} ± {error:.2%}.",
             values,
         )
     if state == "maybe":
-        return Notice(
+        return Message(
             "Learned block weights may help: on pictures that they were not fitted to, the loss becomes lower by "
             "{gain:.2%} ± {error:.2%}, which may be chance.",
             values,
         )
-    return Notice(
+    return Message(
         "Learned block weights help: on pictures that they were not fitted to, the loss becomes lower by {gain:.2%} ± "
         "{error:.2%}.",
         values,
     )
 
 
-def _advice(document: Mapping[str, Any]) -> Notice:
+def _advice(document: Mapping[str, Any]) -> Message:
     choice = document["recommended"]
     if choice == "tuned":
-        return Notice("Use the learned block weights: {prompt}", {"prompt": document["prompt"]})
+        return Message("Use the learned block weights: {prompt}", {"prompt": document["prompt"]})
     if choice == "preset":
-        return Notice("Use the preset {preset}: nothing else does better.", {"preset": document["preset"]["name"]})
+        return Message("Use the preset {preset}: nothing else does better.", {"preset": document["preset"]["name"]})
     if choice == "single":
-        return Notice(
+        return Message(
             "Leave the blocks alone and use the LoRA at the weight {weight:g}: block weights do not do better.",
             {"weight": round(document["weight"] * float(document["single"]["name"]), 4)},
         )
-    return Notice("Leave the block weights alone: nothing that was tried does better on pictures it was not chosen on.")
+    return Message(
+        "Leave the block weights alone: nothing that was tried does better on pictures it was not chosen on."
+    )

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast
 
-from lora_trainer.core.documents import Count, Damaged, PathText, Sentence, read_document
-from lora_trainer.core.errors import InputError, NotFound, explain
+from lora_trainer.core.documents import Count, Damaged, PathText, read_document
+from lora_trainer.core.errors import InputError, NotFound
 from lora_trainer.core.files import patiently, write_error
+from lora_trainer.core.messages import Sentence
 from lora_trainer.core.plain_json import plain
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.grid.cells import Drawn
@@ -271,7 +272,7 @@ def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
             for column, weight in dict.fromkeys(place[:2] for place in plan.places())
         ],
         "verdict": None,
-        "problems": [explain(error)["error"] for error in drawn.problems.values()],
+        "problems": [error.message.to_dict() for error in drawn.problems.values()],
         "sheets": [],
         "csv": None,
     }

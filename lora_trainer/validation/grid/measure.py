@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.train import TrainConfig
-from lora_trainer.core.errors import InputError, explain
+from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import write_json
 from lora_trainer.core.paths import expand
 from lora_trainer.hosts.base import Host, Session
@@ -65,7 +65,7 @@ def measure_grid(
         add_losses(document, losses)
         document["problems"] += document["measured"]["problems"]
     except InputError as error:  # the data set is gone; the pictures can still be compared
-        document["problems"].append(explain(error)["error"])
+        document["problems"].append(error.message.to_dict())
     add_picture_numbers(
         document,
         _pictures(config),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.validation.metrics.paired import Difference, paired
 from lora_trainer.validation.metrics.pictures import PICTURE_NUMBERS
 
@@ -76,7 +76,7 @@ class Finding:
     cell: Cell
     state: str
     turn: int | None = None
-    notices: Sequence[Notice] = ()
+    notices: Sequence[Message] = ()
 
 
 def judge(document: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def judge(document: dict[str, Any]) -> dict[str, Any]:
     if shown and not cells:
         return _entry(document, Finding(base, "useless"), [_all_broken()])
     if not cells:
-        return _entry(document, Finding(base, "unknown"), [Notice("There is no LoRA file in this grid.")])
+        return _entry(document, Finding(base, "unknown"), [Message("There is no LoRA file in this grid.")])
     if document.get("measured", {}).get("held_out") and any(cell.losses for cell in cells):
         finding = _by_held_out_losses(cells, base, document)
     elif any(cell.effect for cell in cells):
@@ -107,20 +107,20 @@ def judge(document: dict[str, Any]) -> dict[str, Any]:
     return _entry(document, finding, [recommendation, *finding.notices, *_remarks(finding.cell, base)])
 
 
-def _all_broken() -> Notice:
-    return Notice(
+def _all_broken() -> Message:
+    return Message(
         "With every file the loss is no number (NaN or Inf): the training broke. Train again with a lower learning "
         "rate, in bf16 or fp32."
     )
 
 
-def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Notice]) -> dict[str, Any]:
+def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Message]) -> dict[str, Any]:
     return {
         "state": finding.state,
         "column": finding.cell.column,
         "weight": finding.cell.weight,
         "turn": None if finding.turn is None else document["columns"][finding.turn]["epoch"],
-        "sentences": [{"template": n.template, "values": n.values} for n in notices],
+        "sentences": [notice.to_dict() for notice in notices],
     }
 
 
@@ -216,27 +216,27 @@ def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: dict[str, A
     return Finding(chosen, "over", turn.column, [*notices, *over, *edge])
 
 
-def _gain(chosen: Cell, base: Cell) -> Notice:
+def _gain(chosen: Cell, base: Cell) -> Message:
     values = {"count": len(chosen.losses), "loss": _mean(chosen.losses), "base": _mean(base.losses)}
     if len(chosen.losses) == 1:
-        return Notice(
+        return Message(
             "On the one picture that was not trained on, the loss is {loss:.4f}; without the LoRA it is {base:.4f}.",
             values,
         )
-    return Notice(
+    return Message(
         "On {count} pictures that were not trained on, the loss is {loss:.4f}; without the LoRA it is {base:.4f}.",
         values,
     )
 
 
-def _at_the_edge(chosen: Cell, measured: Sequence[Cell]) -> list[Notice]:
+def _at_the_edge(chosen: Cell, measured: Sequence[Cell]) -> list[Message]:
     """Whether a weight beyond those tried may be better still."""
     row = sorted((cell for cell in measured if cell.column == chosen.column), key=lambda cell: cell.weight)
     values = {"weight": chosen.weight}
-    highest = Notice(
+    highest = Message(
         "At weight {weight:g}, the highest that was tried, the loss was still falling; try higher ones too.", values
     )
-    lowest = Notice(
+    lowest = Message(
         "At weight {weight:g}, the lowest that was tried, the loss was still falling; try lower ones too.", values
     )
     return [
@@ -246,9 +246,9 @@ def _at_the_edge(chosen: Cell, measured: Sequence[Cell]) -> list[Notice]:
     ]
 
 
-def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Notice]:
+def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Message]:
     return [
-        Notice(
+        Message(
             "Over-fitted from epoch {epoch} on: at weight {weight:g} the loss on pictures that were not trained on is "
             "clearly higher again ({loss:.4f}). Later files only learn the training pictures by heart.",
             {"epoch": document["columns"][turn.column]["epoch"], "weight": weight, "loss": _mean(turn.losses)},
@@ -257,14 +257,14 @@ def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Notice]:
     ]
 
 
-def _train_less() -> Notice:
-    return Notice(
+def _train_less() -> Message:
+    return Message(
         "Next time: fewer epochs or repeats, a lower learning rate, or more and more varied pictures. For a file that "
         "is over-fitted already, a lower weight helps."
     )
 
 
-def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[str, list[Notice]]:
+def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[str, list[Message]]:
     """The state of a run whose loss does not rise again, and why."""
     few = _few(len(chosen.losses))
     if len(chosen.losses) == 1:
@@ -273,28 +273,30 @@ def _without_turn(chosen: Cell, base: Cell, measured: Sequence[Cell]) -> tuple[s
     if few and without is not None and not without.is_higher:
         return "unknown", few
     if without is not None and without.is_within_error:
-        no_better = Notice("On pictures that were not trained on, no file is better than the checkpoint without LoRA.")
+        no_better = Message("On pictures that were not trained on, no file is better than the checkpoint without LoRA.")
         return "useless", [no_better, _check_training()]
     row = _column(measured, chosen.weight)
     before = [cell for cell in row if cell.column < chosen.column]
     fall = _loss_rise(before[-1], chosen) if before and row[-1] is chosen else None
     if fall is not None and fall.is_lower and -fall.mean >= LEVEL * _gained(chosen, base):
         return "under", [
-            Notice("Under-fitted: the loss was still falling clearly in the last epoch."),
-            Notice("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
+            Message("Under-fitted: the loss was still falling clearly in the last epoch."),
+            Message("Train for more epochs or steps, or with a higher learning rate; more pictures help too."),
         ]
     if len(row) == 1:
         return "unknown", [
-            Notice("It helps, but with one file there is nothing to compare it with; draw the grid of several epochs."),
+            Message(
+                "It helps, but with one file there is nothing to compare it with; draw the grid of several epochs."
+            ),
             *few,
         ]
     if row[-1] is chosen:
-        level = Notice(
+        level = Message(
             "Good: the loss has levelled out in the last epoch, and no over-fitting could be measured. A longer run "
             "may still gain a little."
         )
         return "good", [level, *few]
-    return "good", [Notice("Good: later files are no better, and no over-fitting could be measured."), *few]
+    return "good", [Message("Good: later files are no better, and no over-fitting could be measured."), *few]
 
 
 def _gained(chosen: Cell, base: Cell) -> float:
@@ -302,12 +304,12 @@ def _gained(chosen: Cell, base: Cell) -> float:
     return _mean(base.losses) - _mean(chosen.losses) if base.losses else 0.0
 
 
-def _few(count: int) -> list[Notice]:
+def _few(count: int) -> list[Message]:
     """A remark when there are few pictures."""
     if count >= FEW:
         return []
     return [
-        Notice(
+        Message(
             "Few pictures were kept aside ({count}), which shows large differences only; keep {few} or more with the "
             "held-out share.",
             {"count": count, "few": FEW},
@@ -315,21 +317,21 @@ def _few(count: int) -> list[Notice]:
     ]
 
 
-def _check_training() -> Notice:
-    return Notice(
+def _check_training() -> Message:
+    return Message(
         "Check that captions and trigger word fit the pictures and that this checkpoint can draw such things. A "
         "training that was too short needs more epochs; one that broke needs a lower learning rate."
     )
 
 
-def _too_strong(chosen: Cell, measured: Sequence[Cell], full: float) -> list[Notice]:
+def _too_strong(chosen: Cell, measured: Sequence[Cell], full: float) -> list[Message]:
     """Whether the same file is worse at full weight."""
     same = next((cell for cell in measured if cell.column == chosen.column and cell.weight == full), None)
     rise = _loss_rise(chosen, same) if same is not None else None
     if rise is None or not rise.is_higher:
         return []
     return [
-        Notice(
+        Message(
             "At weight {full:g} the same file is clearly worse: it is too strong there; stay at {weight:g}.",
             {"full": full, "weight": chosen.weight},
         )
@@ -345,7 +347,7 @@ def _by_pictures(cells: Sequence[Cell], base: Cell, document: dict[str, Any]) ->
     best = max(candidates, key=lambda cell: (_selectivity(cell), *(-part for part in cell.preference)))
     chosen = _as_good(candidates, best, _selectivity_fall)
     notices = [
-        Notice(
+        Message(
             "No pictures were kept aside, so over-fitting cannot be measured; this is judged by the drawn pictures "
             "alone. Set the held-out share to know more."
         )
@@ -358,7 +360,7 @@ def _by_pictures(cells: Sequence[Cell], base: Cell, document: dict[str, Any]) ->
     if not chosen.copy:
         return Finding(chosen, "unknown", None, notices)
     return Finding(
-        chosen, "good", None, [*notices, Notice("Nothing in the pictures speaks against this cell; look at them.")]
+        chosen, "good", None, [*notices, Message("Nothing in the pictures speaks against this cell; look at them.")]
     )
 
 
@@ -383,9 +385,9 @@ def _has_learned_nothing(chosen: Cell, base: Cell) -> bool:
     return gain is not None and gain.count >= FEW and gain.is_within_error
 
 
-def _no_effect(chosen: Cell) -> list[Notice]:
+def _no_effect(chosen: Cell) -> list[Message]:
     return [
-        Notice(
+        Message(
             "The LoRA changes the pictures hardly or not for the better (difference {effect:.3f} of 1).",
             {"effect": _mean(chosen.effect)},
         ),
@@ -403,9 +405,9 @@ def _copies_from(row: Sequence[Cell]) -> Cell | None:
     return found
 
 
-def _looks_over(turn: Cell, document: dict[str, Any]) -> list[Notice]:
+def _looks_over(turn: Cell, document: dict[str, Any]) -> list[Message]:
     return [
-        Notice(
+        Message(
             "Looks over-fitted from epoch {epoch} on: the pictures get close to the training pictures ({copy:.0%} of "
             "the usual distance between these).",
             {"epoch": document["columns"][turn.column]["epoch"], "copy": _mean(turn.copy)},
@@ -422,11 +424,11 @@ def _by_little(cells: Sequence[Cell], base: Cell) -> Finding:
         last = max(cell.column for cell in cells)
         chosen = min((cell for cell in cells if cell.column == last), key=lambda cell: cell.preference)
         return Finding(
-            chosen, "unknown", None, [Notice("There are no numbers to judge by: this is only the last file.")]
+            chosen, "unknown", None, [Message("There are no numbers to judge by: this is only the last file.")]
         )
     best = min(measured, key=lambda cell: (_mean(cell.losses), cell.preference))
     chosen = _as_good(measured, best, _loss_rise)
-    told = Notice(
+    told = Message(
         "The loss was measured on pictures that were trained on, so it says what was learned, not what is over-fitted. "
         "Set the held-out share to know more."
     )
@@ -435,26 +437,26 @@ def _by_little(cells: Sequence[Cell], base: Cell) -> Finding:
             chosen,
             "useless",
             None,
-            [told, Notice("Not even there is it lower than without the LoRA."), _check_training()],
+            [told, Message("Not even there is it lower than without the LoRA."), _check_training()],
         )
     return Finding(chosen, "unknown", None, [told])
 
 
 # ------------------------------------------------------------------ what is said of the recommended cell
-def _recommendation(cell: Cell, document: dict[str, Any]) -> Notice:
+def _recommendation(cell: Cell, document: dict[str, Any]) -> Message:
     column = document["columns"][cell.column]
-    return Notice(
+    return Message(
         "Recommended: {name} (epoch {epoch}) at weight {weight:g}.",
         {"name": column["name"], "epoch": column["epoch"], "weight": cell.weight},
     )
 
 
-def _remarks(cell: Cell, base: Cell) -> list[Notice]:
+def _remarks(cell: Cell, base: Cell) -> list[Message]:
     """What the pictures of the recommended cell say beside the verdict."""
     found = []
     if cell.copies:
         found.append(
-            Notice(
+            Message(
                 "Its pictures are close to training pictures ({copy:.0%} of the usual distance between these): lower "
                 "the weight, take an earlier epoch, and train with more varied pictures.",
                 {"copy": _mean(cell.copy)},
@@ -463,7 +465,7 @@ def _remarks(cell: Cell, base: Cell) -> list[Notice]:
     effect, leak = _mean(cell.effect) if cell.effect else 0.0, _mean(cell.leak) if cell.leak else 0.0
     if leak > HARDLY and leak > LEAKING * effect:
         found.append(
-            Notice(
+            Message(
                 "It also changes pictures without the trigger word ({leak:.3f}, with it {effect:.3f}). If that is not "
                 "wanted: put the trigger first in every caption with keep tokens at 1 or more, and describe in the "
                 "captions what shall not belong to it.",
@@ -473,7 +475,7 @@ def _remarks(cell: Cell, base: Cell) -> list[Notice]:
     fit = paired(base.clip, cell.clip)
     if fit is not None and fit.is_lower:
         found.append(
-            Notice(
+            Message(
                 "The pictures fit their prompts less than without the LoRA (CLIP {clip:.3f}, without it {base:.3f}); "
                 "if prompts are ignored, lower the weight or take an earlier epoch.",
                 {"clip": _mean(cell.clip), "base": _mean(base.clip)},

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.train import TrainConfig
-from lora_trainer.core.errors import InputError, LoraTrainError, explain
+from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.files import file_hash
 from lora_trainer.core.randomness import python_rng
 from lora_trainer.dataset.fingerprint import dataset_fingerprint
@@ -61,17 +61,6 @@ class HeldOutLoss:
     def loss(self) -> float:
         """Mean over the pictures."""
         return statistics.fmean(self.losses)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values."""
-        return {
-            "file": self.file,
-            "weight": self.weight,
-            "loss": self.loss,
-            "difference": self.difference.mean,
-            "se": self.difference.se,
-            "losses": list(self.losses),
-        }
 
 
 @dataclass(frozen=True)
@@ -171,13 +160,8 @@ def add_losses(document: dict[str, Any], losses: Losses) -> None:
         "pictures": losses.pictures,
         "of": losses.of,
         "timesteps": losses.timesteps,
-        "problems": [{"file": file, **explain(error)["error"]} for file, error in losses.problems],
+        "problems": [{"file": file, **error.message.to_dict()} for file, error in losses.problems],
     }
-
-
-def best(losses: Sequence[HeldOutLoss]) -> HeldOutLoss:
-    """The lowest loss; of equal ones the first. NaN, which half precision can give, is the worst."""
-    return min(losses, key=lambda entry: (math.isnan(entry.loss), entry.loss))
 
 
 # ------------------------------------------------------------------ measuring

@@ -92,7 +92,8 @@ def test_another_kind_of_checkpoint_has_no_blocks() -> None:
 )
 def test_any_tag_is_read_or_refused_with_a_sentence(parts: list[str], argument: str, value: str) -> None:
     use = block_use([*parts, f"{argument}={value}"], SD)
-    assert use is None or use.problem is None or str(use.problem)
+    if use is not None and use.problem is not None:
+        assert str(use.problem).endswith((".", "?"))
 
 
 # ------------------------------------------------------------------ slips of the pen

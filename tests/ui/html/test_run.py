@@ -16,9 +16,10 @@ from PIL import Image
 
 from lora_trainer.core.errors import ConfigErrors, InputError
 from lora_trainer.core.i18n import translator
+from lora_trainer.core.messages import Message
 from lora_trainer.dataset.scan import Dataset, scan
 from lora_trainer.runs.run import STATES
-from lora_trainer.training.advice import Advice, Calculation
+from lora_trainer.training.advice import Calculation
 from lora_trainer.training.preflight import Estimate
 from lora_trainer.ui.html import common
 from lora_trainer.ui.html import run as views
@@ -76,7 +77,10 @@ def test_the_base_model_shows_name_and_hash_or_the_problem(text: str) -> None:
 # ------------------------------------------------------------------ advice
 @hostile
 def test_advice_has_a_line_for_each_remark(text: str) -> None:
-    found = [Advice("data.trigger", "The trigger {trigger} is common.", {"trigger": text}), Advice("x", "Second.")]
+    found = [
+        Message("The trigger {trigger} is common.", {"trigger": text}, field="data.trigger"),
+        Message("Second.", field="x"),
+    ]
     page = Page(views.advice_list(found, None, T))
     assert [e.text for e in page.all("li")] == [f"The trigger {text} is common.", "Second."]
 
@@ -85,7 +89,7 @@ def test_the_step_calculator_shows_its_numbers_and_praises_what_is_sound() -> No
     page = Page(views.advice_list([], Calculation(24, 12, 6, 10, 12_345, 11), T))
     assert [e.text for e in page.all("b")] == ["24", "6", "10", "12,345", "11"]
     assert page.all("div", "lt-good")
-    warned = Page(views.advice_list([Advice("x", "But.")], Calculation(24, 12, 6, 10, 60, 11), T))
+    warned = Page(views.advice_list([Message("But.", field="x")], Calculation(24, 12, 6, 10, 60, 11), T))
     assert not warned.all("div", "lt-good")
 
 
@@ -334,7 +338,7 @@ def test_a_translation_cannot_bring_markup_either(tmp_path: Path, text: str) -> 
         views.curves(entries(3), card, translate),
         views.files_table(manifest(files=[lora("a", 1, 0.3)]), "", translate),
         views.grid_status({"state": "running", "done": 1, "of": 2}, translate),
-        views.advice_list([Advice("x", "y")], Calculation(1, 1, 1, 1, 1, 1), translate),
+        views.advice_list([Message("y", field="x")], Calculation(1, 1, 1, 1, 1, 1), translate),
         views.base_model({"checkpoint": {"name": "a", "family": "b", "sha256": "c"}, "problem": ""}, translate),
     ):
         assert text in Page(markup).text

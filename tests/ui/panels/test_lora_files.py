@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.i18n import translator
-from lora_trainer.core.messages import Notice
+from lora_trainer.core.messages import Message
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.background import BackgroundTask
 from lora_trainer.jobs.kinds import DRAWING, FILES
@@ -215,7 +215,7 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     assert shown["stop"] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
-    assert jobs.wait_for(finished(panel), 30)
+    assert jobs.wait_for(finished(panel), LIMIT)
     assert [task.state for task in jobs.tasks()] == ["done", "done", "stopped"]
     assert sorted(c.title for c in jobs.tasks()) == ["a-baked", "a-baked-2", "long"]
     assert panel._stop() == ""
@@ -234,7 +234,7 @@ def test_nothing_of_the_work_becomes_markup(text: str) -> None:
     made = SimpleNamespace(
         path=Path("x.safetensors").with_name(f"{text.replace('/', '')}.safetensors"),
         facts={"lbw": text, "ranks": [1, 2], "error": 0.5},
-        notices=(Notice("The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",
+        notices=(Message("The weights sum up to {total:g}; above {most:g} pictures tend to break, so lower them.",
                         {"total": 2, "most": 1.2}),),
     )  # fmt: skip
     tasks = [

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +25,7 @@ from lora_trainer.hosts.base import Host, ModelRequest, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.metrics import held_out_loss as numbers
-from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, best, held_out_losses
+from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, held_out_losses
 from lora_trainer.validation.metrics.paired import Difference
 from tests.helpers import draw_pictures
 from tests.network.plain import merged
@@ -518,29 +516,3 @@ def test_losses_that_are_not_known_any_more_are_taken_out() -> None:
     group = {"column": 0, "weight": 0.0, "numbers": {"loss": 1.0, "loss_se": 1.0, "copy": 1.0}, "losses": [1.0]}
     add_losses({"columns": [{"file": None}], "groups": [group]}, Losses([], False, 1, 1, LEVELS))
     assert group == {"column": 0, "weight": 0.0, "numbers": {"copy": 1.0}}
-
-
-_losses = st.floats(allow_infinity=True, allow_nan=True)
-
-
-@given(st.lists(_losses, min_size=1, max_size=8))
-def test_the_best_is_the_first_of_the_lowest_and_never_one_that_is_no_number(losses: list[float]) -> None:
-    entries = [entry(str(index), 1.0, (loss,)) for index, loss in enumerate(losses)]
-    numbers = [loss for loss in losses if not math.isnan(loss)]
-    chosen = best(entries)
-    if numbers:
-        assert chosen.loss == min(numbers)
-        assert chosen.file == str(losses.index(min(numbers)))
-    else:
-        assert chosen is entries[0]
-
-
-def test_a_number_as_plain_values() -> None:
-    assert HeldOutLoss("a", 0.5, (0.25, 0.75), Difference(-0.1, 0.02, 2)).to_dict() == {
-        "file": "a",
-        "weight": 0.5,
-        "loss": 0.5,
-        "difference": -0.1,
-        "se": 0.02,
-        "losses": [0.25, 0.75],
-    }

@@ -12,12 +12,13 @@ from playwright.sync_api import Page, expect
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.runs.store import Runs
+from tests.helpers import LIMIT
 from tests.runs_helpers import document
 from tests.ui.browser import NO_BROWSER, choose_text, chromium, open_page
 from tests.webui.real.webui import WebUI
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=LIMIT * 1000)
 
 PACK = {"Resize": "缩放", "Train": "模型训练", "Steps": "步数（语言包）", "Sampler": "采样器（语言包）"}
 """A language pack for the WebUI, whose words are ours too, with other translations."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.helpers import until
 from tests.webui.real.webui import WebUI
 
 _numbers = itertools.count(1)
@@ -231,7 +231,10 @@ def test_a_run_that_waits_for_its_checkpoint_can_be_stopped(webui: WebUI, pictur
         webui.in_state(name, "stopped")
     finally:
         webui.post("/sdapi/v1/options", {"sd_model_checkpoint": "small.safetensors"})
-    time.sleep(2)  # it would go on by itself
+    forgotten = "from lora_trainer.jobs.service import _shared as s; result = s[0]._suspended._thread is None"
+    until(
+        lambda: webui.probe(forgotten)
+    )  # whoever looks after runs that wait has seen the checkpoint, and this one not
     assert webui.get(f"/lora-train/v1/runs/{name}")["state"] == "stopped"
 
 

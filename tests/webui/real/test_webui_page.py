@@ -12,13 +12,14 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.runs.store import Runs
 from tests.grids_made import make_files, make_grid
+from tests.helpers import LIMIT
 from tests.runs_helpers import document
 from tests.ui.browser import ARGUMENTS, NO_BROWSER, chromium, fill, open_page, part, wait_for_tab
 from tests.webui.real.test_webui import document as short_run
 from tests.webui.real.webui import WebUI
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=LIMIT * 1000)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_under_the_webuis_login_the_grids_pictures_are_served(tmp_path: Path) ->
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(LIMIT * 1000)
             page.context.request.post(f"{running.url}/login", form={"username": "me", "password": "secret"})
             page.goto(running.url, wait_until="domcontentloaded")
             open_tab(page)

@@ -17,14 +17,14 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from safetensors.torch import load_file, save_file
 
-from tests.helpers import temporary_files, until
+from tests.helpers import LIMIT, temporary_files, until
 from tests.ui.browser import NO_BROWSER, choose, choose_text, chromium, fill, open_page, part
 from tests.webui.real.test_webui import CLEAN, WEIGHTS, tensors
 from tests.webui.real.test_webui_page import open_tab
 from tests.webui.real.webui import ASSETS, WebUI
 
 pytestmark = pytest.mark.skipif(not chromium(), reason=NO_BROWSER)
-expect.set_options(timeout=240_000)
+expect.set_options(timeout=LIMIT * 1000)
 
 EPOCHS = 24
 
