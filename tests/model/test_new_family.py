@@ -79,7 +79,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "clip" / "second").mkdir()
     config: dict[str, Any] = yaml.safe_load(CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
     config["model"]["params"] |= {"image_size": 8, "scale_factor": TOY.latent.scale}
-    config["model"]["params"]["unet_config"]["params"] |= {"context_dim": sum(WIDTHS), "channel_mult": [1, 1, 2, 2]}
+    # two channels a group of the normalisations: of one, they would take all out that the time embedding adds
+    widths = {"model_channels": 64, "channel_mult": [1, 1, 2, 2], "context_dim": sum(WIDTHS)}
+    config["model"]["params"]["unet_config"]["params"] |= widths
     (folder / "toy.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
@@ -273,7 +275,7 @@ def test_the_gradient_of_a_step_is_that_of_plain_arithmetic(
         names = [name for name in kept[0] if name.startswith(prefix)]
         found = torch.cat([kept[0][name].flatten() for name in names]).double()
         right = torch.cat([tensors[name].grad.flatten() for name in names])  # type: ignore[union-attr]
-        assert float((found - right).norm() / right.norm()) < 1e-4
+        assert float((found - right).norm() / right.norm()) < 2e-5
 
 
 def _gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -292,6 +294,7 @@ def test_pooled_captions_and_sizes_reach_the_unet() -> None:
         torch.manual_seed(4)
         unet = UNet2DConditionModel(
             block_out_channels=(32, 32),
+            norm_num_groups=8,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=sum(WIDTHS),
@@ -301,8 +304,6 @@ def test_pooled_captions_and_sizes_reach_the_unet() -> None:
         ).eval()
         first = _clip(WIDTHS[0], 2).eval()
         second = CLIPTextModelWithProjection(_clip(WIDTHS[1], 2).config).eval()
-        for weight in second.parameters():
-            weight *= 10 if weight.dim() == 2 else 1  # else the UNet hardly sees the difference of two captions
     tokenizer = load_tokenizer(CHECKPOINT.parent / "clip")
     family = replace(TOY, time_ids=lambda height, width: (height, width, 0, 0, height, width))
     model = LoadedModel(

@@ -96,7 +96,9 @@ def test_convolutions_are_added_with_a_rank_of_their_own(model: LoadedModel) -> 
 
 @pytest.mark.parametrize(("unet", "text", "count"), [(True, False, 192), (False, True, 72)])
 def test_one_part_alone(model: LoadedModel, unet: bool, text: bool, count: int) -> None:
-    adapters = add_adapters(model.unet if unet else None, model.text[0].model if text else None, rank=2, alpha=1)
+    wanted = {"lora_unet_": unet, "lora_te_": text}
+    parts = {prefix: part for prefix, part in model.parts.items() if wanted[prefix]}
+    adapters = add_adapters(parts, SD1, rank=2, alpha=1)
     assert len(adapters.layers) == count
     assert len(adapters.parameters("lora_unet_")) == 2 * 192 * unet
     assert len(adapters.parameters("lora_te_")) == 2 * 72 * text

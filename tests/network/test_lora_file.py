@@ -161,8 +161,12 @@ def test_views_and_transposed_tensors_are_written_right(tmp_path: Path) -> None:
     assert torch.equal(found["a.lora_up.weight"], whole.T)
 
 
+def require_sd1(path: Path) -> None:
+    require_family(path, SD1)
+
+
 # ------------------------------------------------------------------ what is read
-@pytest.mark.parametrize("read", [read_lora, read_metadata, require_family, describe])
+@pytest.mark.parametrize("read", [read_lora, read_metadata, require_sd1, describe])
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

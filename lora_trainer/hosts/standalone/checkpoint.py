@@ -10,7 +10,7 @@ from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.standalone.tokenizer import clip_folder, load_tokenizer, text_config
 from lora_trainer.model.contents import unreadable
 from lora_trainer.model.families import CheckpointInfo, family_of
-from lora_trainer.model.family import UNET
+from lora_trainer.model.family import UNET, ModelFamily
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.sd1 import SD1
 
@@ -32,11 +32,11 @@ class Checkpoint:
         from lora_trainer.model.schedule import ldm_alphas
 
         self.path = path
-        self.config = checkpoint_config(path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         state = load_file(path)
         family = family_of(state, name=path)
+        self.config = checkpoint_config(path, family)
         self.unet = _parameters(state, family.unet.stored, self.device, dtype, nn.Parameter)
         self.texts = [_parameters(state, part.stored, self.device, dtype, nn.Parameter) for part in family.encoders]
         self.vae = _load_vae(state, self.config, self.device)
@@ -77,8 +77,8 @@ class Checkpoint:
 
 
 # ------------------------------------------------------------------ reading the file
-def checkpoint_config(path: Path) -> dict[str, Any]:
-    """The yaml beside the checkpoint, or SD1's own.
+def checkpoint_config(path: Path, family: ModelFamily = SD1) -> dict[str, Any]:
+    """The yaml beside the checkpoint, or the family's own.
 
     Raises:
         InputError: the yaml cannot be read.
@@ -87,7 +87,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
 
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
-        return dict(SD1.config)
+        return dict(family.config)
     try:
         config = yaml.safe_load(beside.read_text(encoding="utf-8-sig"))
         config["model"]["params"]["unet_config"]["params"]["model_channels"]

@@ -58,7 +58,7 @@ class StandaloneHost:
                 field="checkpoint",
                 path=path,
             )
-        yaml_config = checkpoint_config(path)
+        yaml_config = checkpoint_config(path, family)
         return CheckpointInfo(path.name, cached_hash(path), "", family, prediction_type(yaml_config))
 
     @contextmanager
