@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,14 @@ from modules.processing import StableDiffusionProcessingTxt2Img, process_images
 from lora_trainer.core.errors import CheckpointChanged, InputError, Interrupted, RunError
 from lora_trainer.hosts.a1111.checkpoint import (
     chosen_info,
-    fingerprint,
-    is_fp8,
     is_put_away,
     load_chosen,
     loaded_model,
     native_view,
     require_trainable,
-    some_weights,
 )
 from lora_trainer.hosts.a1111.gate import Gate
+from lora_trainer.hosts.a1111.identity import changed, identity_of, reformatted
 from lora_trainer.hosts.a1111.networks import (
     clean_weights,
     known_network,
@@ -86,7 +84,7 @@ class A1111Session:
                 require_trainable(self._sd_model)
             except InputError as error:
                 raise CheckpointChanged.of(error.message) from error
-            self._identity = _identity(self._sd_model)
+            self._identity = identity_of(self._sd_model)
             flags.hold(self._sd_model)
 
     @cached_property
@@ -131,7 +129,7 @@ class A1111Session:
         """Pictures, and whether they were interrupted."""
         request = requests[0]
         if sd_models.select_checkpoint().filename != self._sd_model.sd_checkpoint_info.filename:
-            raise _changed()  # process_images would load the other one
+            raise changed()  # process_images would load the other one
         with known_network(lora) as tag, _kept_prompt_history():
             remember(self._network)
             processing = StableDiffusionProcessingTxt2Img(
@@ -185,7 +183,7 @@ class A1111Session:
         """Leave the host as it was found: weights clean, flags and places as before."""
         with self._gate.turn():
             self._flags.release(self._sd_model)
-            if _identity(self._sd_model) == self._identity:
+            if identity_of(self._sd_model) == self._identity:
                 clean_weights(self._sd_model)
             if getattr(self._sd_model, "lowvram", False):
                 lowvram.send_everything_to_cpu()
@@ -196,11 +194,11 @@ class A1111Session:
         """A switch to a checkpoint of the same shape loads it into the same parameters (sd_models.py:951)."""
         self._bring_back()
         if sd_models.model_data.sd_model is not self._sd_model:
-            raise _changed()
-        now = _identity(self._sd_model)
+            raise changed()
+        now = identity_of(self._sd_model)
         if now != self._identity:
             in_other_form = replace(self._identity, forms=now.forms, numbers=now.numbers)
-            raise _reformatted() if now.forms != self._identity.forms and now == in_other_form else _changed()
+            raise reformatted() if now.forms != self._identity.forms and now == in_other_form else changed()
         if is_put_away(self._sd_model):
             raise CheckpointChanged("The checkpoint was unloaded; the run goes on when it is loaded again.")
 
@@ -212,7 +210,7 @@ class A1111Session:
         try:
             load_chosen()
         except RunError as error:
-            raise _changed() from error  # so that what is learned is kept
+            raise changed() from error  # so that what is learned is kept
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -255,46 +253,6 @@ class A1111Session:
                 self._interrupted = True
             state.job, state.job_no, state.job_count, state.textinfo = "", 0, 0, None
             state.interrupted = False
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What must stay the same during a run.
-
-    Attributes:
-        file: path of the checkpoint.
-        sha256: of it.
-        weights: the UNet's first parameter, and whether its numbers are there.
-        numbers: a fingerprint of all weights; empty where they have none that can be read.
-        forms: number format and strides of a matrix and a convolution of the UNet and a matrix of the text encoder.
-    """
-
-    file: str
-    sha256: str
-    weights: tuple[int, bool]
-    numbers: str
-    forms: tuple[object, ...]
-
-
-def _identity(sd_model: Any) -> Identity:
-    info, first = sd_model.sd_checkpoint_info, next(sd_model.model.parameters())
-    forms = tuple((weight.dtype, weight.stride()) for weight in some_weights(sd_model))
-    readable = not first.is_meta and not is_fp8(sd_model)
-    numbers = fingerprint(sd_model) if readable else ""
-    return Identity(info.filename, info.sha256 or "", (id(first), first.is_meta), numbers, forms)
-
-
-def _changed() -> CheckpointChanged:
-    return CheckpointChanged(
-        "The WebUI has switched to another checkpoint; the run goes on when its own is loaded again."
-    )
-
-
-def _reformatted() -> CheckpointChanged:
-    return CheckpointChanged(
-        "The WebUI holds the checkpoint in another number format now (FP8 weight); the run goes on when that is as it "
-        "was."
-    )
 
 
 @contextmanager
