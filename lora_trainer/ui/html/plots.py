@@ -131,7 +131,7 @@ def _grid(low: float, high: float, step: float, right: float, x_label: str) -> l
             )
         )
     end = markup('x="{width}" y="{height}" text-anchor="end"', width=_WIDTH - _RIGHT, height=_HEIGHT - 28)
-    parts.append(markup("<text {end}>{x_label}</text>", end=end, x_label=x_label))
+    parts.append(markup('<text class="lt-axis" {end}>{x_label}</text>', end=end, x_label=x_label))
     return parts
 
 
