@@ -1,6 +1,7 @@
 // The chosen cell of the grid: its picture, its numbers, and what can be done with it.
 loraTrain.define("gridDetail", ["gridPieces", "gridSend"], ({ find, gridPieces, gridSend, make, put }) => {
     const { named, row } = gridPieces;
+    const LATE = 5000; // ms that an older document may be under way
 
     const picture = (data, place, cell) => {
         if (!cell || !cell.drawn) return make("div", { className: "lt-pic lt-big" }, gridPieces.waiting(data));
@@ -71,15 +72,18 @@ loraTrain.define("gridDetail", ["gridPieces", "gridSend"], ({ find, gridPieces, 
             return row(thumb(1, "voteUp"), thumb(-1, "voteDown"));
         }
 
-        /** Show a vote at once, and send it. */
+        /** Show a vote at once, and send it; a document that was made before may come after its answer. */
         async cast(cell, value) {
             const { cast, data } = this.viewer;
-            cast.set(cell.key, value);
+            const vote = { value };
+            cast.set(cell.key, vote);
             data.view.votes[cell.key] = value;
-            const granted = this.act("vote", { value });
+            const granted = this.act("vote", vote);
             this.viewer.refresh();
             await granted;
-            if (cast.get(cell.key) === value) cast.delete(cell.key);
+            setTimeout(() => {
+                if (cast.get(cell.key) === vote) cast.delete(cell.key);
+            }, LATE);
         }
 
         actions(place, cell, group) {

@@ -16,7 +16,7 @@ loraTrain.define("gridViewer", ["gridAxes", "gridCompare", "gridDetail", "gridRa
             this.columns = "column";
             this.width = 64;
             this.forget();
-            this.cast = new Map(); // votes that the server may not know of yet
+            this.cast = new Map(); // cell's key → its vote that the server's document may not tell yet
             this.signs = {};
             this.bar = new gridAxes.AxisBar(this);
             this.table = new gridTable.Table(this);
@@ -29,7 +29,8 @@ loraTrain.define("gridViewer", ["gridAxes", "gridCompare", "gridDetail", "gridRa
         take(view) {
             const isOther = this.run !== view.run;
             this.run = view.run;
-            this.data = new GridData({ ...view, votes: { ...view.votes, ...Object.fromEntries(this.cast) } });
+            const cast = [...this.cast].map(([key, { value }]) => [key, value]);
+            this.data = new GridData({ ...view, votes: { ...view.votes, ...Object.fromEntries(cast) } });
             if (this.structure === this.data.structure) {
                 this.refresh();
                 return;
