@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_trainer.hosts.base import Session
     from lora_trainer.hosts.standalone.host import StandaloneHost
     from lora_trainer.runs.run import Run
-    from lora_trainer.runs.saved_files import LoraFile
+    from lora_trainer.runs.saved_files import SavedFile
     from lora_trainer.runs.store import Runs
     from lora_trainer.validation.metrics.evaluation_set import Pictures
 
@@ -83,7 +83,7 @@ class _Subject:
     name: str
     run: Run | None
     file: Path
-    files: Sequence[LoraFile]
+    files: Sequence[SavedFile]
     config: TrainConfig
     folder: Path
 
@@ -106,7 +106,7 @@ def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs)
     """A file by its path; when a run has written it, its pictures and settings count."""
     from lora_trainer.config.train import TrainConfig
     from lora_trainer.jobs.blocks import blocks_folder
-    from lora_trainer.runs.saved_files import LoraFile, run_of
+    from lora_trainer.runs.saved_files import SavedFile, run_of
 
     try:
         file = as_path(args.subject)
@@ -119,7 +119,7 @@ def _subject_of_file(args: argparse.Namespace, host: StandaloneHost, runs: Runs)
     run = run_of(file, runs.list())
     config = run.config() if run else TrainConfig(name="blocks")
     folder = blocks_folder(run) if run else host.folders.runs.parent / "blocks"
-    return _Subject(file.stem, run, file, [LoraFile(file, file.stem)], config.with_values(_changes(args)), folder)
+    return _Subject(file.stem, run, file, [SavedFile(file, file.stem)], config.with_values(_changes(args)), folder)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

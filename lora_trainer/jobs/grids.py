@@ -12,6 +12,7 @@ from lora_trainer.runs.control import Control
 from lora_trainer.runs.run import Run
 
 if TYPE_CHECKING:
+    from lora_trainer.validation.grid.document import GridDocument
     from lora_trainer.validation.grid.plan import GridOptions, GridPlan
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class GridDrawing:
             log.exception("The grid of %s failed", self._run.name)
             self._note("failed", **explain(error))
 
-    def _draw(self, plan: GridPlan, options: GridOptions) -> dict[str, Any]:
+    def _draw(self, plan: GridPlan, options: GridOptions) -> GridDocument:
         from lora_trainer.validation.grid.document import grid_folder
         from lora_trainer.validation.grid.draw import draw_grid, pace
         from lora_trainer.validation.grid.measure import measure_grid

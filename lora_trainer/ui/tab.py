@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -389,7 +389,8 @@ class Tab:
 
     def _parts(self, run: Run | None, asked: str) -> dict[str, tuple[Any, Callable[[], Any]]]:
         """Key → what tells its state, and what shows it; in the order of the outputs."""
-        t, m = self._t, run.manifest if run else {}
+        t = self._t
+        m: Mapping[str, Any] = run.manifest if run else {}
         health = health_report(self._jobs)
         names = self._run_names()
         state = run.state if run else ""
@@ -519,13 +520,13 @@ class Tab:
         return views.advice_list(found, calculate(config, dataset) if dataset else None, self._t)
 
 
-def _gallery(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def _gallery(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The newest samples first, each with its step and prompt."""
     entries = [s for s in manifest.get("samples", []) if Path(s["path"]).is_file()]
     return [(s["path"], f"{s['epoch']} · {s['step']} · {s['prompt']}") for s in reversed(entries[-40:])]
 
 
-def _is_loaded(manifest: dict[str, Any], health: dict[str, Any]) -> bool:
+def _is_loaded(manifest: Mapping[str, Any], health: dict[str, Any]) -> bool:
     """Whether a run's checkpoint is loaded, as far as is known."""
     return is_same_checkpoint(manifest.get("checkpoint", {}), health["checkpoint"]) is True
 

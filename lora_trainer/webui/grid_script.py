@@ -25,7 +25,7 @@ from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import TAG
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.grid.cells import Drawn, count_batches
-from lora_trainer.validation.grid.document import grid_folder, known_grid
+from lora_trainer.validation.grid.document import GridDocument, grid_folder, known_grid
 from lora_trainer.validation.grid.draw import draw_grid
 from lora_trainer.validation.grid.measure import measure_grid
 from lora_trainer.validation.grid.plan import GridOptions, GridPlan, plan_grid
@@ -72,7 +72,7 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
         raise AxisError(host.sentence(error)) from error
 
 
-def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> dict[str, Any]:
+def _drawn(jobs: Jobs, run: Run, options: GridOptions, request: DrawRequest) -> GridDocument:
     """The grid's document; of an interrupted one as far as it came."""
     config = run.config()
     plan = replace(plan_grid(run, options, config), request=replace(request, prompt=""))
@@ -101,12 +101,13 @@ def _announce(plan: GridPlan, folder: Path, together: int) -> None:
     shared.total_tqdm.updateTotal(shared.state.job_count * plan.request.steps)
 
 
-def _shown(p: Any, document: dict[str, Any]) -> Processed:
+def _shown(p: Any, document: GridDocument) -> Processed:
     """The sheets, then the cells, for the page's gallery."""
     cells = [cell["picture"] for cell in document["cells"] if cell["picture"]]
     images = [_open(path) for path in (*document["sheets"], *cells)]
     texts = [str(image.info.get("parameters", "")) for image in images]
-    for sentence in (document.get("verdict") or {}).get("sentences", []):
+    verdict = document["verdict"]
+    for sentence in verdict["sentences"] if verdict else []:
         p.comment(Message.from_dict(sentence).text(translator(host.language())))
     first = len(document["sheets"])
     seed = document["seeds"][0]
