@@ -23,8 +23,9 @@ from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
+from lora_trainer.validation.grid.numbers import add_losses
 from lora_trainer.validation.grid.verdict import judge
-from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, held_out_losses
+from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, held_out_losses
 from lora_trainer.validation.metrics.paired import paired
 
 PICTURES = 6

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import typing
+from typing import Any
 
 import pytest
 
 from lora_trainer.cli.main import build_parser
 from tests.helpers import ROOT
+from tools import write_documents
 from tools.write_options import FOLDER, PAGES, page
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -18,6 +21,41 @@ READMES = ("README.md", "README.zh-CN.md")
 def test_the_pages_of_options_are_up_to_date(language: str) -> None:
     written = (FOLDER / PAGES[language]).read_text(encoding="utf-8")
     assert written == page(language), "write them anew: python -m tools.write_options"
+
+
+@pytest.mark.parametrize("language", write_documents.PAGES)
+def test_the_pages_of_documents_are_up_to_date(language: str) -> None:
+    written = (FOLDER / write_documents.PAGES[language]).read_text(encoding="utf-8")
+    assert written == write_documents.page(language), "write them anew: python -m tools.write_documents"
+
+
+def test_the_chinese_of_documents_is_all_used() -> None:
+    known = json.loads(write_documents.CHINESE.read_text(encoding="utf-8"))
+    assert list(known) == sorted(write_documents.texts())
+    assert all(re.search("[\u4e00-\u9fff]", chinese) for chinese in known.values() if chinese != "null")
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind, _ in write_documents.DOCUMENTS])
+def test_every_key_that_a_run_has_written_is_documented(name: str, kind: Any) -> None:
+    """The kept run was trained and drawn by the program itself."""
+    run = ROOT / "tests" / "kept_run" / "runs" / "kept"
+    (path,) = run.rglob(name)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+    assert lines
+    assert [key for line in lines for key in undocumented(json.loads(line), kind)] == []
+
+
+def undocumented(value: Any, hint: Any) -> list[str]:
+    """Keys of a document that its type does not know."""
+    if typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint, include_extras=True)
+        inner = [key for name in value if name in hints for key in undocumented(value[name], hints[name])]
+        return [f"{hint.__name__}.{name}" for name in value if name not in hints] + inner
+    found = [each for each in typing.get_args(hint) if each is not type(None)]
+    if isinstance(value, list) and found:
+        return [key for each in value for key in undocumented(each, found[0])]
+    tables = [each for each in found if typing.is_typeddict(each)]
+    return undocumented(value, tables[0]) if isinstance(value, dict) and value and tables else []
 
 
 @pytest.mark.parametrize("name", READMES)

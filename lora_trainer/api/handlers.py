@@ -60,9 +60,9 @@ class Api:
         of all. With ``short`` without their files, samples and data sets. One that is damaged has this as its state.
         """
         runs = [run.snapshot() for run in self._jobs.list(offset, limit)]
-        if short:
-            runs = [{key: value for key, value in run.items() if key not in _LONG} for run in runs]
-        return StrictJson(runs, headers={"X-Total-Count": str(len(self._jobs.run_names()))})
+        left_out = _LONG if short else ()
+        shown = [{key: value for key, value in run.items() if key not in left_out} for run in runs]
+        return StrictJson(shown, headers={"X-Total-Count": str(len(self._jobs.run_names()))})
 
     def run(self, name: str) -> Response:
         """A run's manifest."""

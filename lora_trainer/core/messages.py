@@ -15,11 +15,11 @@ OWN_WORDS = frozenset({"wanted", "state", "half", "kind", "detail"})
 
 
 class Sentence(TypedDict, total=False):
-    """A sentence as documents and REST have it, see :meth:`Message.to_dict`.
+    """A sentence for a person, apart from its values; see :meth:`Message.to_dict`.
 
     Attributes:
-        template: English, with ``{names}`` where values stand.
-        field: the dotted config field that an error concerns, or ``""``.
+        template: English, with `{names}` where values stand.
+        field: the dotted config field that an error concerns; empty for none.
         values: what stands in the template.
     """
 
@@ -52,11 +52,12 @@ class Message:
             field if isinstance(field, str) else None,
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Sentence:
         """Plain values for a document; what is neither a number nor a text stands there as one."""
         values = {name: _plain(value) for name, value in self.values.items()}
-        about = {} if self.field is None else {"field": self.field}
-        return {"template": self.template, **about, "values": values}
+        if self.field is None:
+            return {"template": self.template, "values": values}
+        return {"template": self.template, "field": self.field, "values": values}
 
     def text(self, translate: Callable[[str], str] = lambda text: text) -> str:
         """The sentence in the language of ``translate``.
@@ -86,7 +87,7 @@ _BRACES = {"{{": "{", "}}": "}"}
 _PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(?::(\+?(?:\.\d)?[efg%]?))?\}", re.ASCII)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Scalar:
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 

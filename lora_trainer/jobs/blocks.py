@@ -21,7 +21,7 @@ from lora_trainer.runs.store import Runs
 
 if TYPE_CHECKING:
     from lora_trainer.network.blocks.presets import Presets
-    from lora_trainer.runs.saved_files import LoraFile
+    from lora_trainer.runs.saved_files import SavedFile
     from lora_trainer.validation.blocks.ablation import AnalysisPlan
     from lora_trainer.validation.blocks.effort import Effort
     from lora_trainer.validation.metrics.evaluation_set import Pictures
@@ -78,7 +78,7 @@ class Subject:
     name: str
     run: Run | None
     file: Path
-    files: Sequence[LoraFile]
+    files: Sequence[SavedFile]
     config: TrainConfig
     folder: Path
 
@@ -102,14 +102,14 @@ class Subject:
         Raises:
             InputError: there is no such file.
         """
-        from lora_trainer.runs.saved_files import LoraFile, run_of
+        from lora_trainer.runs.saved_files import SavedFile, run_of
 
         if not is_file(file):
             raise InputError("{path} does not exist; check the path.", path=file)
         run = run_of(file, runs.list())
         config = run.config() if run else TrainConfig(name="blocks")
         folder = blocks_folder(run) if run else runs.root.parent / "blocks"
-        return cls(file.stem, run, file, [LoraFile(file, file.stem)], config, folder)
+        return cls(file.stem, run, file, [SavedFile(file, file.stem)], config, folder)
 
     def changed(self, **values: Any) -> Subject:
         """The same with other settings, by dotted key with ``__`` for the dot; ``None`` changes nothing."""

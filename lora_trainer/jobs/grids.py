@@ -103,7 +103,7 @@ class Grid:
         document = self.draw(self.host.session, on_pictures, tell)
         return {"path": document["sheets"][0], "phase": ""}
 
-    def draw_now(self, hold: Hold, on_plan: Callable[[GridPlan], object]) -> dict[str, Any]:
+    def draw_now(self, hold: Hold, on_plan: Callable[[GridPlan], object]) -> GridDocument:
         """Draw it in the thread that asks, as a script of txt2img does; the manifest tells of it when it is done.
 
         Args:
@@ -135,7 +135,7 @@ class Grid:
         on_pictures: Callable[[int, int], None] = lambda done, of: None,
         on_phase: Callable[[str, int, int], object] = lambda phase, done, of: None,
         on_plan: Callable[[GridPlan], object] = lambda plan: None,
-    ) -> dict[str, Any]:
+    ) -> GridDocument:
         """Draw it and measure it now; returns its document.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -38,7 +38,8 @@ class Section(Record):
     @property
     def known(self) -> dict[str, Any]:
         """What the section holds."""
-        return dict(self.run.manifest.get(self.key) or {})
+        manifest: Mapping[str, Any] = self.run.manifest
+        return dict(manifest.get(self.key) or {})
 
     def queued(self, **values: Any) -> None:
         """Begin the section anew with these values; the job waits."""

@@ -308,7 +308,7 @@ class Jobs:
         """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
         from lora_trainer.validation.grid.document import known_grid
 
-        return known_grid(self.settled(name))
+        return dict(known_grid(self.settled(name)))
 
     def stop_grid(self, name: str) -> Run:
         """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""

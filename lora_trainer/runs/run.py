@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.documents import Damaged
@@ -18,7 +18,7 @@ from lora_trainer.core.paths import expand
 from lora_trainer.core.plain_json import plain
 from lora_trainer.core.process import Lock, is_alive, this_process
 from lora_trainer.runs.log import RunLog
-from lora_trainer.runs.manifest import DAMAGED, LogEntry, Newer, read_manifest
+from lora_trainer.runs.manifest import DAMAGED, FileEntry, LogEntry, Manifest, Newer, read_manifest
 
 STATES = ("queued", "running", "paused", "stopped", "failed", "done")
 UNFINISHED = ("queued", "running")
@@ -30,12 +30,12 @@ _OF_STEP = re.compile(r"-step\d{8}$")
 class Run:
     """One run's folder.
 
-    ``manifest`` is the in-memory truth of the process that works on it: a :class:`lora_trainer.runs.manifest.Manifest`.
+    ``manifest`` is the in-memory truth of the process that works on it.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
         self.folder = folder
-        self.manifest = manifest or {}
+        self.manifest: Manifest = manifest or cast(Manifest, {})  # until it is read
         self.history = RunLog(folder / "log.jsonl")
         self._path = folder / "manifest.json"
         self._hold = Lock(folder / "lock")
@@ -78,10 +78,10 @@ class Run:
         """The run's settings as they were submitted."""
         return TrainConfig.from_toml(self.folder / "config.toml")
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Manifest:
         """The manifest as it is at this moment, whoever goes on changing it."""
         with self._lock:
-            return dict(self.manifest)
+            return self.manifest.copy()
 
     def update(self, *, now: bool = False, **values: Any) -> None:
         """Change the manifest; it is written at once when ``now`` or a second after the last time.
@@ -90,7 +90,7 @@ class Run:
         """
         values = plain(values)
         with self._lock:
-            self.manifest.update(values)
+            self._set(values)
             self._unwritten.update(values)
             if now or time.monotonic() - self._written >= _WRITE_EVERY:
                 self.write()
@@ -98,7 +98,7 @@ class Run:
     def change(self, **values: Any) -> None:
         """Change the manifest on the disk, or nothing when it cannot be written."""
         with self._lock:
-            before, unwritten = dict(self.manifest), dict(self._unwritten)
+            before, unwritten = self.manifest.copy(), dict(self._unwritten)
             try:
                 self.update(now=True, **values)
             except BaseException:
@@ -108,7 +108,10 @@ class Run:
     def show(self, **values: Any) -> None:
         """Tell something else of the run than its manifest says, until that is written again."""
         with self._lock:
-            self.manifest.update(values)
+            self._set(values)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        self.manifest.update(cast(Manifest, values))
 
     def write(self) -> None:
         """Write the manifest; what another program has written meanwhile (a grid, while this one trains) is kept.
@@ -122,7 +125,7 @@ class Run:
                 raise self.problem()
             if self._seen[0] and self._seen != self._stamp():
                 with suppress(OSError, Damaged, Newer):
-                    self.manifest = {**self.manifest, **read_manifest(self._path), **self._unwritten}
+                    self.manifest = {**self.manifest, **read_manifest(self._path), **cast(Manifest, self._unwritten)}
             write_json(self._path, self.manifest)
             self._unwritten.clear()
             self._seen = self._stamp()
@@ -224,7 +227,7 @@ class Run:
         """Log entries behind step ``after``, see :meth:`RunLog.entries`."""
         return self.history.entries(after, limit)
 
-    def add_file(self, entry: dict[str, Any]) -> None:
+    def add_file(self, entry: FileEntry) -> None:
         """Note a LoRA file in the manifest."""
         with self._lock:
             files = [f for f in self.manifest["files"] if f["path"] != entry["path"]]
@@ -236,7 +239,7 @@ def output_folder(config: TrainConfig, loras: Path) -> Path:
     return loras / expand(config.save.folder) if config.save.folder else loras / config.name
 
 
-def is_by_step(run: str, entry: Mapping[str, Any]) -> bool:
+def is_by_step(run: str, entry: FileEntry) -> bool:
     """Whether a file of a manifest was saved for its step, and not as its epoch's or the run's last.
 
     Runs of older versions do not say it. Their files are told by the end of the name, ``-step00000040``, behind the

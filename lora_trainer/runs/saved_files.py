@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.network.blocks.lora_tag import TAG
+from lora_trainer.runs.manifest import FileEntry
 from lora_trainer.runs.run import Run, is_by_step
 
 
 @dataclass(frozen=True)
-class LoraFile:
+class SavedFile:
     """A LoRA file of a run, or any other.
 
     Attributes:
@@ -23,6 +23,7 @@ class LoraFile:
         epoch: of the run; 0 for a file that is of none.
         step: the same.
         by_step: it was saved for its step, and not as its epoch's.
+        sha256: of its bytes; empty where nobody has noted it.
     """
 
     path: Path
@@ -30,20 +31,27 @@ class LoraFile:
     epoch: int = 0
     step: int = 0
     by_step: bool = False
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, run: str, entry: FileEntry) -> SavedFile:
+        """From one of the ``files`` in the manifest of the run of this name."""
+        epoch, step, by_step = entry["epoch"], entry["step"], is_by_step(run, entry)
+        label = f"step {step}" if by_step else f"epoch {epoch}"
+        return cls(Path(entry["path"]), label, epoch, step, by_step, entry.get("sha256", ""))
+
+    @property
+    def value(self) -> str:
+        """What the axis of epochs calls it: ``3`` or ``step 40``."""
+        return self.label if self.by_step else str(self.epoch)
 
 
-def run_files(run: Run) -> list[LoraFile]:
+def run_files(run: Run) -> list[SavedFile]:
     """The files in a run's manifest, in the order in which they were written; some may be gone."""
-    return [_file(run.name, entry) for entry in run.manifest["files"]]
+    return [SavedFile.of(run.name, entry) for entry in run.manifest["files"]]
 
 
-def _file(run: str, entry: dict[str, Any]) -> LoraFile:
-    by_step = is_by_step(run, entry)
-    label = f"step {entry['step']}" if by_step else f"epoch {entry['epoch']}"
-    return LoraFile(Path(entry["path"]), label, entry["epoch"], entry["step"], by_step)
-
-
-def find_file(run: Run, name: str = "", epoch: int | None = None) -> LoraFile:
+def find_file(run: Run, name: str = "", epoch: int | None = None) -> SavedFile:
     """A file of a run by its name without extension or by its epoch; the last one when neither is given.
 
     Raises:
@@ -93,28 +101,20 @@ class RunFiles:
     Attributes:
         run: its name.
         files: ``3`` or ``step 40`` → the file.
-        epochs: of the same labels, the epoch; ``None`` for files saved by steps.
     """
 
     run: str
-    files: dict[str, Path]
-    epochs: dict[str, int | None]
+    files: dict[str, SavedFile]
 
     @classmethod
-    def of(cls, run: str, entries: Iterable[dict[str, Any]]) -> RunFiles:
+    def of(cls, run: str, entries: Iterable[FileEntry]) -> RunFiles:
         """From the manifest's ``files``; of several of one epoch the last counts."""
-        files: dict[str, Path] = {}
-        epochs: dict[str, int | None] = {}
-        for entry in entries:
-            by_step = is_by_step(run, entry)
-            label = f"step {entry['step']}" if by_step else str(entry["epoch"])
-            files[label], epochs[label] = Path(entry["path"]), None if by_step else int(entry["epoch"])
-        return cls(run, files, epochs)
+        return cls(run, {file.value: file for file in (SavedFile.of(run, entry) for entry in entries)})
 
     @property
     def names(self) -> frozenset[str]:
         """The names by which prompts call them."""
-        return frozenset(path.stem for path in self.files.values())
+        return frozenset(file.path.stem for file in self.files.values())
 
     def choices(self) -> list[str]:
         """What the axis offers: each file, and the ways to name several."""
@@ -164,7 +164,7 @@ def epoch_values(texts: Iterable[str], runs: Sequence[RunFiles], prompt: str = "
         if run is None:
             raise InputError("There is no run with LoRA files yet; train one, or use the axis for files.")
         for label in _labels(run, wanted.strip()):
-            value = EpochValue(f"{run.run}: {label}", run.files[label], run.names)
+            value = EpochValue(f"{run.run}: {label}", run.files[label].path, run.names)
             found.setdefault(value, value)
     return list(found.values())
 
@@ -181,13 +181,13 @@ def _labels(run: RunFiles, wanted: str) -> list[str]:
                 known=", ".join(run.files) or "no files yet",
             )
         several = [wanted]
-    there = [label for label in several if run.files[label].is_file()]
+    there = [label for label in several if run.files[label].path.is_file()]
     if not there:
         raise InputError(
             "The run {run} has no file any more for {wanted}: {path} is gone.",
             run=run.run,
             wanted=wanted[:50],
-            path=run.files[several[0]].name if several else "every one",
+            path=run.files[several[0]].path.name if several else "every one",
         )
     return there
 
@@ -195,7 +195,7 @@ def _labels(run: RunFiles, wanted: str) -> list[str]:
 def _several(run: RunFiles, wanted: str) -> list[str] | None:
     """The files that ``all``, ``last``, ``every N`` and ``A-B`` mean; ``None`` for anything else."""
     labels = list(run.files)
-    epochs = {label: epoch for label, epoch in run.epochs.items() if epoch is not None}
+    epochs = {label: file.epoch for label, file in run.files.items() if not file.by_step}
     if wanted == "all":
         return labels
     if wanted == "last":

@@ -6,13 +6,13 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lora_trainer import __version__
 from lora_trainer.config.train import TrainConfig, is_file_name, shown_name
 from lora_trainer.core.errors import InputError, NotFound, explain
 from lora_trainer.core.files import make_folder, write_json, write_text
-from lora_trainer.runs.manifest import VERSION, stand_in
+from lora_trainer.runs.manifest import VERSION, Manifest, stand_in
 from lora_trainer.runs.run import Run
 
 
@@ -34,7 +34,7 @@ class Runs:
         with self._lock:
             if folder.exists():
                 raise InputError("name: a run “{name}” exists already.", field="name", name=config.name)
-            values = {
+            values: dict[str, Any] = {
                 "version": VERSION,
                 "program": f"LoRA Train {__version__}",
                 "name": config.name,
@@ -57,7 +57,7 @@ class Runs:
                 write_json(unborn / "manifest.json", values)
 
             make_folder(folder, fill)
-            run = self._open[config.name] = Run(folder, values)
+            run = self._open[config.name] = Run(folder, cast(Manifest, values))
         return run
 
     def get(self, name: str) -> Run:
@@ -91,7 +91,7 @@ class Runs:
             problem = found.problem("manifest.json")
         except InputError as error:
             problem = error
-        return Run(self.root / name, {**stand_in(name, explain(problem))})
+        return Run(self.root / name, stand_in(name, explain(problem)))
 
     def names(self) -> list[str]:
         """Names of all runs, newest first."""

@@ -18,6 +18,7 @@ from lora_trainer.hosts.base import Host, LoraUse, draw_request
 from lora_trainer.model.memory import free_memory, is_out_of_memory
 from lora_trainer.network.lora_file import file_name, read_metadata, save_lora, verify
 from lora_trainer.runs.control import only_telling
+from lora_trainer.runs.manifest import FileEntry
 from lora_trainer.runs.run import Run, output_folder
 from lora_trainer.training.metadata import Progress, sidecar, training_metadata
 from lora_trainer.training.preparation import Note, PreparedRun
@@ -106,7 +107,7 @@ class Artifacts:
             measured = work.trainer.denoiser.held_out_loss(work.held_out, work.latents, levels)
         loss = measured if math.isfinite(measured) else None
         self._tell(loss, step)
-        known = dict(self._run.manifest["validation"])
+        known = self._run.manifest["validation"].copy()
         if base:
             known["base"] = loss
         else:
@@ -137,10 +138,11 @@ class Artifacts:
         digest = save_lora(path, work.trainer.adapters.state_dict(), metadata, config.save.precision)
         verify(path, work.trainer.adapters)
         write_json(path.with_suffix(".json"), sidecar(config, work.learned, model.info))
-        entry: dict[str, Any] = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
+        entry: FileEntry = {"path": str(path), "epoch": step.epoch, "step": step.number, "sha256": digest}
         # The header tells times, so that the hash of the whole file is never the same again; that of its tensors is.
-        tensors = read_metadata(path)["sshs_model_hash"]
-        self._run.add_file({**entry, "tensors_sha256": tensors, "by_step": "step" in label, "metrics": metrics})
+        entry["tensors_sha256"] = read_metadata(path)["sshs_model_hash"]
+        entry |= {"by_step": "step" in label, "metrics": metrics}
+        self._run.add_file(entry)
         with only_telling():
             self._host.announce(path)
         return path

@@ -23,7 +23,7 @@ from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.blocks.lora_tag import TAG
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.grid.cells import Drawn, count_batches
-from lora_trainer.validation.grid.document import grid_folder
+from lora_trainer.validation.grid.document import GridDocument, grid_folder
 from lora_trainer.validation.grid.options import GridOptions
 from lora_trainer.validation.grid.plan import GridPlan
 from lora_trainer.webui.xyz_axes import AxisError
@@ -77,12 +77,13 @@ def _announce(plan: GridPlan, run: Run, together: int) -> None:
     shared.total_tqdm.updateTotal(shared.state.job_count * plan.request.steps)
 
 
-def _shown(p: Any, document: dict[str, Any]) -> Processed:
+def _shown(p: Any, document: GridDocument) -> Processed:
     """The sheets, then the cells, for the page's gallery."""
     cells = [cell["picture"] for cell in document["cells"] if cell["picture"]]
     images = [_open(path) for path in (*document["sheets"], *cells)]
     texts = [str(image.info.get("parameters", "")) for image in images]
-    for sentence in (document.get("verdict") or {}).get("sentences", []):
+    verdict = document["verdict"]
+    for sentence in verdict["sentences"] if verdict else []:
         p.comment(Message.from_dict(sentence).text(translator(host.language())))
     first = len(document["sheets"])
     seed = document["seeds"][0]

@@ -25,7 +25,7 @@ from lora_trainer.network.lora_file import is_finite, read_lora, require_family
 from lora_trainer.network.ops.files import Baking, Ingredient, bake_file, merge_files, resize_file
 from lora_trainer.network.ops.info import info
 from lora_trainer.network.ops.resize import Rule
-from lora_trainer.runs.saved_files import LoraFile
+from lora_trainer.runs.saved_files import SavedFile
 from lora_trainer.training.preparation import begun_with
 from lora_trainer.ui.html.lora_files import info_report
 from lora_trainer.validation.blocks.norms import heat_csv, heat_map
@@ -138,8 +138,8 @@ def attempts(path: Path, other: Path, out: Path) -> list[Callable[[], Any]]:
         lambda: resize_file(path, out / "kept.safetensors", Rule(None, None, "sv_fro", 0.9), "fp16").to_dict(),
         lambda: merge_files([Ingredient(path), Ingredient(other)], out / "merged.safetensors").to_dict(),
         lambda: merge_files([Ingredient(other), Ingredient(path, 0.3)], out / "ranked.safetensors", 2).to_dict(),
-        lambda: heat_map("a", [LoraFile(path, "epoch 1"), LoraFile(other, "epoch 2")]),
-        lambda: heat_csv(heat_map("a", [LoraFile(path, "epoch 1")])),
+        lambda: heat_map("a", [SavedFile(path, "epoch 1"), SavedFile(other, "epoch 2")]),
+        lambda: heat_csv(heat_map("a", [SavedFile(path, "epoch 1")])),
         lambda: require_family(path, SD1),
         lambda: [vars(shape) for shape in file_shapes(read_lora(path)).values()],
     ]

@@ -183,7 +183,7 @@ def test_unknown_epochs_are_one_sentence(runs: list[RunFiles], values: list[str]
 
 
 def test_a_file_that_is_gone_is_named_when_asked_for_and_left_out_of_many(runs: list[RunFiles]) -> None:
-    runs[1].files["2"].unlink()
+    runs[1].files["2"].path.unlink()
     assert epoch_values(["b: 1-3"], runs) == ["b: 1", "b: 3"]
     with pytest.raises(InputError, match=r"b-000002\.safetensors is gone"):
         epoch_values(["b: 2"], runs)
@@ -200,5 +200,7 @@ def test_a_runs_name_with_step_in_it_leaves_its_files_their_epochs(name: str) ->
     entries += [{"path": f"{name}-step00000003.safetensors", "epoch": 2, "step": 3}]
     entries += [{"path": f"{name}.safetensors", "epoch": 2, "step": 4}]
     found = RunFiles.of(name, entries)
-    assert found.epochs == {"1": 1, "step 3": None, "2": 2}
-    assert [path.stem for path in found.files.values()] == [f"{name}-000001", f"{name}-step00000003", name]
+    assert [(value, file.epoch, file.by_step) for value, file in found.files.items()] == [
+        ("1", 1, False), ("step 3", 2, True), ("2", 2, False),
+    ]  # fmt: skip
+    assert [file.path.stem for file in found.files.values()] == [f"{name}-000001", f"{name}-step00000003", name]

@@ -215,7 +215,7 @@ def estimate(measured: Estimate, translate: Translate) -> Markup:
 
 
 def status_card(
-    manifest: dict[str, Any], waiting: int, translate: Translate, request: StopRequest | None = None
+    manifest: Mapping[str, Any], waiting: int, translate: Translate, request: StopRequest | None = None
 ) -> Markup:
     """State, progress bar, speed, time left, loss and rates of a run.
 
@@ -252,13 +252,13 @@ def status_card(
     )
 
 
-def _damaged_card(manifest: dict[str, Any], t: Translate) -> Markup:
+def _damaged_card(manifest: Mapping[str, Any], t: Translate) -> Markup:
     badge = markup('<span class="lt-badge lt-failed">{label}</span>', label=t(STATE_NAMES[DAMAGED]))
     head = markup('<div class="lt-head">{badge}<b>{name}</b></div>', badge=badge, name=manifest["name"])
     return markup('<div class="lt-status">{head}</div>', head=head) + notice(explained(manifest).text(t), "error")
 
 
-def _phase(manifest: dict[str, Any], t: Translate) -> str:
+def _phase(manifest: Mapping[str, Any], t: Translate) -> str:
     if manifest["state"] == "paused" and manifest.get("waits"):
         return t("Its checkpoint is not loaded")
     if manifest["state"] != "running":
@@ -269,13 +269,13 @@ def _phase(manifest: dict[str, Any], t: Translate) -> str:
     return "" if phase == "training" else t(PHASES.get(phase, ""))  # the badge says that it trains
 
 
-def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
+def _progress(manifest: Mapping[str, Any]) -> tuple[int, int]:
     if manifest["state"] == "running" and manifest.get("phase") in COUNTED:
         return manifest.get("phase_done", 0), manifest.get("phase_total", 0)
     return manifest["step"], manifest["steps"]
 
 
-def _facts(m: dict[str, Any], t: Translate) -> Markup:
+def _facts(m: Mapping[str, Any], t: Translate) -> Markup:
     facts: list[tuple[str, str]] = [(f"{m['step']}/{m['steps']}", "step"), (f"{m['epoch']}/{m['epochs']}", "epoch")]
     if m.get("steps_per_second"):
         pace = m["steps_per_second"]
@@ -313,7 +313,7 @@ def rate_text(rate: float) -> str:
     )
 
 
-def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], translate: Translate) -> Markup:
+def curves(entries: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], translate: Translate) -> Markup:
     """Loss, validation loss and learning rates over the steps."""
     t = translate
     losses = [(e["step"], e["loss"]) for e in entries if isinstance(e.get("loss"), (int, float))]
@@ -345,7 +345,7 @@ def curves(entries: Sequence[Mapping[str, Any]], manifest: dict[str, Any], trans
     )
 
 
-def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) -> Markup:
+def files_table(manifest: Mapping[str, Any], trigger: str, translate: Translate) -> Markup:
     """The run's LoRA files with the text to type, and their losses."""
     t = translate
     files = manifest["files"]
@@ -360,12 +360,12 @@ def files_table(manifest: dict[str, Any], trigger: str, translate: Translate) ->
     return markup('<div class="lt-scroll">{table}</div>', table=table)
 
 
-def _best_file(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _best_file(files: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     tested = [f for f in files if f.get("metrics", {}).get("validation") is not None]
     return min(tested, key=lambda f: f["metrics"]["validation"]) if tested else None
 
 
-def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) -> Markup:
+def _file_row(entry: Mapping[str, Any], trigger: str, is_best: bool, t: Translate) -> Markup:
     metrics = entry.get("metrics", {})
 
     def number(name: str) -> str:
@@ -390,7 +390,7 @@ def _file_row(entry: dict[str, Any], trigger: str, is_best: bool, t: Translate) 
     )
 
 
-def grid_status(grid: dict[str, Any], translate: Translate) -> Markup:
+def grid_status(grid: Mapping[str, Any], translate: Translate) -> Markup:
     """How far a grid is."""
     if not grid:
         return EMPTY
@@ -401,7 +401,7 @@ def grid_status(grid: dict[str, Any], translate: Translate) -> Markup:
     return _grid_progress(grid, translate)
 
 
-def _grid_progress(grid: dict[str, Any], t: Translate) -> Markup:
+def _grid_progress(grid: Mapping[str, Any], t: Translate) -> Markup:
     share = grid["done"] / grid["of"] if grid["of"] else 0.0
     left = grid.get("seconds_left")
     says = t(GRID_PHASES.get(grid.get("phase", ""), GRID_PHASES["pictures"]), done=grid["done"], of=grid["of"])

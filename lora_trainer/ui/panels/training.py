@@ -183,7 +183,7 @@ class TrainingPanel:
             asked: name of the one that the person has chosen.
             loaded: the host's checkpoint.
         """
-        m = run.manifest if run else {}
+        m: Mapping[str, Any] = run.manifest if run else {}
         state = run.state if run else ""
         status, before = self._status(run)
         waiting = len(self._jobs.waiting())
@@ -249,12 +249,12 @@ class TrainingPanel:
         ), before
 
 
-def _gallery(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def _gallery(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The newest samples first, each with its step and prompt."""
     entries = [s for s in manifest.get("samples", []) if Path(s["path"]).is_file()]
     return [(s["path"], f"{s['epoch']} · {s['step']} · {s['prompt']}") for s in reversed(entries[-40:])]
 
 
-def _is_loaded(manifest: dict[str, Any], loaded: dict[str, Any]) -> bool:
+def _is_loaded(manifest: Mapping[str, Any], loaded: dict[str, Any]) -> bool:
     """Whether a run's checkpoint is loaded, as far as is known."""
     return is_same_checkpoint(manifest.get("checkpoint", {}), loaded) is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -26,6 +26,9 @@ from lora_trainer.ui.widgets.form import dotted
 from lora_trainer.ui.widgets.refresh import HIDDEN, Part
 from lora_trainer.validation.grid import choice as choose
 from lora_trainer.validation.grid.options import DEFAULT_WEIGHTS, grid_options
+
+if TYPE_CHECKING:
+    from lora_trainer.validation.grid.document import GridDocument
 
 _WEIGHTS = ", ".join(map(str, DEFAULT_WEIGHTS))
 _SEEDS = "1, 2"
@@ -165,7 +168,7 @@ class ValidatePanel:
             "grid_chart": (drawn, lambda: self._show(run, self._chart)),
         }
 
-    def _show(self, run: Run | None, show: Callable[[Run, dict[str, Any]], Markup], *, tells: bool = False) -> Markup:
+    def _show(self, run: Run | None, show: Callable[[Run, GridDocument], Markup], *, tells: bool = False) -> Markup:
         """A part of the grid's page; one of them ``tells`` when the document is damaged."""
         from lora_trainer.validation.grid.document import known_grid
 
@@ -178,17 +181,17 @@ class ValidatePanel:
         except InputError as error:
             return common.error_notice(error, self._t) if tells else EMPTY
 
-    def _verdict(self, run: Run, document: dict[str, Any]) -> Markup:
+    def _verdict(self, run: Run, document: GridDocument) -> Markup:
         return grid_view.verdict(document, _folder(run), self._t)
 
-    def _data(self, run: Run, document: dict[str, Any]) -> Markup:
+    def _data(self, run: Run, document: GridDocument) -> Markup:
         folder = _folder(run)
         for path in grid_view.shown_files(document, folder):
             self.document.temp_files.add(str(path.absolute()))  # gradio serves what one of its widgets has made
         view = grid_view.grid_view(document, choose.votes(run), folder, self._t)
         return grid_view.grid_data(view, repr(_mark(run, "grid.json", "votes.json")))
 
-    def _chart(self, run: Run, document: dict[str, Any]) -> Markup:
+    def _chart(self, run: Run, document: GridDocument) -> Markup:
         return grid_view.grid_losses(document, self._t)
 
     # -------------------------------------------------------------- the chosen cell

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.core.errors import InputError, LoraTrainError
-from lora_trainer.core.messages import Message
+from lora_trainer.core.messages import Message, Sentence
 from lora_trainer.network.blocks.block_map import architecture_of
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
 from lora_trainer.network.ops.info import ORDER, BlockInfo, block_infos
-from lora_trainer.runs.saved_files import LoraFile
+from lora_trainer.runs.saved_files import SavedFile
 
 
-def heat_map(name: str, files: Sequence[LoraFile]) -> dict[str, Any]:
+def heat_map(name: str, files: Sequence[SavedFile]) -> dict[str, Any]:
     """‖ΔW‖ of each block of each file, ready for JSON.
 
     Returns:
         ``blocks`` are the columns; each of ``rows`` has as many ``norms`` (at weight 1; ``None`` for a block that the
         file does not have or whose ΔW depends on the checkpoint) and a ``problem`` when the file could not be read.
     """
-    found: list[tuple[LoraFile, _Strength | None, dict[str, Any] | None]] = []
+    found: list[tuple[SavedFile, _Strength | None, Sentence | None]] = []
     for file in files:
         try:
             found.append((file, _strength_of(file.path), None))

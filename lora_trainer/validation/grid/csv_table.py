@@ -6,16 +6,16 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.core.files import replace_atomically
-from lora_trainer.validation.metrics.pictures import PICTURE_NUMBERS
+from lora_trainer.validation.grid.document import GridDocument
+from lora_trainer.validation.grid.numbers import PICTURE_NUMBERS
 
 _FORMULA = tuple("=+-@＝＋－＠")
 _OF_GROUPS = ("loss", "loss_se", *(f"{name}{part}" for name in PICTURE_NUMBERS for part in ("", "_sd")))
 
 
-def write_csv(document: dict[str, Any], path: Path) -> Path:
+def write_csv(document: GridDocument, path: Path) -> Path:
     """Write one line for each file and weight to ``path``, and one for each cell beside it (``…-cells.csv``).
 
     UTF-8 with a byte order mark, without which Excel in China reads it as GBK. A text that a spreadsheet would take for
@@ -37,16 +37,17 @@ def write_csv(document: dict[str, Any], path: Path) -> Path:
     return cells
 
 
-def _groups(document: dict[str, Any]) -> Iterable[Sequence[object]]:
+def _groups(document: GridDocument) -> Iterable[Sequence[object]]:
     yield "column", "name", "epoch", "step", "weight", *_OF_GROUPS, "recommended"
-    verdict = document.get("verdict") or {}
+    verdict = document["verdict"]
+    recommended = (verdict["column"], verdict["weight"]) if verdict else None
     for group in document["groups"]:
         numbers = [group["numbers"].get(name, "") for name in _OF_GROUPS]
-        chosen = (group["column"], group["weight"]) == (verdict.get("column"), verdict.get("weight"))
-        yield *_column(document, group["column"]), group["weight"], *numbers, "yes" if chosen else ""
+        is_chosen = (group["column"], group["weight"]) == recommended
+        yield *_column(document, group["column"]), group["weight"], *numbers, "yes" if is_chosen else ""
 
 
-def _cells(document: dict[str, Any]) -> Iterable[Sequence[object]]:
+def _cells(document: GridDocument) -> Iterable[Sequence[object]]:
     yield "column", "name", "epoch", "step", "weight", "prompt", "trigger", "seed", *PICTURE_NUMBERS, "picture"
     for cell in document["cells"]:
         prompt = document["prompts"][cell["prompt"]]
@@ -62,7 +63,7 @@ def _cells(document: dict[str, Any]) -> Iterable[Sequence[object]]:
         )
 
 
-def _column(document: dict[str, Any], index: int) -> tuple[object, ...]:
+def _column(document: GridDocument, index: int) -> tuple[object, ...]:
     column = document["columns"][index]
     return column["label"], column["name"], column["epoch"], column["step"]
 

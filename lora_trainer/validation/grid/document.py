@@ -1,6 +1,7 @@
 """What the documents of a validation hold: a grid's ``grid.json``, and ``analysis.json`` and ``tuning.json`` of a file.
 
 Page, command line and REST show them; see :mod:`lora_trainer.core.documents` for how they are read back.
+``docs/documents.md`` is written from the types and from what their docstrings say of each key.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from lora_trainer.core.files import patiently, write_error
 from lora_trainer.core.messages import Sentence
 from lora_trainer.core.plain_json import plain
 from lora_trainer.runs.run import Run
+from lora_trainer.runs.saved_files import SavedFile
 from lora_trainer.validation.grid.cells import Drawn
-from lora_trainer.validation.grid.plan import GridPlan
+from lora_trainer.validation.grid.plan import ALONE, GridPlan
 
 GRID_VERSION = 2
+"""Of a grid's document; one of another version counts as none, and is drawn anew."""
 Numbers = dict[str, float | None]
 """Measured, by name; ``None`` was no number."""
 Size = Annotated[list[Count], lambda value: len(value) == 2]
@@ -30,7 +33,15 @@ Key = Annotated[str, lambda value: value.isalnum() and len(value) <= 64]
 
 # ------------------------------------------------------------------ the epoch × weight grid
 class GridColumn(TypedDict):
-    """A file, or the checkpoint alone: then ``file`` is ``None``."""
+    """A LoRA file, or the checkpoint alone, which is the first column.
+
+    Attributes:
+        label: what it is called: `epoch 3`, `step 40`, `no LoRA`.
+        file: its path; `null` for the checkpoint alone.
+        name: its name without the extension, as prompts call it.
+        epoch: of the run; 0 for the checkpoint alone.
+        step: of the run; 0 for the checkpoint alone.
+    """
 
     label: str
     file: PathText | None
@@ -40,14 +51,29 @@ class GridColumn(TypedDict):
 
 
 class GridPrompt(TypedDict):
-    """A prompt, and whether it calls for what was learned."""
+    """A prompt.
+
+    Attributes:
+        text: what is drawn.
+        trigger: it calls for what was learned.
+    """
 
     text: str
     trigger: bool
 
 
 class GridCell(TypedDict):
-    """A picture: places in ``columns``, ``prompts`` and ``seeds``, its weight, its file when drawn, and numbers."""
+    """A picture.
+
+    Attributes:
+        column: its place in `columns`.
+        weight: of the LoRA; 0 for the checkpoint alone.
+        prompt: its place in `prompts`.
+        seed: its place in `seeds`.
+        key: its name, which cells that show the same share.
+        picture: its path; `null` while it is not drawn.
+        numbers: what is measured of it: `effect` or `leak`, `copy`, `clip`.
+    """
 
     column: Count
     weight: float
@@ -59,7 +85,13 @@ class GridCell(TypedDict):
 
 
 class GridGroupStart(TypedDict):
-    """A file at a weight: the means over its cells, and its losses."""
+    """A file at a weight.
+
+    Attributes:
+        column: its place in `columns`.
+        weight: of the LoRA; 0 for the checkpoint alone.
+        numbers: means over its cells with their spreads (`_sd`), and `loss` with its error (`loss_se`).
+    """
 
     column: Count
     weight: float
@@ -67,14 +99,27 @@ class GridGroupStart(TypedDict):
 
 
 class GridGroup(GridGroupStart, total=False):
-    """What is there when losses were measured: one for each picture, or that they are no numbers."""
+    """A file at a weight.
+
+    Attributes:
+        losses: one for each picture that losses were measured on.
+        broken: its losses are no numbers.
+    """
 
     losses: list[float | None]
     broken: bool
 
 
 class Verdict(TypedDict):
-    """What the numbers say: a state, the recommended cell, the epoch from which on it is over-fitted, sentences."""
+    """What the numbers say.
+
+    Attributes:
+        state: `good`, `under`, `over`, `useless` or `unknown`.
+        column: the recommended column.
+        weight: the recommended weight.
+        turn: the epoch from which on it is over-fitted.
+        sentences: what is told, the recommendation first.
+    """
 
     state: str
     column: Count | None
@@ -83,18 +128,57 @@ class Verdict(TypedDict):
     sentences: list[Sentence]
 
 
+class FileProblem(Sentence, total=False):
+    """Why losses could not be measured.
+
+    Attributes:
+        file: path of the file that it was; empty for all of them.
+    """
+
+    file: str
+
+
 class Measured(TypedDict, total=False):
-    """On what losses were measured."""
+    """On what losses were measured.
+
+    Attributes:
+        held_out: on pictures that were kept aside; else on those that were learned.
+        pictures: how many.
+        of: how many there were.
+        timesteps: noise levels of each.
+        problems: what could not be measured, and why.
+    """
 
     held_out: bool
     pictures: Count
     of: Count
     timesteps: Any
-    problems: list[Sentence]
+    problems: list[FileProblem]
 
 
 class GridStart(TypedDict):
-    """What every grid has."""
+    """The epoch × weight grid of a run: what was drawn and what was measured.
+
+    Attributes:
+        version: of this document; one of another version is drawn anew.
+        run: name of the run.
+        trigger: its trigger word.
+        columns: the files.
+        weights: of the LoRA: the rows.
+        prompts: what is drawn.
+        seeds: of the pictures.
+        size: width and height in pixels.
+        negative: the negative prompt.
+        sampler: that the pictures are drawn with.
+        steps: of the sampler.
+        cfg: guidance scale.
+        cells: the pictures.
+        groups: the files at each weight, with their numbers.
+        verdict: what the numbers say; `null` before they are measured.
+        problems: what could not be drawn or measured, and why.
+        sheets: paths of the pictures of the whole grid.
+        csv: path of the table.
+    """
 
     version: int
     run: str
@@ -117,7 +201,12 @@ class GridStart(TypedDict):
 
 
 class GridDocument(GridStart, total=False):
-    """``grid.json``; ``more`` are the parameters that the host's own page has beside these."""
+    """The epoch × weight grid of a run: what was drawn and what was measured.
+
+    Attributes:
+        more: parameters that the host's own page has beside these.
+        measured: on what losses were measured.
+    """
 
     more: list[Any]
     measured: Measured
@@ -170,16 +259,12 @@ def _require_places(document: GridDocument) -> None:
         raise Damaged("verdict.column")
 
 
-_SETTINGS = ("weights", "prompts", "seeds", "size", "negative", "sampler", "steps", "cfg")
-"""Entries of a grid's document that make another grid of it; more files are only more columns."""
-
-
 def grid_folder(run: Run) -> Path:
     """Where a run's grid is."""
     return run.grids / "plain"
 
 
-def known_grid(run: Run) -> dict[str, Any]:
+def known_grid(run: Run) -> GridDocument:
     """The document of a run's grid.
 
     Raises:
@@ -203,7 +288,7 @@ def known_grid(run: Run) -> dict[str, Any]:
     return {**document, "run": run.name}
 
 
-def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
+def set_aside(folder: Path, document: GridDocument) -> Path | None:
     """Move what another grid has left, its sheets, numbers and document, into a folder of their own.
 
     The pictures stay where they are, since grids share them.
@@ -231,10 +316,10 @@ def set_aside(folder: Path, document: Mapping[str, Any]) -> Path | None:
     return place
 
 
-def _is_another(path: Path, document: Mapping[str, Any]) -> bool:
+def _is_another(path: Path, document: GridDocument) -> bool:
     """Whether a file has a finished grid with other settings, or one that cannot be read: nobody knows what it is."""
     try:
-        before: Mapping[str, Any] | None = read_grid(path)
+        before = read_grid(path)
     except OSError:
         return False
     except Damaged:
@@ -242,29 +327,46 @@ def _is_another(path: Path, document: Mapping[str, Any]) -> bool:
     if before is None or not before["sheets"]:
         return False
     files = [{column["name"] for column in each["columns"]} for each in (before, document)]
-    same = before.get("more", []) == plain(document["more"]) and all(before[key] == document[key] for key in _SETTINGS)
-    return not (same and files[0] <= files[1])
+    return not (_settings(before) == plain(_settings(document)) and files[0] <= files[1])
 
 
-def describe(plan: GridPlan, drawn: Drawn) -> dict[str, Any]:
+def _settings(document: GridDocument) -> list[Any]:
+    """What makes another grid of it when it is changed; more files are only more columns."""
+    of_pictures = document["size"], document["negative"], document["sampler"], document["steps"], document["cfg"]
+    return [document["weights"], document["prompts"], document["seeds"], *of_pictures, document.get("more", [])]
+
+
+def _column(saved: SavedFile | None) -> GridColumn:
+    if saved is None:
+        return {"label": ALONE.label, "file": None, "name": "", "epoch": 0, "step": 0}
+    name, path = saved.path.stem, str(saved.path)
+    return {"label": saved.label, "file": path, "name": name, "epoch": saved.epoch, "step": saved.step}
+
+
+def describe(plan: GridPlan, drawn: Drawn) -> GridDocument:
     """The grid's document: columns, weights, prompts, seeds and every cell's picture; numbers come later."""
     request = plan.request
-    cells: list[dict[str, Any]] = []
+    cells: list[GridCell] = []
     for column, weight, prompt, seed in plan.places():
         key = plan.cell(column, weight, prompt, seed).key()
         picture = drawn.pictures.get(key)
-        place = {"column": column, "weight": weight, "prompt": prompt, "seed": seed}
-        cells.append({**place, "key": key, "picture": str(picture) if picture else None, "numbers": {}})
+        cells.append({
+            "column": column, "weight": weight, "prompt": prompt, "seed": seed,
+            "key": key, "picture": str(picture) if picture else None, "numbers": {},
+        })  # fmt: skip
     return {
         "version": GRID_VERSION,
         "run": plan.run,
         "trigger": plan.trigger,
-        "columns": [column.to_dict() for column in plan.columns],
+        "columns": [_column(column.saved) for column in plan.columns],
         "weights": plan.weights,
         "prompts": [{"text": prompt, "trigger": plan.has_trigger(prompt)} for prompt in plan.prompts],
         "seeds": plan.seeds,
         "size": [request.width, request.height],
-        **{name: getattr(request, name) for name in ("negative", "sampler", "steps", "cfg")},
+        "negative": request.negative,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "cfg": request.cfg,
         "more": [list(each) for each in request.more],
         "cells": cells,
         "groups": [

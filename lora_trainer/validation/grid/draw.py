@@ -8,13 +8,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.core.errors import LoraTrainError
 from lora_trainer.core.files import remove, save_picture, write_json
 from lora_trainer.hosts.base import Session
 from lora_trainer.validation.grid.cells import Drawn, OnCells, draw_cells
-from lora_trainer.validation.grid.document import describe, set_aside
+from lora_trainer.validation.grid.document import GridDocument, describe, set_aside
 from lora_trainer.validation.grid.plan import GridPlan
 from lora_trainer.validation.grid.sheet import Layout, sheets
 
@@ -29,7 +28,7 @@ def draw_grid(
     on_cells: OnCells = lambda done, of: None,
     *,
     together: int = 1,
-) -> dict[str, Any]:
+) -> GridDocument:
     """Draw what is missing, with the document beside it all the while; returns the document when all is drawn.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
@@ -12,16 +11,18 @@ from lora_trainer.core.files import write_json
 from lora_trainer.core.paths import expand
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.validation.grid.csv_table import write_csv
+from lora_trainer.validation.grid.document import GridDocument
+from lora_trainer.validation.grid.numbers import add_losses, add_picture_numbers
 from lora_trainer.validation.grid.verdict import judge
-from lora_trainer.validation.metrics.held_out_loss import add_losses, held_out_losses
-from lora_trainer.validation.metrics.pictures import add_picture_numbers, training_pictures
+from lora_trainer.validation.metrics.held_out_loss import held_out_losses
+from lora_trainer.validation.metrics.pictures import training_pictures
 
 OnPhase = Callable[[str, int, int], object]
 """Called with what is being measured, how many are done, and of how many; may raise to stop."""
 
 
 def measure_grid(
-    document: dict[str, Any],
+    document: GridDocument,
     host: Host,
     session: Session,
     config: TrainConfig,
@@ -30,7 +31,7 @@ def measure_grid(
     clip: str = "",
     fingerprint: str = "",
     on_phase: OnPhase = lambda phase, done, of: None,
-) -> dict[str, Any]:
+) -> GridDocument:
     """Fill in a grid's numbers and verdict, and write ``grid.json``, ``grid.csv`` and ``grid-cells.csv``.
 
     What was measured before is known from ``losses.json`` and ``pictures.json`` beside it. What cannot be measured

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_trainer.config.parsing import parts
 from lora_trainer.config.schema import bounds
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.base import DrawRequest, LoraUse, draw_request
-from lora_trainer.runs.run import Run, is_by_step
-from lora_trainer.runs.saved_files import RunFiles, epoch_values
+from lora_trainer.runs.run import Run
+from lora_trainer.runs.saved_files import RunFiles, SavedFile, epoch_values, run_files
 from lora_trainer.validation.grid.cells import Cell
 from lora_trainer.validation.grid.options import DEFAULT_WEIGHTS, GridOptions, grid_options
 
@@ -29,22 +29,27 @@ MAX_VALUES = 200
 
 @dataclass(frozen=True)
 class Column:
-    """A file of the run, or the checkpoint alone."""
+    """A file of the run, or without one the checkpoint alone."""
 
-    label: str
-    file: Path | None = None
-    epoch: int = 0
-    step: int = 0
-    content: str = ""
+    saved: SavedFile | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        name = self.file.stem if self.file else ""
-        path = str(self.file) if self.file else None
-        return {"label": self.label, "file": path, "name": name, "epoch": self.epoch, "step": self.step}
+    @property
+    def label(self) -> str:
+        """What it is called above the pictures."""
+        return self.saved.label if self.saved else "no LoRA"
+
+    @property
+    def file(self) -> Path | None:
+        """Where the file is."""
+        return self.saved.path if self.saved else None
+
+    @property
+    def content(self) -> str:
+        """Tells files of one name apart."""
+        return self.saved.sha256 if self.saved else ""
 
 
-ALONE = Column("no LoRA")
+ALONE = Column()
 
 
 @dataclass(frozen=True)
@@ -137,17 +142,14 @@ def trigger_of(config: TrainConfig, prompts: Sequence[str]) -> str:
 
 
 def _columns(run: Run, epochs: str) -> list[Column]:
-    entries = run.manifest["files"]
-    if not any(Path(entry["path"]).is_file() for entry in entries):
+    files = run_files(run)
+    if not any(file.path.is_file() for file in files):
         raise InputError("The run {name} has no LoRA files (yet), so there is nothing to compare.", name=run.name)
-    chosen = {value.file for value in epoch_values(parts(epochs) or ["all"], [RunFiles.of(run.name, entries)])}
-    last = {Path(entry["path"]): entry for entry in entries}
-    return [_column(run.name, path, entry) for path, entry in last.items() if path in chosen]
-
-
-def _column(run: str, path: Path, entry: dict[str, Any]) -> Column:
-    label = f"step {entry['step']}" if is_by_step(run, entry) else f"epoch {entry['epoch']}"
-    return Column(label, path, int(entry["epoch"]), int(entry["step"]), str(entry.get("sha256", "")))
+    chosen = {
+        value.file for value in epoch_values(parts(epochs) or ["all"], [RunFiles.of(run.name, run.manifest["files"])])
+    }
+    last = {file.path: file for file in files}
+    return [Column(file) for path, file in last.items() if path in chosen]
 
 
 def _numbers(key: str, values: Sequence[float]) -> list[float]:

@@ -14,11 +14,12 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from lora_trainer.core.messages import Message
+from lora_trainer.validation.grid.document import GridDocument, GridGroup, Verdict
+from lora_trainer.validation.grid.numbers import PICTURE_NUMBERS
 from lora_trainer.validation.metrics.paired import Difference, paired
-from lora_trainer.validation.metrics.pictures import PICTURE_NUMBERS
 
 COPYING = 0.5
 """Below this share of the usual distance between training pictures, a picture counts as copied."""
@@ -79,7 +80,7 @@ class Finding:
     notices: Sequence[Message] = ()
 
 
-def judge(document: dict[str, Any]) -> dict[str, Any]:
+def judge(document: GridDocument) -> Verdict:
     """The verdict on a grid whose numbers were filled in by ``add_losses`` and ``add_picture_numbers``.
 
     Args:
@@ -114,7 +115,7 @@ def _all_broken() -> Message:
     )
 
 
-def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Message]) -> dict[str, Any]:
+def _entry(document: GridDocument, finding: Finding, notices: Sequence[Message]) -> Verdict:
     return {
         "state": finding.state,
         "column": finding.cell.column,
@@ -125,7 +126,7 @@ def _entry(document: dict[str, Any], finding: Finding, notices: Sequence[Message
 
 
 # ------------------------------------------------------------------ reading the document
-def _cells(document: dict[str, Any]) -> list[Cell]:
+def _cells(document: GridDocument) -> list[Cell]:
     """The groups with all that is known of them; numbers that are none are left out."""
     called = any(prompt["trigger"] for prompt in document["prompts"])
     found: dict[tuple[int, float], dict[str, Any]] = {
@@ -135,15 +136,20 @@ def _cells(document: dict[str, Any]) -> list[Cell]:
         known = found.get((drawn["column"], drawn["weight"]), {})
         counts = document["prompts"][drawn["prompt"]]["trigger"] or not called
         for name, value in drawn.get("numbers", {}).items():
-            if name in PICTURE_NUMBERS and math.isfinite(value) and (counts or name == "leak"):
+            if name in PICTURE_NUMBERS and _is_number(value) and (counts or name == "leak"):
                 known.setdefault(name, {})[drawn["prompt"], drawn["seed"]] = value
     return [Cell(column, weight, **known) for (column, weight), known in found.items()]
 
 
-def _losses(group: dict[str, Any]) -> dict[Hashable, float]:
+def _losses(group: GridGroup) -> dict[Hashable, float]:
     """By picture; none when one is no number, since their mean would be of other pictures than the others'."""
     losses = group.get("losses", [])
-    return dict(enumerate(losses)) if all(math.isfinite(loss) for loss in losses) else {}
+    numbers = [loss for loss in losses if _is_number(loss)]
+    return dict(enumerate(numbers)) if len(numbers) == len(losses) else {}
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _copies(cell: Cell, base: Cell) -> bool:
@@ -197,7 +203,7 @@ def _turn(row: Sequence[Cell], after: int) -> Cell | None:
 
 
 # ------------------------------------------------------------------ with pictures that were kept aside
-def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: dict[str, Any]) -> Finding:
+def _by_held_out_losses(cells: Sequence[Cell], base: Cell, document: GridDocument) -> Finding:
     measured = [cell for cell in cells if cell.losses]
     best = min(measured, key=lambda cell: (_mean(cell.losses), cell.preference))
     chosen = _as_good(measured, best, _loss_rise)
@@ -246,7 +252,7 @@ def _at_the_edge(chosen: Cell, measured: Sequence[Cell]) -> list[Message]:
     ]
 
 
-def _over(turn: Cell, weight: float, document: dict[str, Any]) -> list[Message]:
+def _over(turn: Cell, weight: float, document: GridDocument) -> list[Message]:
     return [
         Message(
             "Over-fitted from epoch {epoch} on: at weight {weight:g} the loss on pictures that were not trained on is "
@@ -339,7 +345,7 @@ def _too_strong(chosen: Cell, measured: Sequence[Cell], full: float) -> list[Mes
 
 
 # ------------------------------------------------------------------ by the drawn pictures
-def _by_pictures(cells: Sequence[Cell], base: Cell, document: dict[str, Any]) -> Finding:
+def _by_pictures(cells: Sequence[Cell], base: Cell, document: GridDocument) -> Finding:
     most = max(len(cell.effect) for cell in cells)
     drawn = [cell for cell in cells if len(cell.effect) == most]  # others are not finished yet
     original = [cell for cell in drawn if not cell.copies]
@@ -405,7 +411,7 @@ def _copies_from(row: Sequence[Cell]) -> Cell | None:
     return found
 
 
-def _looks_over(turn: Cell, document: dict[str, Any]) -> list[Message]:
+def _looks_over(turn: Cell, document: GridDocument) -> list[Message]:
     return [
         Message(
             "Looks over-fitted from epoch {epoch} on: the pictures get close to the training pictures ({copy:.0%} of "
@@ -443,7 +449,7 @@ def _by_little(cells: Sequence[Cell], base: Cell) -> Finding:
 
 
 # ------------------------------------------------------------------ what is said of the recommended cell
-def _recommendation(cell: Cell, document: dict[str, Any]) -> Message:
+def _recommendation(cell: Cell, document: GridDocument) -> Message:
     column = document["columns"][cell.column]
     return Message(
         "Recommended: {name} (epoch {epoch}) at weight {weight:g}.",

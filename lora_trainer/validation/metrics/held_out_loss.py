@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, LoraTrainError
@@ -130,38 +129,6 @@ def held_out_losses(
         bench.clear()
         known.write()
     return Losses(entries, bench.held_out, len(bench.pictures), bench.of, config.validation.timesteps, bench.problems)
-
-
-def add_losses(document: dict[str, Any], losses: Losses) -> None:
-    """Put losses into a grid's document: ``loss`` and ``loss_se`` (of the difference to the checkpoint alone) into
-    ``groups[].numbers``, the pictures' own into ``groups[].losses``, and on what they were measured into ``measured``.
-
-    A loss that is no number (half precision can give NaN, as a broken training does) is left out, and its group is
-    marked as ``broken``.
-    """
-    found = {(entry.file, entry.weight if entry.file else 0.0): entry for entry in losses.entries}
-    for group in document["groups"]:
-        entry = found.get((document["columns"][group["column"]]["file"], group["weight"]))
-        for name in ("loss", "loss_se"):
-            group["numbers"].pop(name, None)
-        for name in ("losses", "broken"):
-            group.pop(name, None)
-        if entry is None:
-            continue
-        if not math.isfinite(entry.loss):
-            group["broken"] = True
-            continue
-        group["losses"] = list(entry.losses)
-        group["numbers"]["loss"] = entry.loss
-        if entry.file is not None and entry.difference.se is not None and math.isfinite(entry.difference.se):
-            group["numbers"]["loss_se"] = entry.difference.se
-    document["measured"] = {
-        "held_out": losses.held_out,
-        "pictures": losses.pictures,
-        "of": losses.of,
-        "timesteps": losses.timesteps,
-        "problems": [{"file": file, **error.message.to_dict()} for file, error in losses.problems],
-    }
 
 
 # ------------------------------------------------------------------ measuring

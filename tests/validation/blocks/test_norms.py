@@ -19,7 +19,7 @@ from lora_trainer.cli.main import main
 from lora_trainer.core.errors import InputError
 from lora_trainer.network.modules import group
 from lora_trainer.runs.run import Run
-from lora_trainer.runs.saved_files import LoraFile, find_file, run_files
+from lora_trainer.runs.saved_files import SavedFile, find_file, run_files
 from lora_trainer.runs.store import Runs
 from lora_trainer.validation.blocks.norms import heat_csv, heat_map
 from lora_trainer.validation.grid.plan import GridOptions, plan_grid
@@ -69,7 +69,7 @@ def test_blocks_that_only_one_file_has_are_empty_in_the_others(tmp_path: Path) -
         tmp_path / "b.safetensors",
         tensors({CONV.replace("blocks_0_res", "blocks_3_res"): lora(5, 4, 2, 1.0, kernel=3)}),
     )
-    heat = heat_map("a", [LoraFile(tmp_path / f"{n}.safetensors", n) for n in "ab"])
+    heat = heat_map("a", [SavedFile(tmp_path / f"{n}.safetensors", n) for n in "ab"])
     assert heat["blocks"] == ["IN01", "IN10"]
     assert [[norm is None for norm in row["norms"]] for row in heat["rows"]] == [[False, True], [True, False]]
 
@@ -79,7 +79,7 @@ def test_a_block_whose_difference_depends_on_the_checkpoint_has_no_number(tmp_pa
         tmp_path / "a.safetensors",
         tensors({KEYS[1]: {**lora(6, 6, 2, 1.0), "dora_scale": randn(1, 6)}, KEYS[2]: lora(6, 6, 2, 1.0)}),
     )
-    (row,) = heat_map("a", [LoraFile(path, "a")])["rows"]
+    (row,) = heat_map("a", [SavedFile(path, "a")])["rows"]
     assert row["norms"][0] is None
     assert row["norms"][1] > 0
 
@@ -101,17 +101,17 @@ def test_another_architecture_has_its_own_blocks(tmp_path: Path) -> None:
         tmp_path / "xl.safetensors",
         tensors({key: lora(6, 6, 2, 1.0), "lora_te2_text_model_encoder_layers_0_mlp_fc1": lora(4, 4, 2, 1.0)}),
     )
-    heat = heat_map("xl", [LoraFile(path, "xl")])
+    heat = heat_map("xl", [SavedFile(path, "xl")])
     assert (heat["architecture"], heat["blocks"]) == ("SDXL", ["TE2", "IN04"])
 
 
 def test_a_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", some_lora())
-    before = heat_map("a", [LoraFile(path, "a")])["rows"][0]["norms"]
+    before = heat_map("a", [SavedFile(path, "a")])["rows"][0]["norms"]
     written = path.stat().st_mtime_ns
     write(path, {n: t * 2 if "lora_up" in n else t for n, t in some_lora().items()})
     os.utime(path, ns=(written + 1, written + 1))  # clocks of file systems tick every few milliseconds
-    after = heat_map("a", [LoraFile(path, "a")])["rows"][0]["norms"]
+    after = heat_map("a", [SavedFile(path, "a")])["rows"][0]["norms"]
     assert after == pytest.approx([2 * norm for norm in before])
 
 

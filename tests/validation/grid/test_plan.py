@@ -21,6 +21,7 @@ from lora_trainer.core.errors import InputError, NotFound, RunError
 from lora_trainer.hosts.base import DrawRequest, LoraUse
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.runs.run import Run
+from lora_trainer.runs.saved_files import SavedFile
 from lora_trainer.runs.store import Runs
 from lora_trainer.validation.grid.cells import Cell, Drawn, count_batches
 from lora_trainer.validation.grid.document import grid_folder, known_grid
@@ -149,7 +150,7 @@ def test_without_prompts_it_draws_the_trigger_or_the_name(tmp_path: Path, trigge
 )
 def test_epochs_are_chosen_as_in_the_webuis_axes(tmp_path: Path, epochs: str, labels: list[int]) -> None:
     plan = options(make_run(tmp_path, files=4), epochs=epochs)
-    assert [column.epoch for column in plan.columns] == [0, *labels]
+    assert [column.saved.epoch if column.saved else 0 for column in plan.columns] == [0, *labels]
 
 
 def test_an_epoch_that_there_is_not_is_one_sentence(run: Run) -> None:
@@ -217,7 +218,10 @@ def test_a_wish_that_makes_no_picture_is_one_sentence(run: Run, wish: str, value
 def test_cells_have_one_name_exactly_when_they_show_the_same(
     weights: list[float], prompts: list[str], seeds: list[int]
 ) -> None:
-    columns = [Column("no LoRA"), Column("epoch 1", Path("a.safetensors")), Column("epoch 2", Path("b.safetensors"))]
+    files = [
+        SavedFile(Path(f"{name}.safetensors"), f"epoch {epoch}", epoch) for epoch, name in enumerate("ab", start=1)
+    ]
+    columns = [Column(), *map(Column, files)]
     plan = GridPlan("test", "", columns, weights, prompts, seeds, DrawRequest(""))
     shown: dict[str, set[object]] = {}
     for cell in (plan.cell(*place) for place in plan.places()):

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError
+from lora_trainer.validation.grid.numbers import add_picture_numbers
 from lora_trainer.validation.metrics.clip import ClipScorer
-from lora_trainer.validation.metrics.pictures import add_picture_numbers
 from tests.helpers import CHECKPOINT
 
 SIDE = 32

@@ -25,7 +25,7 @@ from lora_trainer.hosts.base import Host, ModelRequest, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.metrics import held_out_loss as numbers
-from lora_trainer.validation.metrics.held_out_loss import HeldOutLoss, Losses, add_losses, held_out_losses
+from lora_trainer.validation.metrics.held_out_loss import held_out_losses
 from lora_trainer.validation.metrics.paired import Difference
 from tests.helpers import draw_pictures
 from tests.network.plain import merged
@@ -476,43 +476,3 @@ def test_a_long_measuring_writes_its_cache_on_the_way(
 
     held_out_losses(host, session, run.config(), small, [1.0], count, cache=cache)
     assert counts == [1, 2, 3]
-
-
-# ------------------------------------------------------------------ into the document
-def entry(file: str | None, weight: float, losses: tuple[float, ...], se: float | None = 0.1) -> HeldOutLoss:
-    return HeldOutLoss(file, weight, losses, Difference(0.0, se, len(losses)))
-
-
-def test_losses_are_put_beside_their_cells() -> None:
-    groups = [{"column": c, "weight": w, "numbers": {"copy": 1.0}} for c, w in ((0, 0.0), (1, 0.5), (1, 1.0), (2, 0.5))]
-    grid = {"columns": [{"file": None}, {"file": "a"}, {"file": "b"}], "groups": groups}
-    problem = ("b", InputError("{path} does not exist; check the path.", path=Path("b")))
-    entries = [entry(None, 0.0, (0.5, 0.7)), entry("a", 0.5, (0.2, 0.4)), entry("a", 1.0, (math.nan, 0.4))]
-    for _ in range(2):  # a second time changes nothing
-        add_losses(grid, Losses(entries, True, 2, 9, LEVELS, [problem]))
-        assert groups == [
-            {"column": 0, "weight": 0.0, "numbers": {"copy": 1.0, "loss": pytest.approx(0.6)}, "losses": [0.5, 0.7]},
-            {
-                "column": 1,
-                "weight": 0.5,
-                "numbers": {"copy": 1.0, "loss": pytest.approx(0.3), "loss_se": 0.1},
-                "losses": [0.2, 0.4],
-            },
-            {"column": 1, "weight": 1.0, "numbers": {"copy": 1.0}, "broken": True},
-            {"column": 2, "weight": 0.5, "numbers": {"copy": 1.0}},
-        ]
-    assert json.loads(json.dumps(grid, allow_nan=False))["measured"] == {
-        "held_out": True,
-        "pictures": 2,
-        "of": 9,
-        "timesteps": LEVELS,
-        "problems": [
-            {"file": "b", "template": "{path} does not exist; check the path.", "field": "", "values": {"path": "b"}},
-        ],
-    }
-
-
-def test_losses_that_are_not_known_any_more_are_taken_out() -> None:
-    group = {"column": 0, "weight": 0.0, "numbers": {"loss": 1.0, "loss_se": 1.0, "copy": 1.0}, "losses": [1.0]}
-    add_losses({"columns": [{"file": None}], "groups": [group]}, Losses([], False, 1, 1, LEVELS))
-    assert group == {"column": 0, "weight": 0.0, "numbers": {"copy": 1.0}}
