@@ -14,3 +14,13 @@ CONVOLUTION = re.compile(r".*(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_
 
 
 TEXT = re.compile(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])")
+
+
+def in_files(names: re.Pattern[str], prefix: str) -> re.Pattern[str]:
+    """The same layers by their names in LoRA files: a prefix, and dots as underscores.
+
+    Args:
+        names: of modules, with dots as ``\\.``.
+        prefix: ``lora_unet_`` …
+    """
+    return re.compile(re.escape(prefix) + names.pattern.replace(r"\.", "_"))

@@ -20,7 +20,7 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.randomness import torch_rng
 from lora_trainer.model.clip import name_in_files
 from lora_trainer.model.targets import ATTENTION, CONVOLUTION, TEXT
-from lora_trainer.network.formats import require_plain_lora
+from lora_trainer.network.types import LORA
 
 ADAPTER = "lora_train"
 UNET_PREFIX = "lora_unet_"
@@ -256,7 +256,7 @@ def file_shapes(tensors: Tensors) -> dict[str, Shape]:
     Raises:
         InputError: tensors of a network type other than plain LoRA, or damaged ones.
     """
-    require_plain_lora(tensors)
+    LORA.require(tensors)
     shapes: dict[str, Shape] = {}
     for name, tensor in tensors.items():
         key, _, part = name.partition(".")

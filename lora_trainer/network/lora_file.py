@@ -17,7 +17,9 @@ from lora_trainer.core.files import replace_atomically
 from lora_trainer.core.paths import is_file
 from lora_trainer.core.plain_json import parse_json
 from lora_trainer.model.contents import unreadable
-from lora_trainer.network.formats import kohya_name, require_kohya_names, require_plain_lora
+from lora_trainer.network.formats import kohya_name, require_kohya_names
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.base import is_finite
 
 if TYPE_CHECKING:
     from lora_trainer.network.adapters import Adapters
@@ -83,11 +85,6 @@ def write_tensors(
     content = safetensors_bytes(plain, header)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
     return hashlib.sha256(content).hexdigest()
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether it has neither NaN nor infinity; torch cannot tell that of eight-bit floats."""
-    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
 def model_hashes(content: bytes) -> dict[str, str]:
@@ -177,7 +174,7 @@ def require_sd1(path: Path) -> None:
         keys = read_names(path)
         if not keys:
             raise InputError("{path} has nothing in it; choose a LoRA file.", path=path)
-        require_plain_lora(keys)
+        LORA.require(keys)
     except InputError as error:
         error.field = error.field or "network.continue_from"
         raise

@@ -20,10 +20,11 @@ from lora_trainer.cli.main import main
 from lora_trainer.core.errors import InputError, LoraTrainError
 from lora_trainer.core.plain_json import json_text
 from lora_trainer.network.adapters import file_shapes
-from lora_trainer.network.lora_file import is_finite, read_lora, require_sd1
+from lora_trainer.network.lora_file import read_lora, require_sd1
 from lora_trainer.network.ops.files import Baking, Ingredient, bake_file, merge_files, resize_file
 from lora_trainer.network.ops.info import info
 from lora_trainer.network.ops.resize import Rule
+from lora_trainer.network.types.base import is_finite
 from lora_trainer.runs.saved_files import LoraFile
 from lora_trainer.training.preparation import begun_with
 from lora_trainer.ui.html.lora_files import info_report

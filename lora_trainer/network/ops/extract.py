@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,19 +10,17 @@ import numpy as np
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.plain_json import json_text
-from lora_trainer.network import lowrank
-from lora_trainer.network.lora_file import is_finite
-from lora_trainer.network.modules import lora_factors, lora_parts
+from lora_trainer.model.targets import ATTENTION, CONVOLUTION, TEXT, in_files
 from lora_trainer.network.ops.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.ops.merge import Progress
 from lora_trainer.network.ops.provenance import in_precision
+from lora_trainer.network.types import LORA, lowrank
+from lora_trainer.network.types.base import Shape, is_finite
+from lora_trainer.network.types.lora import lora_parts
 
-_ATTENTION = re.compile(
-    r"lora_unet_.*attentions_\d+_(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)))"
-)
-_CONVOLUTION = re.compile(r"lora_unet_.*(resnets_\d+_(conv1|conv2|conv_shortcut|time_emb_proj)|samplers_0_conv)")
-_TEXT = re.compile(r"lora_te_.*layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
+_ATTENTION = in_files(ATTENTION, "lora_unet_")
+_CONVOLUTION = in_files(CONVOLUTION, "lora_unet_")
+_TEXT = in_files(TEXT, "lora_te_")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def extract(
         if ours and size:
             parts = in_precision(_decomposed(change, rank, conv_rank, clamp_quantile), precision)
             modules[key] = parts
-            (up, down), _ = lora_factors(key, parts, finite=False)
+            (up, down), _ = LORA.factors(key, parts, finite=False)
             wrong += float(torch.linalg.norm(up @ down - change.flatten(1))) ** 2
             inside += size
         unchanged += ours and not size
@@ -99,14 +96,12 @@ def extract(
 
 def metadata(rank: int, conv_rank: int | None) -> dict[str, str]:
     """The entries that other programs look for in a LoRA file."""
-    arguments = {} if conv_rank is None else {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
+    convolutions = None if conv_rank is None else Shape(conv_rank, float(conv_rank))
+    entries = LORA.metadata(Shape(rank, float(rank)), convolutions)
     return {
         "ss_v2": "False",
         "ss_base_model_version": "sd_v1",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(float(rank)),
-        "ss_network_args": json_text(arguments),
+        **{key: str(value) for key, value in entries.items()},
     }
 
 
