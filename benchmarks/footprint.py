@@ -33,7 +33,7 @@ from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
 from lora_trainer.model.families import SD1, CheckpointInfo
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.text import TextEncoder
-from lora_trainer.network.adapters import add_adapters
+from lora_trainer.network.adapters import UNET_PREFIX, add_adapters
 from lora_trainer.training import footprint, preflight
 from lora_trainer.training.footprint import Footprint
 from lora_trainer.training.optimizers import Group, build_optimizer
@@ -117,7 +117,8 @@ class SdxlStep:
     def __init__(self, settings: TrainConfig, unet: Any, dtype: torch.dtype) -> None:
         self._unet, self._dtype = unet, dtype
         self._batch, self._side = settings.training.batch_size, settings.data.resolution // 8
-        self._adapters = add_adapters(unet, None, rank=settings.network.rank, alpha=settings.network.alpha)
+        parts = {UNET_PREFIX: unet}
+        self._adapters = add_adapters(parts, rank=settings.network.rank, alpha=settings.network.alpha)
         self.parameters = self._adapters.parameters()
         self.optimizer = build_optimizer(settings, [Group("unet", self.parameters, 1e-4)])
         unet.train()

@@ -23,7 +23,7 @@ from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.model.clip import name_in_files
 from lora_trainer.model.precision import resolve_precision
-from lora_trainer.network.adapters import adapters_for
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, adapters_for
 from lora_trainer.network.lora_file import read_lora
 
 SAME_SHARE = 0.1
@@ -217,7 +217,7 @@ def applied(learner: Learner, path: Path) -> dict[str, Any]:
     unet, text = (copy.deepcopy(part).float().eval() for part in (model.unet, model.text.model))
     merged_unet, merged_text = merged(unet, tensors, "lora_unet_"), merged(text, tensors, "lora_te_")
     plain = outputs(unet, text)
-    adapters_for(unet, text, tensors)
+    adapters_for({UNET_PREFIX: unet, TEXT_PREFIX: text}, tensors)
     wanted, found = outputs(merged_unet, merged_text), outputs(unet, text)
     error, effect = (float((each - wanted).norm() / wanted.norm()) for each in (found, plain))
     return {

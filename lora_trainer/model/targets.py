@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 ATTENTION = re.compile(
     r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
@@ -14,6 +15,23 @@ CONVOLUTION = re.compile(r".*(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_
 
 
 TEXT = re.compile(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers of one part of a model.
+
+    Attributes:
+        linear: names of those that every run trains.
+        convolutions: names of those that are trained on demand; ``None`` where there are none.
+    """
+
+    linear: re.Pattern[str]
+    convolutions: re.Pattern[str] | None = None
+
+
+UNET = Targets(ATTENTION, CONVOLUTION)
+TEXT_ENCODER = Targets(TEXT)
 
 
 def in_files(names: re.Pattern[str], prefix: str) -> re.Pattern[str]:

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,12 +16,10 @@ from lora_trainer.core.files import replace_atomically
 from lora_trainer.core.paths import is_file
 from lora_trainer.core.plain_json import parse_json
 from lora_trainer.model.contents import unreadable
+from lora_trainer.network.adapters import Adapters, wrong_architecture
 from lora_trainer.network.formats import kohya_name, require_kohya_names
 from lora_trainer.network.types import LORA
 from lora_trainer.network.types.base import is_finite
-
-if TYPE_CHECKING:
-    from lora_trainer.network.adapters import Adapters
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _SD1_KEY = re.compile(r"lora_(unet_(down|mid|up)_blocks?_|unet_conv_|unet_time_|te_text_model_)")
@@ -168,8 +165,6 @@ def require_sd1(path: Path) -> None:
     Raises:
         InputError: the file cannot be read, is no plain LoRA in kohya's names, or belongs to another architecture.
     """
-    from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
-
     try:
         keys = read_names(path)
         if not keys:

@@ -18,7 +18,10 @@ from lora_trainer.diffusion.noise import keyed_noise
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory, is_out_of_memory
 from lora_trainer.model.precision import grad_scaler
-from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, Shape, add_adapters
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, add_adapters
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.base import Shape
+from lora_trainer.network.types.trainable import TrainableType
 from lora_trainer.training.optimizers import Group, build_optimizer, build_schedule, learning_rates, warmup_steps
 
 
@@ -45,6 +48,7 @@ class Trainer:
         captions: their captions.
         conditioning: encodes captions.
         precision: fp16, bf16 or fp32.
+        network_type: what is trained.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Trainer:
         captions: Captions,
         conditioning: Conditioning,
         precision: str,
+        network_type: TrainableType = LORA,
     ) -> None:
         self._config = config
         self._model = model
@@ -65,13 +70,16 @@ class Trainer:
         self._captions = captions
         self.denoiser = Denoiser(model, conditioning, precision)
         self.adapters = add_adapters(
-            model.unet if config.training.unet_lr else None,
-            model.text.model if config.training.text_lr else None,
+            {
+                UNET_PREFIX: model.unet if config.training.unet_lr else None,
+                TEXT_PREFIX: model.text.model if config.training.text_lr else None,
+            },
             rank=config.network.rank,
             alpha=config.network.alpha,
             dropout=config.network.dropout,
             convolutions=_convolutions(config),
             seed=config.training.seed,
+            kind=network_type,
         )
         rates = ((UNET_PREFIX, "unet", config.training.unet_lr), (TEXT_PREFIX, "text", config.training.text_lr))
         groups = [Group(name, self.adapters.parameters(prefix), lr) for prefix, name, lr in rates if lr]

@@ -14,9 +14,9 @@ from torch import nn
 
 from benchmarks.gpu.copies import Copies
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.model.compute import compute_in
+from lora_trainer.model.compute import CastingConv2d, CastingLinear, compute_in
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.network.adapters import add_adapters, remove_adapters
+from lora_trainer.network.adapters import UNET_PREFIX, add_adapters, remove_adapters
 from tests.training.bench import Bench
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -119,9 +119,9 @@ def test_back_in_their_own_type_layers_compute_as_ever(model: LoadedModel) -> No
 
 
 def test_adapters_are_left_alone_and_come_off(model: LoadedModel) -> None:
-    adapters = add_adapters(model.unet, None, rank=2, alpha=1)
+    adapters = add_adapters({UNET_PREFIX: model.unet}, rank=2, alpha=1)
     compute_in(model.unet, BF16)
-    assert all(type(layer.lora_A["lora_train"]) in (nn.Linear, nn.Conv2d) for layer in adapters.layers.values())
+    assert all(isinstance(layer.base_layer, (CastingLinear, CastingConv2d)) for layer in adapters.layers.values())
     assert all(parameter.dtype == FP32 for parameter in adapters.parameters())
     remove_adapters(model.unet)
     assert model.unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 64)).sample.dtype == BF16
@@ -160,7 +160,7 @@ def test_no_saved_tensor_of_a_step_is_a_copy_of_a_frozen_weight(
 
 
 def test_the_search_for_copies_finds_those_of_autocast(model: LoadedModel) -> None:
-    add_adapters(model.unet, None, rank=2, alpha=1)
+    add_adapters({UNET_PREFIX: model.unet}, rank=2, alpha=1)
     with kept(model.unet) as found, torch.autocast("cpu", BF16):
         model.unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 64)).sample.sum().backward()
     assert found.count > 200

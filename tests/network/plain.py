@@ -9,9 +9,14 @@ import torch
 from torch import nn
 
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.network.adapters import Adapters
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, Adapters
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+def both_parts(model: LoadedModel) -> dict[str, nn.Module]:
+    """UNet and text encoder of a view by the prefix of their names in files."""
+    return {UNET_PREFIX: model.unet, TEXT_PREFIX: model.text.model}
 
 
 def randomise(adapters: Adapters, scale: float = 0.05) -> dict[str, torch.Tensor]:

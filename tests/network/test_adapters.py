@@ -2,32 +2,33 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
 from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.model.targets import Targets
 from lora_trainer.network.adapters import (
-    ADAPTER,
     TEXT_PREFIX,
     UNET_PREFIX,
     Adapters,
-    Shape,
-    _inject,
     adapters_for,
     add_adapters,
     file_shapes,
     remove_adapters,
 )
+from lora_trainer.network.types.base import Shape
 from tests.helpers import config
-from tests.network.plain import merged, of_model, outputs, randomise, relative_error
+from tests.network.plain import both_parts, merged, of_model, outputs, randomise, relative_error
 
 CONV = Shape(3, 2.0)
 Tensors = dict[str, torch.Tensor]
@@ -40,7 +41,7 @@ def base(model: LoadedModel) -> tuple[nn.Module, nn.Module]:
 
 
 def both(model: LoadedModel, **values: object) -> Adapters:
-    return add_adapters(model.unet, model.text.model, **{"rank": 4, "alpha": 2.0, **values})
+    return add_adapters(both_parts(model), **{"rank": 4, "alpha": 2.0, **values})
 
 
 def other(standalone: StandaloneHost) -> LoadedModel:
@@ -97,7 +98,8 @@ def test_convolutions_are_added_with_a_rank_of_their_own(model: LoadedModel) -> 
 
 @pytest.mark.parametrize(("unet", "text", "count"), [(True, False, 192), (False, True, 72)])
 def test_one_part_alone(model: LoadedModel, unet: bool, text: bool, count: int) -> None:
-    adapters = add_adapters(model.unet if unet else None, model.text.model if text else None, rank=2, alpha=1)
+    parts = {UNET_PREFIX: model.unet if unet else None, TEXT_PREFIX: model.text.model if text else None}
+    adapters = add_adapters(parts, rank=2, alpha=1)
     assert len(adapters.layers) == count
     assert len(adapters.parameters(UNET_PREFIX)) == 2 * 192 * unet
     assert len(adapters.parameters(TEXT_PREFIX)) == 2 * 72 * text
@@ -145,7 +147,7 @@ def test_down_starts_kaiming_uniform_and_up_zero(model: LoadedModel) -> None:
 
 def test_start_depends_on_the_seed_alone(standalone: StandaloneHost) -> None:
     def start(seed: int) -> Tensors:
-        return add_adapters(None, other(standalone).text.model, rank=4, alpha=2, seed=seed).state_dict()
+        return add_adapters({TEXT_PREFIX: other(standalone).text.model}, rank=4, alpha=2, seed=seed).state_dict()
 
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -158,7 +160,7 @@ def test_start_depends_on_the_seed_alone(standalone: StandaloneHost) -> None:
 
 
 def test_unet_starts_the_same_with_and_without_a_text_encoder(standalone: StandaloneHost) -> None:
-    alone = add_adapters(other(standalone).unet, None, rank=4, alpha=2).state_dict()
+    alone = add_adapters({UNET_PREFIX: other(standalone).unet}, rank=4, alpha=2).state_dict()
     together = both(other(standalone)).state_dict()
     assert all(torch.equal(tensor, together[name]) for name, tensor in alone.items())
 
@@ -166,7 +168,7 @@ def test_unet_starts_the_same_with_and_without_a_text_encoder(standalone: Standa
 def test_only_adapters_are_trained_and_in_fp32(model: LoadedModel) -> None:
     model.unet.half()
     try:
-        adapters = add_adapters(model.unet, None, rank=2, alpha=1)
+        adapters = add_adapters({UNET_PREFIX: model.unet}, rank=2, alpha=1)
         trained = {id(p) for p in model.unet.parameters() if p.requires_grad}
         assert trained == {id(p) for p in adapters.parameters()}
         assert {p.dtype for p in adapters.parameters()} == {torch.float32}
@@ -177,7 +179,7 @@ def test_only_adapters_are_trained_and_in_fp32(model: LoadedModel) -> None:
 
 @pytest.mark.parametrize(("alpha", "stored"), [(0, 6.0), (1.5, 1.5), (12, 12.0)])
 def test_alpha_of_zero_is_the_rank(model: LoadedModel, alpha: float, stored: float) -> None:
-    adapters = add_adapters(model.unet, None, rank=6, alpha=alpha, convolutions=Shape(3, 0))
+    adapters = add_adapters({UNET_PREFIX: model.unet}, rank=6, alpha=alpha, convolutions=Shape(3, 0))
     assert set(file_shapes(adapters.state_dict()).values()) == {Shape(6, stored), Shape(3, 3.0)}
 
 
@@ -221,17 +223,26 @@ def test_each_kind_of_layer_alone(
         assert relative_error(base.get_submodule(name)(x), plain(x)) > 1e-2
 
 
-def gradients(layer: Any, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+def of_peft(layer: Any) -> tuple[Any, list[nn.Parameter]]:
+    """PEFT's layer with the same weights, and its trained ones."""
+    part = nn.ModuleDict({"layer": copy.deepcopy(layer.base_layer)})
+    settings = LoraConfig(r=layer.shape.rank, lora_alpha=layer.shape.alpha, target_modules=["layer"])
+    inject_adapter_in_model(settings, part, adapter_name="of_peft")
+    theirs = part["layer"]
+    weights = [inner["of_peft"].weight for inner in (theirs.lora_A, theirs.lora_B)]
+    for weight, own in zip(weights, layer.trained(), strict=True):
+        weight.data = own.detach().clone()
+    return theirs, weights
+
+
+def gradients(
+    weights: Sequence[nn.Parameter], forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> list[torch.Tensor]:
     """Output and gradients of input, down and up."""
     leaf = x.clone().requires_grad_()
     output = forward(leaf)
     output.float().square().sum().backward()
-    found = [
-        output.detach(),
-        *(t.grad.clone() for t in (leaf, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)),
-    ]
-    layer.zero_grad()
-    return found
+    return [output.detach(), *(t.grad.clone() for t in (leaf, *weights) if t.grad is not None)]
 
 
 @pytest.mark.parametrize("name", ["attn1.to_q", "ff.net.0.proj", "proj_in"])
@@ -244,13 +255,13 @@ def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half
     compute_in(model.unet, dtype)
     block = model.unet.get_submodule("down_blocks.0.attentions.0")
     layer = block.get_submodule(name if name == "proj_in" else f"transformer_blocks.0.{name}")
-    theirs = type(layer).__mro__[2].forward
-    features = layer.get_base_layer().weight.shape[1]
+    theirs, weights = of_peft(layer)
+    features = layer.weight.shape[1]
     x = torch.randn((2, features, 4, 4) if name == "proj_in" else (2, 5, features))
     with adapters.cast_once(dtype) if once else nullcontext():
-        ours = gradients(layer, lambda value: layer(value.to(dtype)), x)
+        ours = gradients(layer.trained(), lambda value: layer(value.to(dtype)), x)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        wanted = gradients(layer, lambda value: theirs(layer, value), x)
+        wanted = gradients(weights, theirs, x)
     error = 2e-2 if half else 1e-5
     for found, other in zip(ours, wanted, strict=True):
         assert found.dtype == other.dtype
@@ -260,8 +271,8 @@ def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half
 def in_half_precision() -> Any:
     """An adapted layer, 8 → 12, whose own weights are bf16."""
     part = nn.ModuleDict({"to_q": nn.Linear(8, 12).to(torch.bfloat16)})
-    _inject(part, {"to_q": Shape(2, 1.0)}, 0.0)
-    return part["to_q"]
+    everything = {"": Targets(re.compile(".*"))}
+    return add_adapters({"": part}, rank=2, alpha=1.0, targets=everything).layers["to_q"]
 
 
 def test_weights_that_are_cast_once_are_those_that_are_cast_each_time(model: LoadedModel) -> None:
@@ -306,9 +317,9 @@ def test_in_their_own_type_nothing_is_cast(model: LoadedModel) -> None:
 @torch.no_grad()
 def test_half_precision_weights_keep_their_type() -> None:
     layer, x = in_half_precision(), torch.randn(2, 5, 8, dtype=torch.bfloat16)
-    layer.lora_B[ADAPTER].weight.normal_()
+    layer.lora_up.normal_()
     assert layer(x).dtype == torch.bfloat16
-    assert relative_error(layer(x).float(), type(layer).__mro__[2].forward(layer, x).float()) <= 1e-2
+    assert relative_error(layer(x).float(), of_peft(layer)[0](x).float()) <= 1e-2
 
 
 def test_disabled_is_the_base_model_exactly_and_only_inside(
@@ -353,7 +364,7 @@ def test_a_view_without_its_adapters_is_as_it_was_and_takes_others(model: Loaded
     assert dict(model.unet.named_modules()) == modules
     assert torch.equal(of_model(model), before)
     remove_adapters(model.unet, model.text.model)  # there are none any more
-    adapters = adapters_for(model.unet, model.text.model, tensors)
+    adapters = adapters_for(both_parts(model), tensors)
     assert all(torch.equal(value, tensors[name]) for name, value in adapters.state_dict().items())
 
 
@@ -371,7 +382,7 @@ def test_file_of_any_ranks_is_put_on_a_fresh_view(
         tensors[f"{key}.lora_up.weight"] = up[:, :1].repeat(1, rank, *[1] * (up.ndim - 2))
         tensors[f"{key}.alpha"] = torch.tensor(0.5 + index % 3)
     model, plain = other(standalone), other(standalone)
-    adapters = adapters_for(model.unet, model.text.model, tensors)
+    adapters = adapters_for(both_parts(model), tensors)
     wanted = outputs(merged(plain.unet, tensors, UNET_PREFIX), merged(plain.text.model, tensors, TEXT_PREFIX))
     assert relative_error(of_model(model), wanted) <= 1e-5
     stored = adapters.state_dict()
@@ -388,7 +399,7 @@ def test_missing_or_zero_alpha_is_the_rank(tensors: Tensors, alpha: float | None
 
 
 def test_text_alone_from_a_file(model: LoadedModel, tensors: Tensors) -> None:
-    adapters = adapters_for(model.unet, model.text.model, {n: t for n, t in tensors.items() if "_te_" in n})
+    adapters = adapters_for(both_parts(model), {n: t for n, t in tensors.items() if "_te_" in n})
     assert len(adapters.layers) == 72
 
 
@@ -425,7 +436,7 @@ def changed(tensors: Tensors, change: str) -> Tensors:
 @pytest.mark.parametrize("change", ["SDXL text", "SDXL UNet", "wider", "up of another rank"])
 def test_file_of_another_architecture_is_one_sentence(model: LoadedModel, tensors: Tensors, change: str) -> None:
     with pytest.raises(InputError, match="another kind of checkpoint") as caught:
-        adapters_for(model.unet, model.text.model, changed(tensors, change))
+        adapters_for(both_parts(model), changed(tensors, change))
     assert "\n" not in str(caught.value)
 
 
@@ -491,10 +502,10 @@ def test_an_alpha_that_a_file_can_only_round_is_the_same_alpha(alpha: float, dty
 
 def test_a_file_of_kohyas_with_a_rounded_alpha_is_continued(standalone: StandaloneHost) -> None:
     model = other(standalone)
-    adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=0.7, seed=3)
+    adapters = add_adapters(both_parts(model), rank=4, alpha=0.7, seed=3)
     half = {name: tensor.half() for name, tensor in adapters.state_dict().items()}
     adapters.load(half)
-    assert {layer.lora_alpha[ADAPTER] for layer in adapters.layers.values()} == {0.7}
+    assert {layer.shape.alpha for layer in adapters.layers.values()} == {0.7}
 
 
 def test_continuing_with_other_layers_is_one_sentence(
@@ -516,7 +527,7 @@ def test_initial_weights_come_from_the_seed_and_the_layers_name_alone(standalone
         with standalone.session(config()) as session:
             model = session.model
             state = torch.random.get_rng_state()
-            adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=2, seed=seed)
+            adapters = add_adapters(both_parts(model), rank=4, alpha=2, seed=seed)
             assert torch.equal(torch.random.get_rng_state(), state)
             return adapters.state_dict()
 

@@ -16,16 +16,17 @@ from torch import nn
 
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.network.adapters import Shape, add_adapters
+from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
+from lora_trainer.network.types.base import Shape
 from tests.helpers import CHECKPOINT, config
-from tests.network.plain import of_model, outputs, randomise, relative_error
+from tests.network.plain import both_parts, of_model, outputs, randomise, relative_error
 
 WITH_CONVOLUTIONS = pytest.mark.parametrize("convolutions", [None, Shape(3, 2.0)], ids=["attention", "attention+conv"])
 
 
 def trained_file(folder: Path, model: LoadedModel, convolutions: Shape | None) -> Path:
-    adapters = add_adapters(model.unet, model.text.model, rank=4, alpha=1.0, convolutions=convolutions)
+    adapters = add_adapters(both_parts(model), rank=4, alpha=1.0, convolutions=convolutions)
     save_lora(folder / "trained.safetensors", randomise(adapters), {}, "fp32")
     return folder / "trained.safetensors"
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.network.adapters import Adapters, add_adapters
+from lora_trainer.network.adapters import TEXT_PREFIX, Adapters, add_adapters
 from lora_trainer.network.lora_file import describe, file_name, read_lora, read_metadata, require_sd1, save_lora, verify
 from tests.helpers import CHECKPOINT, config
 from tests.network.plain import randomise
@@ -246,7 +246,7 @@ def test_file_is_described(tmp_path: Path, tensors: Tensors) -> None:
 @pytest.fixture(scope="module")
 def adapters(standalone: StandaloneHost) -> Adapters:
     with standalone.session(config()) as session:
-        made = add_adapters(None, session.model.text.model, rank=2, alpha=0.3)
+        made = add_adapters({TEXT_PREFIX: session.model.text.model}, rank=2, alpha=0.3)
     randomise(made)
     return made
 

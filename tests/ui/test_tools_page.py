@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from lora_trainer.core.i18n import translator
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.network.adapters import add_adapters
+from lora_trainer.network.adapters import UNET_PREFIX, add_adapters
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.ui.panels.lora_files import ToolsPanel
 from lora_trainer.ui.panels.stacks import StacksPanel
@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
     jobs = make_jobs(tmp_path_factory.mktemp("panels"))
     for name in ("one", "two"):
         with jobs.host.session(config()) as session:
-            adapters = add_adapters(session.model.unet, None, rank=2, alpha=2.0)
+            adapters = add_adapters({UNET_PREFIX: session.model.unet}, rank=2, alpha=2.0)
             save_lora(jobs.host.folders.loras / f"{name}.safetensors", randomise(adapters, 0.1), {}, "fp16")
     with gr.Blocks(analytics_enabled=False) as demo:
         with gr.Column(elem_id="lora_train"):

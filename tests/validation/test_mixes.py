@@ -29,7 +29,7 @@ from lora_trainer.network.lora_file import save_lora
 from lora_trainer.validation.mixes import DOCUMENT, TABLE, MixPlan, draw_mixes
 from tests.helpers import LIMIT, config, temporary_files
 from tests.network.made import EVERY, KEYS, tensors
-from tests.network.plain import randomise
+from tests.network.plain import both_parts, randomise
 
 SMALL = {"prompt": "zorp", "width": 64, "height": 64, "steps": 2, "seed": 5}
 
@@ -124,7 +124,7 @@ def host(standalone: StandaloneHost) -> StandaloneHost:
     for name in ("one", "two"):
         with standalone.session(config()) as session:
             model = session.model
-            adapters = add_adapters(model.unet, model.text.model, rank=2 if name == "one" else 3, alpha=2.0)
+            adapters = add_adapters(both_parts(model), rank=2 if name == "one" else 3, alpha=2.0)
             trained = randomise(adapters, 0.1 if name == "one" else 0.15)
         save_lora(standalone.folders.loras / f"{name}.safetensors", trained, {}, "fp32")
     shutil.copy(standalone.folders.loras / "one.safetensors", standalone.folders.loras / "same.safetensors")

@@ -29,12 +29,13 @@ class Drawing:
     def __init__(self, checkpoint: Checkpoint, model: LoadedModel, path: Path | None) -> None:
         from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-        from lora_trainer.network.adapters import adapters_for
+        from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, adapters_for
         from lora_trainer.network.lora_file import read_lora
 
         self.path = path
         self.text = model.text
-        self._adapters = adapters_for(model.unet, model.text.model, read_lora(path)) if path else None
+        parts = {UNET_PREFIX: model.unet, TEXT_PREFIX: model.text.model}
+        self._adapters = adapters_for(parts, read_lora(path)) if path else None
         self.pipeline = StableDiffusionPipeline(
             vae=checkpoint.vae,
             text_encoder=model.text.model,

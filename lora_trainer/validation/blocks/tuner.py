@@ -28,7 +28,7 @@ from lora_trainer.diffusion.noise import keyed_noise
 from lora_trainer.hosts.base import Session
 from lora_trainer.model.memory import free_memory, is_out_of_memory, out_of_memory
 from lora_trainer.model.precision import resolve_precision
-from lora_trainer.network.adapters import adapters_for, remove_adapters
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, adapters_for, remove_adapters
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.network.ops.info import ORDER, OTHER, place_of
 from lora_trainer.validation.blocks.effort import Effort
@@ -128,9 +128,10 @@ class Tuner:
         self._losses: dict[tuple[int, Weights], float] = {}
         model = session.model
         tensors = read_lora(file)
+        parts = {UNET_PREFIX: model.unet, TEXT_PREFIX: model.text.model}
         with session.turn():
             try:
-                self.adapters = adapters_for(model.unet, model.text.model, tensors)
+                self.adapters = adapters_for(parts, tensors)
             except InputError:
                 self.close()
                 raise

@@ -30,7 +30,14 @@ from lora_trainer.diffusion.denoiser import Denoiser
 from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.precision import resolve_precision
-from lora_trainer.network.adapters import Adapters, adapters_for, file_shapes, remove_adapters
+from lora_trainer.network.adapters import (
+    TEXT_PREFIX,
+    UNET_PREFIX,
+    Adapters,
+    adapters_for,
+    file_shapes,
+    remove_adapters,
+)
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.validation.metrics.cache import NumberCache, cache_key
 from lora_trainer.validation.metrics.paired import Difference, paired
@@ -310,7 +317,8 @@ class _Bench:
         shapes = file_shapes(tensors)
         if self._adapters is None or shapes != self._shapes:
             self.clear()
-            self._adapters = adapters_for(self._model.unet, self._model.text.model, tensors)
+            parts = {UNET_PREFIX: self._model.unet, TEXT_PREFIX: self._model.text.model}
+            self._adapters = adapters_for(parts, tensors)
             self._shapes = shapes
         else:
             self._adapters.copy_from(tensors)

@@ -27,7 +27,7 @@ from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.hosts.standalone.session import StandaloneSession
 from lora_trainer.hosts.standalone.tokenizer import load_tokenizer
-from lora_trainer.network.adapters import add_adapters
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, add_adapters
 from lora_trainer.network.lora_file import save_lora
 from tests.helpers import CHECKPOINT, config
 from tests.network.plain import randomise
@@ -311,7 +311,7 @@ def loras(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) 
     for rank, path in enumerate(paths, start=1):
         with standalone.session(TrainConfig(name="test")) as held:
             text = held.model.text.model if rank == 1 else None
-            adapters = add_adapters(held.model.unet, text, rank=rank, alpha=rank)
+            adapters = add_adapters({UNET_PREFIX: held.model.unet, TEXT_PREFIX: text}, rank=rank, alpha=rank)
             save_lora(path, randomise(adapters, 0.2), {}, "fp32")
     return paths
 
@@ -351,7 +351,7 @@ def test_a_lora_changes_the_picture_by_its_weight_and_is_gone_after(
 def test_drawing_leaves_weights_and_the_view_that_is_trained_as_they_are(
     session: StandaloneSession, loras: list[Path]
 ) -> None:
-    adapters = add_adapters(session.model.unet, None, rank=1, alpha=1)
+    adapters = add_adapters({UNET_PREFIX: session.model.unet}, rank=1, alpha=1)
     randomise(adapters)
     before = {key: value.clone() for key, value in session.model.unet.state_dict().items()}
     keys = set(before)

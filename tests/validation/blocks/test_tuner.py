@@ -26,14 +26,14 @@ from lora_trainer.diffusion.noise import keyed_noise
 from lora_trainer.hosts.base import Session
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.network.adapters import Shape, add_adapters
+from lora_trainer.network.adapters import UNET_PREFIX, Shape, add_adapters
 from lora_trainer.network.blocks.block_map import block_of
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.validation.blocks.proximal_adam import ProximalAdam
 from lora_trainer.validation.blocks.tuner import Effort, Gain, Tuner
 from lora_trainer.validation.metrics.evaluation_set import FOLDER, HELD_OUT, MAX_PICTURES, TRAINING, find_pictures
 from tests.helpers import draw_pictures
-from tests.network.plain import delta, key_of, randomise
+from tests.network.plain import both_parts, delta, key_of, randomise
 
 EFFORT = Effort(steps=2, batch=2, levels=2, draws=1)
 BLOCKS = ["TE1", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00", *(f"OUT{n:02d}" for n in range(3, 12))]
@@ -57,7 +57,7 @@ def file(standalone: StandaloneHost, tmp_path_factory: pytest.TempPathFactory) -
     """A LoRA on all attention layers of UNet and text encoder, with an alpha that is not the rank."""
     path = tmp_path_factory.mktemp("file") / "a.safetensors"
     with standalone.session(TrainConfig(name="test")) as session:
-        adapters = add_adapters(session.model.unet, session.model.text.model, rank=2, alpha=3.0)
+        adapters = add_adapters(both_parts(session.model), rank=2, alpha=3.0)
         save_lora(path, randomise(adapters, 0.1), {}, "fp32")
     return path
 
@@ -178,7 +178,7 @@ def test_modules_of_no_block_stay_as_they_are(
     standalone: StandaloneHost, session: Session, config: TrainConfig, tmp_path: Path
 ) -> None:
     with standalone.session(config) as other:
-        adapters = add_adapters(other.model.unet, None, rank=2, alpha=2.0, convolutions=Shape(2, 2.0))
+        adapters = add_adapters({UNET_PREFIX: other.model.unet}, rank=2, alpha=2.0, convolutions=Shape(2, 2.0))
         tensors = randomise(adapters)
     key = "lora_unet_time_embedding_linear_1"
     weight = session.model.unet.time_embedding.linear_1.weight

@@ -109,7 +109,7 @@ from modules import shared
 from modules.call_queue import queue_lock
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.hosts.a1111.host import A1111Host, clean_weights
-from lora_trainer.network.adapters import adapters_for
+from lora_trainer.network.adapters import TEXT_PREFIX, UNET_PREFIX, adapters_for
 from lora_trainer.network.lora_file import read_lora
 path = Path({trained["files"][-1]["path"]!r})
 model = shared.sd_model
@@ -123,7 +123,8 @@ with queue_lock, torch.no_grad():
     theirs = model.model.diffusion_model(x, t, context=states)
 with A1111Host().session(TrainConfig(name="probe")) as session:
     with session.turn(), torch.no_grad():
-        adapters_for(session.model.unet, session.model.text.model, read_lora(path))
+        parts = {{UNET_PREFIX: session.model.unet, TEXT_PREFIX: session.model.text.model}}
+        adapters_for(parts, read_lora(path))
         our_states = session.model.text(captions)
         ours = session.model.unet(x, t, our_states).sample
 relative = lambda a, b: float((a - b).norm() / b.norm())
