@@ -218,7 +218,7 @@ def applied(learner: Learner, path: Path) -> dict[str, Any]:
     unet, text = (copy.deepcopy(part).float().eval() for part in (model.unet, model.text[0].model))
     merged_unet, merged_text = merged(unet, tensors, "lora_unet_"), merged(text, tensors, "lora_te_")
     plain = outputs(unet, text)
-    adapters_for(unet, text, tensors)
+    adapters_for({"lora_unet_": unet, "lora_te_": text}, tensors)
     wanted, found = outputs(merged_unet, merged_text), outputs(unet, text)
     error, effect = (float((each - wanted).norm() / wanted.norm()) for each in (found, plain))
     return {

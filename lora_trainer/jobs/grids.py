@@ -17,6 +17,7 @@ from lora_trainer.jobs.sections import Section
 from lora_trainer.runs.run import Run
 
 if TYPE_CHECKING:
+    from lora_trainer.validation.grid.document import GridDocument
     from lora_trainer.validation.grid.options import GridOptions
     from lora_trainer.validation.grid.plan import GridPlan
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lora_trainer.network.blocks.stack import Stack
     from lora_trainer.training.preflight import Estimate
     from lora_trainer.validation.blocks.ablation import AnalysisPlan
+    from lora_trainer.validation.grid.document import GridDocument
     from lora_trainer.validation.grid.plan import GridPlan
     from lora_trainer.validation.mixes import Mixed, MixPlan
 
@@ -278,7 +279,7 @@ class Jobs:
         request: DrawRequest,
         hold: Hold,
         on_plan: Callable[[GridPlan], object],
-    ) -> dict[str, Any]:
+    ) -> GridDocument:
         """Draw a run's grid in the thread that asks, as another page draws; see :meth:`Grid.draw_now`.
 
         Args:

@@ -19,12 +19,10 @@ def compute_in(part: nn.Module, dtype: torch.dtype) -> None:
     """Let the frozen layers of a view compute in ``dtype``, whatever type their weights have.
 
     Args:
-        part: a view of the UNet or the text encoder, with or without adapters; these keep their own type.
+        part: a view of the UNet or the text encoder, with or without adapters; their weights keep their own type.
         dtype: of inputs, outputs and arithmetic. The weights stay as they are.
     """
-    for name, module in part.named_modules():
-        if ".lora_A." in name or ".lora_B." in name:
-            continue
+    for module in part.modules():
         if type(module) in _CASTING and module.weight.dtype != dtype:
             module.__class__ = _CASTING[type(module)]
         if isinstance(module, _Casting):

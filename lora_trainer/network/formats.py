@@ -8,18 +8,16 @@ from pathlib import Path
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.model.contents import kind_of_names
+from lora_trainer.network.types import tensor_names
+from lora_trainer.network.types.base import NUMBERS
 
 _EMBEDDING = "bundle_emb."
 _DIFFUSERS = re.compile(
     r".*[._](lora_(A|B|embedding_[AB]|magnitude_vector)|lora\d?\.(up|down)|lora_linear_layer\.(up|down))(\.|$)"
 )
 """``…to_q.lora_A.weight`` (PEFT), ``…to_q.lora.down.weight``, ``…processor.to_q_lora.down.weight`` (both diffusers)."""
-_PART = re.compile(
-    r"[^.]*\..+\.(lora_(up|down|mid)\.weight|alpha|scale|dora_scale|diff(_b)?|[wb]_norm|oft_(blocks|diag)"
-    r"|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t[12])|[ab][12]\.weight|on_input)"
-)
-"""A part of ours behind a name with dots: kohya's names have underscores instead."""
-_PLAIN = ("lora_down.weight", "lora_up.weight", "alpha")
+_ANYBODYS = ("weight", "bias")
+"""Parts of a module that say nothing of it: every layer of every model has such a tensor."""
 _SWAPPED = re.compile(r"([^.]+)\.lora_([AB])\.weight")
 
 
@@ -39,7 +37,7 @@ def require_kohya_names(path: Path, names: Iterable[str]) -> None:
         InputError: the names are diffusers', PEFT's, OneTrainer's or ComfyUI's, or those of something else than a
             LoRA; the sentence says which.
     """
-    found = list(map(kohya_name, names))
+    found, dotted = list(map(kohya_name, names)), _dotted()
     for name in found:
         if name.startswith(_EMBEDDING):
             continue
@@ -51,7 +49,7 @@ def require_kohya_names(path: Path, names: Iterable[str]) -> None:
                 path=path,
                 name=name[:200],
             )
-        if _PART.fullmatch(name):
+        if dotted.fullmatch(name):
             raise InputError(
                 "{path} is a LoRA whose names have dots ({name}), as OneTrainer and ComfyUI write them; the WebUI and "
                 "the tools here know kohya's. Save or convert it in kohya's format first.",
@@ -64,16 +62,7 @@ def require_kohya_names(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def require_plain_lora(names: Iterable[str]) -> None:
-    """Refuse the kinds of modules that nothing can be trained on from: LoHa, LoKr, DoRA and others.
-
-    Raises:
-        InputError: a tensor that a LoRA or LoCon file has not.
-    """
-    for name in names:
-        if name.partition(".")[2] not in _PLAIN:
-            raise InputError(
-                "This file is not a plain LoRA (it has {name}); only LoRA and LoCon files can be used here.",
-                field="network.continue_from",
-                name=name[:200],
-            )
+def _dotted() -> re.Pattern[str]:
+    """A part of ours behind a name with dots: kohya's names have underscores instead."""
+    parts = tensor_names().union(NUMBERS).difference(_ANYBODYS)
+    return re.compile(rf"[^.]*\..+\.({'|'.join(map(re.escape, sorted(parts)))})")

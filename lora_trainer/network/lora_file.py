@@ -16,7 +16,9 @@ from lora_trainer.core.files import replace_atomically
 from lora_trainer.core.paths import is_file
 from lora_trainer.core.plain_json import parse_json
 from lora_trainer.model.contents import unreadable
-from lora_trainer.network.formats import kohya_name, require_kohya_names, require_plain_lora
+from lora_trainer.network.formats import kohya_name, require_kohya_names
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.base import is_finite
 
 if TYPE_CHECKING:
     from lora_trainer.model.family import ModelFamily
@@ -82,11 +84,6 @@ def write_tensors(
     content = safetensors_bytes(plain, header)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
     return hashlib.sha256(content).hexdigest()
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether it has neither NaN nor infinity; torch cannot tell that of eight-bit floats."""
-    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
 def model_hashes(content: bytes) -> dict[str, str]:
@@ -170,13 +167,13 @@ def require_family(path: Path, family: ModelFamily) -> None:
     Raises:
         InputError: the file cannot be read, is no plain LoRA in kohya's names, or belongs to another architecture.
     """
-    from lora_trainer.network.adapters import wrong_architecture  # brings PEFT, which takes seconds
+    from lora_trainer.network.adapters import wrong_architecture  # brings torch's layers, which take seconds
 
     with concerning("network.continue_from"):
         keys = read_names(path)
         if not keys:
             raise InputError("{path} has nothing in it; choose a LoRA file.", path=path)
-        require_plain_lora(keys)
+        LORA.require(keys)
     foreign = [key for key in keys if not family.file_names.match(key)]
     if foreign:
         raise wrong_architecture(foreign[0])

@@ -133,7 +133,15 @@ class Artifacts:
         model, config = work.session.model, self._config
         progress = Progress(step.epoch, step.number, self._began, time.time())
         metadata = training_metadata(
-            config, model.info, work.learned, len(work.held_out), work.plan, progress, work.precision, model.clip_skip
+            config,
+            model.info,
+            work.learned,
+            len(work.held_out),
+            work.plan,
+            progress,
+            work.precision,
+            model.clip_skip,
+            work.trainer.adapters.kind,
         )
         digest = save_lora(path, work.trainer.adapters.state_dict(), metadata, config.save.precision)
         verify(path, work.trainer.adapters)

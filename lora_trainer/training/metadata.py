@@ -14,6 +14,9 @@ from lora_trainer.dataset.buckets import bucket_counts
 from lora_trainer.dataset.plan import Plan
 from lora_trainer.dataset.scan import Dataset
 from lora_trainer.model.families import CheckpointInfo
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.base import Shape
+from lora_trainer.network.types.trainable import TrainableType
 from lora_trainer.training.optimizers import optimizer_arguments, warmup_steps
 
 
@@ -36,6 +39,7 @@ def training_metadata(
     progress: Progress,
     precision: str,
     clip_skip: int,
+    network_type: TrainableType = LORA,
 ) -> dict[str, str]:
     """All entries of a file's header except the hashes; every value is a string, as the format demands.
 
@@ -45,7 +49,7 @@ def training_metadata(
     values: dict[str, Any] = {
         **_session(config, progress),
         **_checkpoint(checkpoint, clip_skip),
-        **_network(config),
+        **_network(config, network_type),
         **_optimisation(config, plan, precision),
         **_data(config, dataset, validation_images),
     }
@@ -82,18 +86,13 @@ def _checkpoint(checkpoint: CheckpointInfo, clip_skip: int) -> dict[str, Any]:
     return values
 
 
-def _network(config: TrainConfig) -> dict[str, Any]:
+def _network(config: TrainConfig, network_type: TrainableType) -> dict[str, Any]:
     network = config.network
-    arguments = {}
+    convolutions = None
     if network.targets == "attention+conv":
-        arguments = {"conv_dim": str(network.conv_rank), "conv_alpha": str(network.conv_alpha or network.conv_rank)}
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": network.rank,
-        "ss_network_alpha": network.alpha or float(network.rank),
-        "ss_network_dropout": network.dropout or None,
-        "ss_network_args": json_text(arguments),
-    }
+        convolutions = Shape(network.conv_rank, network.conv_alpha or network.conv_rank)
+    entries = network_type.metadata(Shape(network.rank, network.alpha or float(network.rank)), convolutions)
+    return {"ss_network_dropout": network.dropout or None, **entries}
 
 
 def _optimisation(config: TrainConfig, plan: Plan, precision: str) -> dict[str, Any]:

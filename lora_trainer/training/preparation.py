@@ -22,7 +22,7 @@ from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.families import CheckpointInfo, is_same_checkpoint, unknown_checkpoint
 from lora_trainer.model.precision import resolve_precision
 from lora_trainer.network.lora_file import read_lora
-from lora_trainer.network.modules import require_finite
+from lora_trainer.network.types.base import require_finite
 from lora_trainer.runs.control import Control
 from lora_trainer.runs.run import Run
 from lora_trainer.training.resuming import require_resumable

@@ -22,7 +22,10 @@ from lora_trainer.model.family import Part
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory, is_out_of_memory
 from lora_trainer.model.precision import grad_scaler
-from lora_trainer.network.adapters import Shape, add_adapters
+from lora_trainer.network.adapters import add_adapters
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.base import Shape
+from lora_trainer.network.types.trainable import TrainableType
 from lora_trainer.training.optimizers import Group, build_optimizer, build_schedule, learning_rates, warmup_steps
 
 
@@ -49,6 +52,7 @@ class Trainer:
         captions: their captions.
         encode: encodes captions.
         precision: fp16, bf16 or fp32.
+        network_type: what is trained.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Trainer:
         captions: Captions,
         encode: Encode,
         precision: str,
+        network_type: TrainableType = LORA,
     ) -> None:
         self._config = config
         self._model = model
@@ -79,6 +84,7 @@ class Trainer:
             dropout=config.network.dropout,
             convolutions=_convolutions(config),
             seed=config.training.seed,
+            kind=network_type,
         )
         groups = [Group(part.name, self.adapters.parameters(part.prefix), lr) for part, lr in rates.items()]
         self.parameters = [p for group in groups for p in group.parameters]

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.gpu.copies import Copies
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.model.compute import compute_in
+from lora_trainer.model.compute import CastingConv2d, CastingLinear, compute_in
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import add_adapters, remove_adapters
@@ -122,7 +122,7 @@ def test_back_in_their_own_type_layers_compute_as_ever(model: LoadedModel) -> No
 def test_adapters_are_left_alone_and_come_off(model: LoadedModel) -> None:
     adapters = add_adapters({"lora_unet_": model.unet}, SD1, rank=2, alpha=1)
     compute_in(model.unet, BF16)
-    assert all(type(layer.lora_A["lora_train"]) in (nn.Linear, nn.Conv2d) for layer in adapters.layers.values())
+    assert all(isinstance(layer.base_layer, (CastingLinear, CastingConv2d)) for layer in adapters.layers.values())
     assert all(parameter.dtype == FP32 for parameter in adapters.parameters())
     remove_adapters(model.unet)
     assert model.unet(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 64)).sample.dtype == BF16

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from lora_trainer.core.errors import InputError
@@ -15,17 +17,16 @@ from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.compute import compute_in
 from lora_trainer.model.families import SD1
+from lora_trainer.model.family import ModelFamily, Part
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.network.adapters import (
-    ADAPTER,
     Adapters,
-    Shape,
-    _inject,
     adapters_for,
     add_adapters,
     file_shapes,
     remove_adapters,
 )
+from lora_trainer.network.types.base import Shape
 from tests.network.plain import merged, of_model, outputs, randomise, relative_error
 
 CONV = Shape(3, 2.0)
@@ -222,17 +223,26 @@ def test_each_kind_of_layer_alone(
         assert relative_error(base.get_submodule(name)(x), plain(x)) > 1e-2
 
 
-def gradients(layer: Any, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+def of_peft(layer: Any) -> tuple[Any, list[nn.Parameter]]:
+    """PEFT's layer with the same weights, and its trained ones."""
+    part = nn.ModuleDict({"layer": copy.deepcopy(layer.base_layer)})
+    settings = LoraConfig(r=layer.shape.rank, lora_alpha=layer.shape.alpha, target_modules=["layer"])
+    inject_adapter_in_model(settings, part, adapter_name="of_peft")
+    theirs = part["layer"]
+    weights = [inner["of_peft"].weight for inner in (theirs.lora_A, theirs.lora_B)]
+    for weight, own in zip(weights, layer.trained(), strict=True):
+        weight.data = own.detach().clone()
+    return theirs, weights
+
+
+def gradients(
+    weights: Sequence[nn.Parameter], forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> list[torch.Tensor]:
     """Output and gradients of input, down and up."""
     leaf = x.clone().requires_grad_()
     output = forward(leaf)
     output.float().square().sum().backward()
-    found = [
-        output.detach(),
-        *(t.grad.clone() for t in (leaf, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)),
-    ]
-    layer.zero_grad()
-    return found
+    return [output.detach(), *(t.grad.clone() for t in (leaf, *weights) if t.grad is not None)]
 
 
 @pytest.mark.parametrize("name", ["attn1.to_q", "ff.net.0.proj", "proj_in"])
@@ -245,13 +255,13 @@ def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half
     compute_in(model.unet, dtype)
     block = model.unet.get_submodule("down_blocks.0.attentions.0")
     layer = block.get_submodule(name if name == "proj_in" else f"transformer_blocks.0.{name}")
-    theirs = type(layer).__mro__[2].forward
-    features = layer.get_base_layer().weight.shape[1]
+    theirs, weights = of_peft(layer)
+    features = layer.weight.shape[1]
     x = torch.randn((2, features, 4, 4) if name == "proj_in" else (2, 5, features))
     with adapters.cast_once(dtype) if once else nullcontext():
-        ours = gradients(layer, lambda value: layer(value.to(dtype)), x)
+        ours = gradients(layer.trained(), lambda value: layer(value.to(dtype)), x)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        wanted = gradients(layer, lambda value: theirs(layer, value), x)
+        wanted = gradients(weights, theirs, x)
     error = 2e-2 if half else 1e-5
     for found, other in zip(ours, wanted, strict=True):
         assert found.dtype == other.dtype
@@ -261,8 +271,8 @@ def test_the_lighter_forward_is_that_of_peft(model: LoadedModel, name: str, half
 def in_half_precision() -> Any:
     """An adapted layer, 8 → 12, whose own weights are bf16."""
     part = nn.ModuleDict({"to_q": nn.Linear(8, 12).to(torch.bfloat16)})
-    _inject(part, {"to_q": Shape(2, 1.0)}, 0.0)
-    return part["to_q"]
+    family = ModelFamily("linear", unet=Part("unet", "", "", re.compile(".*")))
+    return add_adapters({"": part}, family, rank=2, alpha=1.0).layers["to_q"]
 
 
 def test_weights_that_are_cast_once_are_those_that_are_cast_each_time(model: LoadedModel) -> None:
@@ -307,9 +317,9 @@ def test_in_their_own_type_nothing_is_cast(model: LoadedModel) -> None:
 @torch.no_grad()
 def test_half_precision_weights_keep_their_type() -> None:
     layer, x = in_half_precision(), torch.randn(2, 5, 8, dtype=torch.bfloat16)
-    layer.lora_B[ADAPTER].weight.normal_()
+    layer.lora_up.normal_()
     assert layer(x).dtype == torch.bfloat16
-    assert relative_error(layer(x).float(), type(layer).__mro__[2].forward(layer, x).float()) <= 1e-2
+    assert relative_error(layer(x).float(), of_peft(layer)[0](x).float()) <= 1e-2
 
 
 def test_disabled_is_the_base_model_exactly_and_only_inside(
@@ -495,7 +505,7 @@ def test_a_file_of_kohyas_with_a_rounded_alpha_is_continued(standalone: Standalo
     adapters = add_adapters(model.parts, SD1, rank=4, alpha=0.7, seed=3)
     half = {name: tensor.half() for name, tensor in adapters.state_dict().items()}
     adapters.load(half)
-    assert {layer.lora_alpha[ADAPTER] for layer in adapters.layers.values()} == {0.7}
+    assert {layer.shape.alpha for layer in adapters.layers.values()} == {0.7}
 
 
 def test_continuing_with_other_layers_is_one_sentence(

@@ -18,8 +18,9 @@ from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
-from lora_trainer.network.adapters import Shape, add_adapters
+from lora_trainer.network.adapters import add_adapters
 from lora_trainer.network.lora_file import save_lora
+from lora_trainer.network.types.base import Shape
 from tests.helpers import CHECKPOINT
 from tests.network.plain import of_model, outputs, randomise, relative_error
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network import lowrank
-from lora_trainer.network.modules import delta_norm, dim_of, full_delta, group, kind_of, lora_factors, rank_of
+from lora_trainer.network.modules import group
 from lora_trainer.network.ops.bake import bake
 from lora_trainer.network.ops.info import block_infos
 from lora_trainer.network.ops.merge import Source, merge
 from lora_trainer.network.ops.resize import Rule, resize
+from lora_trainer.network.types import LORA, lowrank, type_of
 from tests.network.made import EVERY, KEYS, array, delta, lora, randn
 
 SOME = pytest.mark.parametrize("parts", EVERY.values(), ids=EVERY)
@@ -27,13 +27,13 @@ SOME = pytest.mark.parametrize("parts", EVERY.values(), ids=EVERY)
 @SOME
 def test_difference_is_that_of_the_definition(parts: dict[str, torch.Tensor]) -> None:
     wanted = delta(parts)
-    found = full_delta("a", kind_of("a", parts), parts, wanted.shape)
+    found = type_of("a", parts).delta("a", parts, torch.zeros(wanted.shape))
     assert np.allclose(array(found), wanted, rtol=1e-12, atol=1e-12)
 
 
 @SOME
 def test_norm_needs_no_full_matrix(parts: dict[str, torch.Tensor]) -> None:
-    assert delta_norm("a", parts) == pytest.approx(float(np.linalg.norm(delta(parts))), rel=1e-12)
+    assert type_of("a", parts).norm("a", parts) == pytest.approx(float(np.linalg.norm(delta(parts))), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -46,23 +46,36 @@ def test_norm_needs_no_full_matrix(parts: dict[str, torch.Tensor]) -> None:
     ids=["DoRA", "IA3", "OFT"],
 )
 def test_norms_that_depend_on_the_checkpoint_are_unknown(parts: dict[str, torch.Tensor]) -> None:
-    assert delta_norm("a", parts) is None
+    assert type_of("a", parts).norm("a", parts) is None
     with pytest.raises(InputError):
-        lora_factors("a", parts)
+        type_of("a", parts).factors("a", parts)
 
 
 def test_ranks_are_what_a_person_chose() -> None:
-    assert [rank_of("a", parts) for parts in EVERY.values()] == [3, 3, 3, 3, 3, 3, 2, None, 2, 2, 2, None, None]
-    assert dim_of("LoKr", EVERY["lokr"]) is None
+    assert [type_of("a", parts).dim(parts) for parts in EVERY.values()] == [
+        3,
+        3,
+        3,
+        3,
+        3,
+        3,
+        2,
+        None,
+        2,
+        2,
+        2,
+        None,
+        None,
+    ]
 
 
 def test_unknown_and_damaged_modules_are_one_sentence() -> None:
     with pytest.raises(InputError, match="a is no LoRA or LyCORIS module that is known here \\(it has alpha\\)"):
-        kind_of("a", {"alpha": torch.tensor(1.0)})
+        type_of("a", {"alpha": torch.tensor(1.0)})
     with pytest.raises(InputError, match="a is damaged"):
-        lora_factors("a", {"lora_up.weight": randn(4, 3), "lora_down.weight": randn(2, 5)})
+        LORA.factors("a", {"lora_up.weight": randn(4, 3), "lora_down.weight": randn(2, 5)})
     with pytest.raises(InputError, match="only LoRA and LoCon files can be merged"):
-        lora_factors("a", EVERY["loha"])
+        type_of("a", EVERY["loha"]).factors("a", EVERY["loha"])
 
 
 def test_names_end_at_the_first_dot() -> None:
@@ -106,7 +119,7 @@ def test_difference_is_exact_where_almost_everything_cancels() -> None:
 
 
 def test_tucker_keeps_the_rank() -> None:
-    (up, down), row = lora_factors("a", lora(8, 6, 3, 1.5, kernel=3, tucker=True))
+    (up, down), row = LORA.factors("a", lora(8, 6, 3, 1.5, kernel=3, tucker=True))
     assert (up.shape, down.shape, row) == ((8, 3), (3, 54), (6, 3, 3))
 
 

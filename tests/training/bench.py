@@ -16,6 +16,8 @@ from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.model.families import SD1
 from lora_trainer.model.loaded import LoadedModel
+from lora_trainer.network.types import LORA
+from lora_trainer.network.types.trainable import TrainableType
 from lora_trainer.training.trainer import Trainer
 from tests.runs_helpers import document
 
@@ -28,6 +30,7 @@ class Bench:
         root: a folder for pictures.
         precision: of the run.
         weights: type of the checkpoint's weights, of which the model then has copies of its own.
+        network_type: what is trained.
         changes: of the configuration.
     """
 
@@ -37,6 +40,7 @@ class Bench:
         root: Path,
         precision: str = "fp32",
         weights: torch.dtype = torch.float32,
+        network_type: TrainableType = LORA,
         **changes: object,
     ) -> None:
         self.config = TrainConfig.from_dict(document(root, training__steps=0, **changes))
@@ -55,7 +59,9 @@ class Bench:
         text: Encode = self.model.text
         if not self.config.training.text_lr:
             text = frozen_conditioning(self.model.text, self.model.device, precision)
-        self.trainer = Trainer(self.config, self.model, self.items, plan, self.latents, captions, text, precision)
+        self.trainer = Trainer(
+            self.config, self.model, self.items, plan, self.latents, captions, text, precision, network_type
+        )
         with torch.no_grad():  # an adapter of zeros hides half of the gradient
             for index, parameter in enumerate(self.trainer.parameters):
                 generator = torch.Generator().manual_seed(index)

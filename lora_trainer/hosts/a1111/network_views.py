@@ -5,8 +5,8 @@ stands on copies of the modules. So neither the host's classes nor its networks 
 network without block weights is there as it was. The view's name has the exact weights in it; layers compare names to
 see whether they must be merged anew (``networks.network_apply_weights``), so that no change of a weight is missed.
 
-The numbers are those that :mod:`lora_trainer.network.ops.bake` writes: preview and file give the same layers to the
-bit.
+The numbers are those that :mod:`lora_trainer.network.ops.bake` writes, both from the module's type: preview and file
+give the same layers to the bit.
 """
 
 from __future__ import annotations
@@ -17,18 +17,7 @@ from typing import Any
 import torch
 
 from lora_trainer.network.blocks.weights import BlockWeights
-from lora_trainer.network.ops.bake import preview_scale, scaled_alpha
-
-_PROPORTIONAL = {
-    "NetworkModuleLora": (),
-    "NetworkModuleHada": (),
-    "NetworkModuleLokr": ("w1", "bias"),
-    "NetworkModuleGLora": ("w1a", "w1b", "bias"),
-    "NetworkModuleIa3": ("w", "bias"),
-    "NetworkModuleFull": ("weight", "ex_bias", "bias"),
-    "NetworkModuleNorm": ("w_norm", "b_norm", "bias"),
-}
-"""The host's classes whose effect is proportional to alpha, or to these tensors where they have no dim."""
+from lora_trainer.network.types import type_in_host
 
 
 def network_view(network: Any, weights: BlockWeights | None, te: float, unet: float, dyn: int | None = None) -> Any:
@@ -65,16 +54,10 @@ def _scaled(module: Any, ratio: float, network: Any) -> Any:
     made.network = network
     if ratio == 1:
         return made
-    proportional = _PROPORTIONAL.get(type(module).__name__)
-    if proportional is None or module.dora_scale is not None:
+    kind = type_in_host(type(module).__name__)
+    if kind is None or kind.proportional is None or module.dora_scale is not None:
         # The effect of DoRA and OFT is not proportional to alpha, but what they add to the weights can be scaled.
         made.multiplier = lambda: type(module).multiplier(made) * ratio
-    elif module.scale is not None:
-        made.scale = preview_scale(module.alpha, module.scale, module.dim, ratio)
-    elif module.dim:
-        made.alpha = scaled_alpha(module.alpha, module.dim, ratio)
     else:
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(made, name, value.float() * ratio if name in proportional else value.float())
+        kind.scale_in_host(made, ratio)
     return made

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from lora_trainer.core.errors import InputError
@@ -89,40 +88,6 @@ def spellings(key: str) -> str:
     for ours, theirs in _RESBLOCK.items():
         openclip = openclip.replace(ours, theirs)
     return f"transformer_text_model_encoder_layers_{number}_{suffix} model_transformer_resblocks_{number}_{openclip}"
-
-
-@dataclass(frozen=True)
-class BlockMap:
-    """The modules of one LoRA by block.
-
-    Attributes:
-        architecture: the family its lists are for.
-        modules: block → module names; text encoders stand under ``BASE``.
-        unmatched: modules that belong to no block; block weights leave them at 1.
-    """
-
-    architecture: Architecture
-    modules: Mapping[str, tuple[str, ...]]
-    unmatched: tuple[str, ...]
-
-
-def block_map(keys: Iterable[str], metadata: Mapping[str, str] | None = None) -> BlockMap:
-    """Sort module names (without ``.lora_down.weight``) into blocks.
-
-    Raises:
-        InputError: none of the names is one of Stable Diffusion's.
-    """
-    names = list(dict.fromkeys(keys))
-    found: dict[str, list[str]] = {}
-    unmatched = []
-    for key in names:
-        block = block_of(key)
-        if block is None:
-            unmatched.append(key)
-        else:
-            found.setdefault(block, []).append(key)
-    ordered = {block: tuple(found[block]) for block in ALL_BLOCKS if block in found}
-    return BlockMap(architecture_of(names, metadata), ordered, tuple(unmatched))
 
 
 def architecture_of(keys: Iterable[str], metadata: Mapping[str, str] | None = None) -> Architecture:

@@ -151,15 +151,6 @@ def argument(item: str) -> tuple[str, str] | None:
     return right if right in KNOWN else key, value.strip()
 
 
-def find_tags(prompt: str) -> list[tuple[int, int, LoraTag]]:
-    """All LoRA tags of a prompt with where they begin and end.
-
-    Raises:
-        InputError: a tag cannot be used; the sentence shows it.
-    """
-    return [(match.start(), match.end(), parse_tag(match[0])) for match in TAG.finditer(prompt)]
-
-
 def _tag(text: str, kind: str, positional: list[str], named: dict[str, str]) -> LoraTag:
     if len(positional) > 4:
         raise InputError("{tag} has too many values; write block weights as lbw=…, steps as step=a-b.", tag=text[:200])

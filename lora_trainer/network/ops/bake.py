@@ -1,37 +1,29 @@
 """Block weights written into a file, so that it does by itself what the prompt asked for.
 
 Exact where a module's effect is proportional to a number in the file: alpha is scaled and written in fp32 (a halved
-alpha changes 4 % of the layer weights), a factor of 0 leaves the module out. A preview that uses :func:`baked_scale`
-computes the same bits. DoRA and OFT are not proportional to alpha: only 0 and 1 are exact there; a DoRA in between is
-written as its full difference, which needs the checkpoint's weights.
+alpha changes 4 % of the layer weights), a factor of 0 leaves the module out. A preview in the host computes the same
+bits. DoRA and OFT are not proportional to alpha: only 0 and 1 are exact there; a DoRA in between is written as its full
+difference, which needs the checkpoint's weights. Each type says how it is scaled, in the file and in the host
+(:mod:`lora_trainer.network.types`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network import modules as kinds
-from lora_trainer.network.modules import Parts, damaged, dim_of, full_delta, group, is_dora, kind_of, require_sound
-
-Base = Callable[[str], "torch.Tensor | None"]
-"""The checkpoint's weight for a module name, or ``None``."""
+from lora_trainer.network.modules import EMBEDDING, group
+from lora_trainer.network.types import type_of
+from lora_trainer.network.types.base import Base, Parts, with_exact_alpha
+from lora_trainer.network.types.dora import is_dora
 
 _ATTENTION = re.compile(r"(lora_te\d?_text_model_encoder_layers_\d+_self_attn_)(?:q|k|v|out)_proj")
-_PROPORTIONAL = {
-    kinds.GLORA: ("a1.weight", "b1.weight", "bias"),
-    kinds.IA3: ("weight", "bias"),
-    kinds.FULL: ("diff", "diff_b", "bias"),
-    kinds.NORM: ("w_norm", "b_norm", "bias"),
-    kinds.LOKR: ("lokr_w1", "bias"),
-}
-"""For kinds where the WebUI disregards alpha: the tensors that the effect is proportional to."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +69,15 @@ def bake(tensors: Mapping[str, torch.Tensor], ratios: Mapping[str, float], base:
     expanded: list[str] = []
     groups = group(tensors)
     for key, parts in groups.items():
-        ratio = 1.0 if key == kinds.EMBEDDING else ratios.get(key, 1.0)
+        ratio = 1.0 if key == EMBEDDING else ratios.get(key, 1.0)
         if not math.isfinite(ratio):
             raise InputError("The weight of {key} is not a number; give one.", key=key)
         if ratio == 0 and not _is_needed(key, parts, groups, ratios):
             dropped.append(key)
             continue
-        if key != kinds.EMBEDDING:
-            require_sound(key, parts)
-        made[key] = _alpha_fp32(parts) if ratio == 1 else baked_parts(key, parts, ratio, base)
+        if key != EMBEDDING:
+            type_of(key, parts).require_sound(key, parts)
+        made[key] = with_exact_alpha(parts) if ratio == 1 else baked_parts(key, parts, ratio, base)
         if ratio != 1:
             (expanded if is_dora(parts) else changed).append(key)
     if not made:
@@ -101,38 +93,7 @@ def baked_parts(key: str, parts: Parts, ratio: float, base: Base | None = None) 
     Raises:
         InputError: an unknown kind, an OFT, or a DoRA without ``base``.
     """
-    kind = kind_of(key, parts)
-    if kind == kinds.OFT or is_dora(parts):
-        return {"diff": _full_difference(key, kind, parts, ratio, base)}
-    if "scale" in parts:  # stands before alpha in the WebUI
-        return {**_alpha_fp32(parts), "scale": parts["scale"].float() * ratio}
-    dim = dim_of(kind, parts)
-    if dim:
-        return {**parts, "alpha": torch.tensor(scaled_alpha(_number(parts, "alpha"), dim, ratio))}
-    made = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in parts.items()}
-    # All of the module's tensors are in fp32 then: the WebUI multiplies them with each other.
-    return {name: tensor * ratio if name in _PROPORTIONAL[kind] else tensor for name, tensor in made.items()}
-
-
-def baked_scale(kind: str, parts: Parts, ratio: float) -> float:
-    """Alpha / dim of the module after baking, to the bit: what a preview must use in place of ``calc_scale``.
-
-    Kinds that have no dim give 1 here: their tensors are scaled instead (see :func:`baked_parts`).
-    """
-    return preview_scale(_number(parts, "alpha"), _number(parts, "scale"), dim_of(kind, parts), ratio)
-
-
-def preview_scale(alpha: float | None, scale: float | None, dim: int | None, ratio: float) -> float:
-    """:func:`baked_scale` from a module's numbers; those that it does not have are ``None``."""
-    if scale is not None:
-        return float(torch.tensor(scale, dtype=torch.float32) * ratio)
-    return scaled_alpha(alpha, dim, ratio) / dim if dim else 1.0
-
-
-def scaled_alpha(alpha: float | None, dim: int, ratio: float) -> float:
-    """The alpha that is written, rounded to fp32; a missing one counts as the dim."""
-    value = float(dim) if alpha is None else alpha
-    return float(torch.tensor(value * ratio, dtype=torch.float64).float())
+    return type_of(key, parts).scaled(key, parts, ratio, base)
 
 
 def record(lbw: str, lbwe: str, te: float, unet: float, baked: Baked, **more: Any) -> dict[str, Any]:
@@ -150,40 +111,3 @@ def _is_needed(key: str, parts: Parts, others: Iterable[str], ratios: Mapping[st
         return False
     same = [other for other in others if other.startswith(match[1]) and _ATTENTION.fullmatch(other)]
     return any(ratios.get(other, 1.0) for other in same)
-
-
-def _number(parts: Parts, name: str) -> float | None:
-    return float(parts[name]) if name in parts else None
-
-
-def _alpha_fp32(parts: Parts) -> dict[str, torch.Tensor]:
-    return {name: part.float() if name == "alpha" else part for name, part in parts.items()}
-
-
-def _full_difference(key: str, kind: str, parts: Parts, ratio: float, base: Base | None) -> torch.Tensor:
-    """Ratio · (DoRA(W) − W), with DoRA(W) = m · V / ‖V‖ and V = W + ΔW (Liu et al., 2024)."""
-    if kind == kinds.OFT:
-        raise InputError(
-            "{key} is an OFT module, which can only be baked at 0 or 1; set its block to one of these.", key=key
-        )
-    weight = base(key) if base else None
-    if weight is None:
-        raise InputError(
-            "{key} is a DoRA module, whose effect at {ratio:g} depends on the checkpoint; name the checkpoint, or set "
-            "its block to 0 or 1.",
-            key=key,
-            ratio=ratio,
-        )
-    weight = weight.double()
-    magnitude = parts["dora_scale"].double()
-    if weight.ndim not in (2, 4) or magnitude.numel() not in weight.shape[:2]:
-        raise damaged(key)
-    moved = weight + full_delta(key, kind, parts, tuple(weight.shape))
-    # The magnitude is of each input (as kohya and LyCORIS write it), or of each output (LyCORIS' wd_on_out).
-    per_output = magnitude.shape[:1] == weight.shape[:1] and magnitude.numel() == weight.shape[0]
-    over = [axis for axis in range(weight.ndim) if axis != (0 if per_output else 1)]
-    length = torch.linalg.vector_norm(moved, dim=over, keepdim=True)
-    shape = [1] * weight.ndim
-    shape[0 if per_output else 1] = -1
-    changed = moved * (magnitude.reshape(shape) / length) - weight
-    return (changed * ratio).to(parts["dora_scale"].dtype)

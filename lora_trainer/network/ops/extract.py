@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.plain_json import json_text
 from lora_trainer.model.family import ModelFamily
-from lora_trainer.network import lowrank
-from lora_trainer.network.lora_file import is_finite
-from lora_trainer.network.modules import lora_factors, lora_parts
 from lora_trainer.network.ops.checkpoint_weights import CheckpointWeights
 from lora_trainer.network.ops.merge import Progress
 from lora_trainer.network.ops.provenance import in_precision
+from lora_trainer.network.types import LORA, lowrank
+from lora_trainer.network.types.base import Shape, is_finite
+from lora_trainer.network.types.lora import lora_parts
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def extract(
         if ours and size:
             parts = in_precision(_decomposed(change, rank, conv_rank, clamp_quantile), precision)
             modules[key] = parts
-            (up, down), _ = lora_factors(key, parts, finite=False)
+            (up, down), _ = LORA.factors(key, parts, finite=False)
             wrong += float(torch.linalg.norm(up @ down - change.flatten(1))) ** 2
             inside += size
         unchanged += ours and not size
@@ -93,14 +92,12 @@ def extract(
 
 def metadata(family: ModelFamily, rank: int, conv_rank: int | None) -> dict[str, str]:
     """The entries that other programs look for in a LoRA file."""
-    arguments = {} if conv_rank is None else {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
+    convolutions = None if conv_rank is None else Shape(conv_rank, float(conv_rank))
+    entries = LORA.metadata(Shape(rank, float(rank)), convolutions)
     return {
         "ss_v2": str(family.is_v2),
         "ss_base_model_version": family.base_version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(float(rank)),
-        "ss_network_args": json_text(arguments),
+        **{key: str(value) for key, value in entries.items()},
     }
 
 

@@ -22,11 +22,12 @@ from lora_trainer.network.card import copy_card
 from lora_trainer.network.lora_file import read_lora, read_metadata
 from lora_trainer.network.modules import group
 from lora_trainer.network.ops import provenance as derived
-from lora_trainer.network.ops.bake import Base, bake, record
+from lora_trainer.network.ops.bake import bake, record
 from lora_trainer.network.ops.checkpoint_weights import open_checkpoint
 from lora_trainer.network.ops.extract import extract, metadata
 from lora_trainer.network.ops.merge import Progress, Source, merge
 from lora_trainer.network.ops.resize import Rule, resize
+from lora_trainer.network.types.base import Base
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.model.block_lists import ALL_BLOCKS, BASE, TEXT_BLOCKS
 from lora_trainer.network.blocks.block_map import architecture_of, block_of, text_encoder_of
 from lora_trainer.network.lora_file import describe, read_lora, read_metadata
-from lora_trainer.network.modules import EMBEDDING, delta_norm, group, is_dora, kind_of, rank_of
+from lora_trainer.network.modules import EMBEDDING, group
+from lora_trainer.network.types import type_of
 
 OTHER = "other"
 """Modules that belong to no block."""
@@ -50,7 +51,8 @@ def block_infos(tensors: Mapping[str, torch.Tensor]) -> list[BlockInfo]:
     found: dict[str, list[tuple[int | None, float | None]]] = {}
     for key, parts in group(tensors).items():
         if key != EMBEDDING:
-            found.setdefault(place_of(key), []).append((rank_of(key, parts), delta_norm(key, parts)))
+            kind = type_of(key, parts)
+            found.setdefault(place_of(key), []).append((kind.dim(parts), kind.norm(key, parts)))
     return [
         BlockInfo(
             block,
@@ -74,11 +76,7 @@ def info(path: Path) -> dict[str, Any]:
     described = describe(path)
     try:
         tensors = read_lora(path)
-        kinds = Counter(
-            f"DoRA ({kind_of(key, parts)})" if is_dora(parts) else kind_of(key, parts)
-            for key, parts in group(tensors).items()
-            if key != EMBEDDING
-        )
+        kinds = Counter(type_of(key, parts).called() for key, parts in group(tensors).items() if key != EMBEDDING)
         blocks = block_infos(tensors)
         architecture = architecture_of(group(tensors), read_metadata(path)).name
     except InputError as error:

@@ -11,12 +11,13 @@ import torch
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.messages import Message
 from lora_trainer.model.block_lists import Architecture
-from lora_trainer.network import lowrank
 from lora_trainer.network.blocks.block_map import architecture_of, ldm_name
 from lora_trainer.network.blocks.stack import sum_notices
-from lora_trainer.network.lowrank import Factors
-from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
+from lora_trainer.network.modules import EMBEDDING, embeddings, group
 from lora_trainer.network.ops.provenance import in_precision, widest_precision
+from lora_trainer.network.types import LORA, lowrank, type_of
+from lora_trainer.network.types.lora import lora_parts
+from lora_trainer.network.types.lowrank import Factors
 
 Progress = Callable[[int, int], object]
 
@@ -91,7 +92,7 @@ def merge(
     """The weighted sum of LoRAs.
 
     Args:
-        sources: at least one; LoRA or LoCon of one architecture.
+        sources: at least one; of types with :meth:`NetworkType.factors`, LoRA and LoCon, of one architecture.
         rank: of the result, by singular values; ``None`` puts the LoRAs side by side, which is exact and has the sum of
             their ranks.
         conv_rank: of 3×3 convolutions; ``rank`` by default.
@@ -128,7 +129,7 @@ class ErrorSum:
 
     def add(self, key: str, exact: Factors, parts: Mapping[str, torch.Tensor]) -> None:
         """Count one module, as it is stored."""
-        self._wrong += lowrank.difference(exact, lora_factors(key, parts, finite=False)[0]) ** 2
+        self._wrong += lowrank.difference(exact, LORA.factors(key, parts, finite=False)[0]) ** 2
         self._whole += lowrank.norm(*exact) ** 2
 
     @property
@@ -163,14 +164,15 @@ def _terms(
     terms: list[Term] = []
     row: tuple[int, ...] = ()
     for source, own, parts in found:
-        (up, down), shape = lora_factors(own, parts)
+        kind = type_of(own, parts)
+        (up, down), shape = kind.factors(own, parts)
         if terms and (up.shape[0], down.shape[1]) != (terms[0][1].shape[0], terms[0][2].shape[1]):
             raise InputError(
                 "{key} has another size in {name} than in the files before it; merge LoRAs of one architecture.",
                 key=key,
                 name=source.name,
             )
-        scale = scale_of(LORA, parts)
+        scale = kind.scale(parts)
         if source.ratio(own) * scale:
             row = row or shape
             terms.append((source.ratio(own) * scale, up / scale, down))

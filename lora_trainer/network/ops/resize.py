@@ -13,10 +13,11 @@ import torch
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.messages import Message
-from lora_trainer.network import lowrank
-from lora_trainer.network.modules import EMBEDDING, LORA, embeddings, group, lora_factors, lora_parts, scale_of
+from lora_trainer.network.modules import EMBEDDING, embeddings, group
 from lora_trainer.network.ops.merge import ErrorSum, Merged, Progress
 from lora_trainer.network.ops.provenance import in_precision, widest_precision
+from lora_trainer.network.types import lowrank, type_of
+from lora_trainer.network.types.lora import lora_parts
 
 METHODS = ("sv_fro", "sv_ratio", "sv_cumulative")
 _ZERO = 1e-6
@@ -107,8 +108,9 @@ def resize(
     errors = ErrorSum()
     smaller = False
     for done, (key, parts) in enumerate(modules.items(), 1):
-        exact, row = lora_factors(key, parts)
-        made[key] = in_precision(_resized(parts, exact, row, rule), stored)
+        kind = type_of(key, parts)
+        exact, row = kind.factors(key, parts)
+        made[key] = in_precision(_resized(kind.scale(parts), exact, row, rule), stored)
         smaller |= len(made[key]["lora_down.weight"]) < exact[1].shape[0] and lowrank.norm(*exact) > _ZERO
         errors.add(key, exact, made[key])
         progress(done, len(modules))
@@ -126,10 +128,7 @@ def _nothing_left_out(rank: int) -> tuple[Message, ...]:
     )
 
 
-def _resized(
-    parts: Mapping[str, torch.Tensor], exact: lowrank.Factors, row: tuple[int, ...], rule: Rule
-) -> dict[str, torch.Tensor]:
-    scale = scale_of(LORA, parts)
+def _resized(scale: float, exact: lowrank.Factors, row: tuple[int, ...], rule: Rule) -> dict[str, torch.Tensor]:
     up, down = exact
     u, s, vh = lowrank.svd(up, down)
     rank = rule.rank_for(s / abs(scale or 1.0), min(up.shape[0], down.shape[1]), row[1:] not in ((), (1, 1)))

@@ -28,7 +28,12 @@ from lora_trainer.hosts.base import Host, Session
 from lora_trainer.model.conditioning import Conditioning
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.precision import resolve_precision
-from lora_trainer.network.adapters import Adapters, adapters_for, file_shapes, remove_adapters
+from lora_trainer.network.adapters import (
+    Adapters,
+    adapters_for,
+    file_shapes,
+    remove_adapters,
+)
 from lora_trainer.network.lora_file import read_lora
 from lora_trainer.validation.metrics.cache import NumberCache, cache_key
 from lora_trainer.validation.metrics.paired import Difference, paired

@@ -12,7 +12,6 @@ from lora_trainer.model.families import SD1
 from lora_trainer.model.ldm_names import unet_to_ldm
 from lora_trainer.network.blocks.block_map import (
     architecture_of,
-    block_map,
     block_of,
     ldm_name,
     spellings,
@@ -146,13 +145,7 @@ def test_architecture_is_told(keys: list[str], metadata: dict[str, str], archite
 @pytest.mark.parametrize("keys", [[], ["lora_unet_double_blocks_0_img_attn_qkv"], ["model.diffusion_model.out.0"]])
 def test_other_architecture_is_one_sentence(keys: list[str]) -> None:
     with pytest.raises(InputError, match="belongs to a block of SD1, SD2 or SDXL"):
-        block_map(keys)
-
-
-def test_modules_are_sorted_into_blocks_and_the_rest_is_named() -> None:
-    found = block_map(["lora_unet_mid_block_attentions_0_proj_in", "lora_unet_conv_out", "lora_unet_conv_in"])
-    assert list(found.modules) == ["IN00", "M00"]
-    assert found.unmatched == ("lora_unet_conv_out",)
+        architecture_of(keys)
 
 
 @pytest.mark.parametrize(("architecture", "lengths"), [(SD, [17, 26]), (SDXL, [12, 20])])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.core.errors import InputError
-from lora_trainer.network.blocks.lora_tag import LoraTag, find_tags, parse_tag
+from lora_trainer.network.blocks.lora_tag import TAG, LoraTag, parse_tag
 
 WORDS = st.text(st.characters(blacklist_characters=":=>", blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
 VALUES = st.text(string.ascii_letters + string.digits + ",./-+ _", min_size=1).map(str.strip)
@@ -44,9 +44,9 @@ def test_written_tag_is_read_as_itself(tag: LoraTag) -> None:
 @given(TAGS, st.text(st.characters(blacklist_characters="<>", blacklist_categories=["Cs"])))
 def test_tags_are_found_in_a_prompt(tag: LoraTag, around: str) -> None:
     prompt = f"{around}{tag}{around}{tag}"
-    found = find_tags(prompt)
-    assert [t for _, _, t in found] == [tag, tag]
-    assert all(prompt[start:end] == str(tag) for start, end, _ in found)
+    found = [match[0] for match in TAG.finditer(prompt)]
+    assert found == [str(tag), str(tag)]
+    assert parse_tag(found[0]) == tag
 
 
 @given(

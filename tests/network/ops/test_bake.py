@@ -14,8 +14,8 @@ from lora_trainer.core.files import free_name
 from lora_trainer.model.block_lists import SD
 from lora_trainer.network.blocks.weights import factors, resolve
 from lora_trainer.network.lora_file import read_lora, read_metadata
-from lora_trainer.network.modules import group, kind_of, scale_of
-from lora_trainer.network.ops.bake import bake, baked_parts, baked_scale
+from lora_trainer.network.modules import group
+from lora_trainer.network.ops.bake import bake, baked_parts
 from lora_trainer.network.ops.provenance import (
     RECORD,
     check_output,
@@ -24,6 +24,8 @@ from lora_trainer.network.ops.provenance import (
     widest_precision,
     write_derived,
 )
+from lora_trainer.network.types import type_of
+from lora_trainer.network.types.base import preview_scale
 from tests.network.made import EVERY, KEYS, array, delta, lora, randn, some_lora, tensors
 
 HALVED = {
@@ -59,9 +61,10 @@ def test_weights_keep_their_bits_and_only_the_scale_changes(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_preview_has_the_scale_that_the_file_will_have(name: str, ratio: float) -> None:
     parts = HALVED[name]
-    kind = kind_of("a", parts)
+    kind = type_of("a", parts)
     stored = {part: tensor.clone() for part, tensor in baked_parts("a", parts, ratio).items()}
-    assert baked_scale(kind, parts, ratio) == scale_of(kind, stored)
+    alpha, scale = (float(parts[number]) if number in parts else None for number in ("alpha", "scale"))
+    assert preview_scale(alpha, scale, kind.dim(parts), ratio) == kind.scale(stored)
 
 
 def test_zero_leaves_the_module_out_and_one_leaves_it_alone() -> None:

@@ -23,7 +23,7 @@ from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.jobs.blocks import blocks_folder
 from lora_trainer.jobs.service import Jobs
-from lora_trainer.network.ops.bake import scaled_alpha
+from lora_trainer.network.types.base import scaled_alpha
 from lora_trainer.runs.run import Run
 from lora_trainer.ui.html.blocks import analysis_report, blocks_status, heat_table, tuning_report
 from lora_trainer.ui.panels.blocks import BlocksPanel
