@@ -19,7 +19,7 @@ from tests.helpers import ROOT
 FLOORS = (
     ("core",),
     ("config", "model"),
-    ("dataset", "network.blocks"),
+    ("dataset", "network.blocks", "network.types"),
     ("network", "diffusion"),
     ("network.ops", "hosts", "runs"),
     ("hosts.a1111", "hosts.standalone", "training", "validation.metrics"),
@@ -136,7 +136,8 @@ def test_the_top_of_the_package_is_empty_but_for_its_doors() -> None:
         ("modules", ("hosts.a1111", "webui")),
         ("gradio", ("ui", "ui.panels", "ui.widgets", "webui")),
         ("fastapi", ("api", "ui")),
-        ("peft", ("network",)),
+        ("diffusers", ("hosts.standalone", "model", "training")),
+        ("transformers", ("hosts.standalone", "model", "validation.metrics")),
     ],
 )
 def test_only_these_rooms_know_it(foreign: str, rooms: tuple[str, ...]) -> None:

@@ -18,7 +18,9 @@ import torch
 
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.a1111.network_views import network_view
+from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.families import SD1
 from lora_trainer.model.targets import ATTENTION, CONVOLUTION, TEXT
 from lora_trainer.network.blocks.block_map import SD
 from lora_trainer.network.blocks.weights import resolve
@@ -239,10 +241,8 @@ def test_every_types_tensors_are_told_behind_names_with_dots(part: str) -> None:
 
 def test_the_layers_of_an_extraction_are_those_that_are_trained(standalone: StandaloneHost, tmp_path: Path) -> None:
     """Module by module of the small checkpoint, by their names in the view and in the file."""
-    from lora_trainer.config.train import TrainConfig
-
-    with standalone.session(TrainConfig(name="test")) as session:
-        unet, text = session.model.unet, session.model.text.model
+    with standalone.session(ModelRequest()) as session:
+        unet, text = session.model.unet, session.model.text[0].model
     linear = {key_of("lora_unet_", name) for name, _ in unet.named_modules() if ATTENTION.fullmatch(name)}
     linear |= {key_of("lora_te_", name) for name, _ in text.named_modules() if TEXT.fullmatch(name)}
     convolutions = {key_of("lora_unet_", name) for name, _ in unet.named_modules() if CONVOLUTION.fullmatch(name)}
@@ -266,8 +266,8 @@ class Moved:
 def test_metadata_of_an_extraction_is_sd_scripts() -> None:
     expected = {"ss_v2": "False", "ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora"}
     expected |= {"ss_network_dim": "4", "ss_network_alpha": "4.0"}
-    assert metadata(4, None) == {**expected, "ss_network_args": "{}"}
-    assert list(metadata(4, 2).items()) == [
+    assert metadata(SD1, 4, None) == {**expected, "ss_network_args": "{}"}
+    assert list(metadata(SD1, 4, 2).items()) == [
         *expected.items(),
         ("ss_network_args", '{"conv_dim": "2", "conv_alpha": "2.0"}'),
     ]
