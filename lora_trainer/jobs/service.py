@@ -254,7 +254,7 @@ class Jobs:
             self._give_up(run, request)
         return run
 
-    def grid(self, name: str, **wishes: Any) -> Run:
+    def grid(self, name: str, /, **wishes: Any) -> Run:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
 
         Args:

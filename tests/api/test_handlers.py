@@ -146,6 +146,7 @@ def test_openapi_describes_the_routes(client: TestClient) -> None:
         ("GET", "runs/..%2F..%2Fetc", None, 404, None),
         ("POST", "runs/nobody/stop", None, 404, "name"),
         ("POST", "runs/nobody/grid", {"weights": "many"}, 422, "weights"),
+        ("POST", "runs/nobody/grid", {"name": "zorp"}, 422, "name"),
         ("POST", "runs/nobody/stop", {"save": "no"}, 422, "save"),
         ("POST", "loras/bake", {"file": "nobody"}, 404, "file"),
         ("POST", "loras/merge", {"files": [1]}, 422, "files"),
