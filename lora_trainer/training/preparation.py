@@ -1,4 +1,4 @@
-"""Everything before the first step: pictures to latents, captions to states, adapters and plan."""
+"""Everything before the first step: pictures to latents, adapters and plan."""
 
 from __future__ import annotations
 

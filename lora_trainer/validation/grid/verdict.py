@@ -18,7 +18,6 @@ from typing import Any, TypeGuard
 
 from lora_trainer.core.messages import Message
 from lora_trainer.validation.grid.document import GridDocument, GridGroup, Verdict
-from lora_trainer.validation.grid.numbers import PICTURE_NUMBERS
 from lora_trainer.validation.metrics.paired import Difference, paired
 
 COPYING = 0.5
@@ -38,6 +37,8 @@ FEW = 4
 """With fewer pictures, no difference found does not mean that there is none."""
 
 Values = Mapping[Hashable, float]
+_JUDGED = ("effect", "leak", "copy", "clip")
+"""Numbers of pictures that say which file is best; others are shown only."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _cells(document: GridDocument) -> list[Cell]:
         known = found.get((drawn["column"], drawn["weight"]), {})
         counts = document["prompts"][drawn["prompt"]]["trigger"] or not called
         for name, value in drawn.get("numbers", {}).items():
-            if name in PICTURE_NUMBERS and _is_number(value) and (counts or name == "leak"):
+            if name in _JUDGED and _is_number(value) and (counts or name == "leak"):
                 known.setdefault(name, {})[drawn["prompt"], drawn["seed"]] = value
     return [Cell(column, weight, **known) for (column, weight), known in found.items()]
 

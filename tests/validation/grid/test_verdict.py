@@ -383,3 +383,12 @@ def test_a_recommended_epoch_is_before_the_turn_and_no_worse_than_the_best(
     assert mean <= error + 1e-12
     if verdict["turn"] is not None and verdict["weight"] == 1.0:
         assert made["columns"][verdict["column"]]["epoch"] < verdict["turn"]
+
+
+def test_a_number_that_nothing_is_judged_by_changes_nothing() -> None:
+    """So a new metric is shown before anything is decided by it."""
+    made = with_pictures(grid(6), effect=lambda c, w: 0.05 * c * w, leak=lambda c, w: 0.01, copy=lambda c, w: 2.0)
+    before = judge(made)
+    for cell in made["cells"]:
+        cell["numbers"]["lpips"] = 0.5
+    assert judge(made) == before
