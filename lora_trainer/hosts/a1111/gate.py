@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -69,11 +70,13 @@ class Gate:
             on_wait(False)
 
     def _hand_over(self) -> None:
-        waiting = bool(queue_lock._pending_threads)
+        """Release the lock, and wait until the next in line has it, or has had it: some need it for a moment only."""
+        line = queue_lock._pending_threads
+        next_one = weakref.ref(line[0]) if line else lambda: None  # it is theirs while they wait
         queue_lock.release()
         time.sleep(_POLL_SECONDS)  # a waiter that another holder woke up is in no list, and must get its chance too
         until = time.monotonic() + _HAND_OVER_SECONDS
-        while waiting and not queue_lock._lock.locked() and time.monotonic() < until:
+        while next_one() is not None and not queue_lock._lock.locked() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
 
 

@@ -91,6 +91,23 @@ def test_what_cannot_be_trained_is_one_sentence(
         pass
 
 
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        *(("sdxl", "SDXL checkpoints cannot"), ("sd2", "SD2 checkpoints cannot"), ("sd3", "SD3 checkpoints cannot")),
+        ("", "it has no CLIP text encoder"),
+    ],
+)
+def test_other_kinds_are_told_by_the_webuis_own_flags(webui: FakeWebUI, host: Any, kind: str, part: str) -> None:
+    webui.model.is_sd1 = False
+    if kind:
+        setattr(webui.model, f"is_{kind}", True)
+    else:
+        webui.model.cond_stage_model.wrapped.transformer = torch.nn.Module()
+    with pytest.raises(InputError, match=part):
+        host.check(ModelRequest())
+
+
 def test_a_model_whose_parts_come_and_go_is_not_put_away(webui: FakeWebUI, host: Any) -> None:
     _put_away(webui)
     webui.model.lowvram = True

@@ -56,6 +56,24 @@ def test_a_picture_that_waits_is_drawn_before_the_next_turn(webui: FakeWebUI, ga
     assert order == ["turn", "picture", "turn"] * 20
 
 
+def test_one_who_needs_the_lock_for_a_moment_only_is_not_waited_for_after(
+    webui: FakeWebUI, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is refused: a poll may come too late to see the lock held."""
+    from lora_trainer.hosts.a1111 import gate as module
+
+    monkeypatch.setattr(module, "_HAND_OVER_SECONDS", float("inf"))
+    lock, asking = webui.call_queue.queue_lock, []
+
+    def turn() -> None:
+        with gate.turn():
+            asking.append(start(lambda: (lock.acquire(), lock.release())))
+            until(lambda: lock._pending_threads)
+
+    join(start(turn))
+    join(*asking)
+
+
 @pytest.mark.parametrize(("priority", "wanted"), [("generation", True), ("fair", True), ("training", False)])
 def test_a_turn_ends_early_for_a_picture_unless_training_goes_first(
     webui: FakeWebUI, gate: Any, priority: str, wanted: bool
