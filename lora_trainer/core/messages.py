@@ -81,7 +81,7 @@ class Message:
         return _shown(_own_word(place[1], self.values[place[1]], translate), place[2] or "")
 
 
-_LONGEST, _MOST = 4000, 20_000
+_LONGEST, _MOST = 8000, 20_000
 """Characters of a template or a value, and of a sentence."""
 _BRACES = {"{{": "{", "}}": "}"}
 _PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(?::(\+?(?:\.\d)?[efg%]?))?\}", re.ASCII)

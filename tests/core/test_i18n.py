@@ -138,7 +138,7 @@ TRANSLATING = {
     "_t": 0,
     "translate": 0,
     "_translate": 0,
-    "_step": 1,
+    "step": 1,
     "_panel": 0,
     "answered": 1,
     "Message": 0,

@@ -159,9 +159,9 @@ def test_the_view_has_the_hosts_own_parameters_and_computes_what_it_does(webui: 
     with host.session(ModelRequest()) as session, session.turn(), torch.no_grad():
         unet, text = webui.model.model.diffusion_model, webui.model.cond_stage_model
         assert {id(p) for p in session.model.unet.parameters()} == {id(p) for p in unet.parameters()}
-        assert {id(p) for p in session.model.text.model.parameters()} == {id(p) for p in text.parameters()}
+        assert {id(p) for p in session.model.text[0].model.parameters()} == {id(p) for p in text.parameters()}
         states = text(captions)
-        assert torch.allclose(session.model.text(captions), states, atol=1e-5)
+        assert torch.allclose(session.model.text(captions).states, states, atol=1e-5)
         theirs = unet(latents, times, context=states)
         ours = session.model.unet(latents, times, states).sample
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
