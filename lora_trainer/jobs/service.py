@@ -586,7 +586,7 @@ class Jobs:
     # -------------------------------------------------------------- within
     def _train(self, job: ToTrain) -> None:
         if not self.training.add(QueuedJob(job.run, lambda control: self._carry_out(job, control))):
-            job.dataset = None  # the folder may be another when its turn comes
+            job.config = job.dataset = None  # settings and folder may be others when its turn comes
 
     def _carry_out(self, job: ToTrain, control: Control) -> None:
         run = job.run

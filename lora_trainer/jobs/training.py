@@ -65,12 +65,12 @@ class ToTrain:
 
     Attributes:
         run: the run.
-        config: its settings.
-        dataset: its data set, where it was looked at just now.
+        config: its settings, where they were read just now; else those in its ``config.toml`` when its turn comes.
+        dataset: its data set, the same.
     """
 
     run: Run
-    config: TrainConfig
+    config: TrainConfig | None = None
     dataset: Dataset | None = None
 
     def work(self, host: Host, progress: Progress, on_change: Callable[[Run], object]) -> None:

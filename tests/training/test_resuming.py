@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lora_trainer.cli.main import main
 from lora_trainer.config.train import TrainConfig, options
 from lora_trainer.core.errors import InputError
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.jobs.queue import QueuedJob
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.control import StopRequest
 from lora_trainer.runs.run import Run
@@ -117,15 +119,12 @@ def test_an_edit_while_the_run_waits_in_line_is_refused_by_the_run(tmp_path: Pat
     settings = settings_of(tmp_path)
     run = paused(tmp_path, settings)
     jobs = make_jobs(tmp_path)
-    own = jobs._train
-
-    def edited(run: Run) -> None:
-        write(run, settings.with_values({"training.seed": 1}))
-        own(run)
-
-    jobs._train = edited  # type: ignore[method-assign]
+    go = threading.Event()
+    jobs.training.add(QueuedJob(None, lambda control: go.wait(LIMIT)))
     run = jobs.resume("zorp")
-    jobs.wait(run, LIMIT)
+    write(run, settings.with_values({"training.seed": 1}))
+    go.set()
+    assert jobs.wait(run, LIMIT)
     assert (run.state, run.manifest["step"]) == ("failed", 2)
     assert "training.seed (42 → 1)" in run.manifest["message"]
     write(run, settings)

@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.helpers import LIMIT
 from tests.helpers import ROOT as PROJECT
 
 ASSETS = PROJECT / "lora_trainer" / "demo" / "assets"
@@ -96,7 +97,7 @@ class WebUI:
         copy_extension(PROJECT, folder)
         shutil.copytree(PROJECT / "tests" / "webui" / "real" / "probe", folder / "probe")
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = LIMIT) -> None:
         """Wait until the WebUI answers and its checkpoint is loaded."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -212,7 +213,7 @@ class WebUI:
         """Wait for a run's end; returns its manifest."""
         return self.in_state(name, "paused", "stopped", "failed", "done")
 
-    def in_state(self, name: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+    def in_state(self, name: str, *states: str, seconds: float = LIMIT) -> dict[str, Any]:
         """Wait until a run is in one of these states; returns its manifest."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -222,7 +223,7 @@ class WebUI:
             time.sleep(0.1)
         raise RuntimeError(f"{name} is not {states}: {manifest}\n{self.log()[-2000:]}")
 
-    def drawn(self, name: str, seconds: float = 120) -> dict[str, Any]:
+    def drawn(self, name: str, seconds: float = LIMIT) -> dict[str, Any]:
         """Wait until a run's grid is drawn; returns the manifest's entry."""
         until = time.monotonic() + seconds
         while (grid := self.get(f"/lora-train/v1/runs/{name}")["grid"])["state"] in ("queued", "running"):
