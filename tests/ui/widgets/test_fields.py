@@ -108,11 +108,10 @@ def test_the_config_still_names_the_path() -> None:
 def test_fields_of_the_panels_are_on_the_page(tab: Tab, panel: str) -> None:
     from lora_trainer.ui.panels import blocks, stacks
     from lora_trainer.ui.panels import lora_files as tools
-    from lora_trainer.ui.panels import validation as validate
 
     there = {block.elem_id for block in tab.blocks.blocks.values()}
     fields = {
-        "grid": [validate._FIELDS],
+        "grid": [tab.validate._shown_fields()],
         "blocks": [blocks._FIELDS],
         "tools": [tools._fields(kind) for kind in tools.BUTTONS],
         "stacks": [stacks.StacksPanel._fields(tab.stacks)],
