@@ -33,6 +33,7 @@ def trainer_on(
     from lora_trainer.diffusion.conditioning import FrozenConditioning
     from lora_trainer.hosts.base import ModelRequest
     from lora_trainer.hosts.standalone.host import StandaloneHost
+    from lora_trainer.model.conditioning import Conditioning
     from lora_trainer.training.trainer import Trainer
 
     os.environ.setdefault("LORA_TRAIN_CLIP", str(material.tokenizer))
@@ -56,7 +57,9 @@ def trainer_on(
     for item in items:
         latents._latents[item.path, False] = torch.randn(4, side, side)
     states = torch.randn(1, 77, 768)
-    conditioning = FrozenConditioning(lambda captions: states.expand(len(captions), -1, -1), model.device, states.dtype)
+    conditioning = FrozenConditioning(
+        lambda captions: Conditioning(states).repeated(len(captions)), model.device, states.dtype
+    )
     captions = Captions(items, config.data, 1, 1)
     plan = Plan(items, config)
     return Trainer(config, model, items, plan, latents, captions, conditioning, precision), plan

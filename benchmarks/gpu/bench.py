@@ -18,6 +18,7 @@ from lora_trainer.dataset.scan import scan
 from lora_trainer.dataset.step_captions import Captions
 from lora_trainer.hosts.base import ModelRequest
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from lora_trainer.model.conditioning import Conditioning
 from lora_trainer.model.loaded import LoadedModel
 from lora_trainer.model.memory import free_memory
 from lora_trainer.model.precision import resolve_precision
@@ -62,8 +63,8 @@ class Bench:
         plan, captions = Plan(items, config), Captions(items, config.data, 1, 1)
         latents, states = RandomLatents(self.setting.side), random_states(model)
 
-        def conditioning(captions: Sequence[str]) -> torch.Tensor:
-            return states.expand(len(captions), -1, -1)
+        def conditioning(captions: Sequence[str]) -> Conditioning:
+            return Conditioning(states).repeated(len(captions))
 
         return Trainer(config, model, items, plan, latents, captions, conditioning, precision), plan
 
