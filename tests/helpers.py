@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,17 @@ def until(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.005)
+
+
+def start(work: Callable[[], object]) -> threading.Thread:
+    """Do work beside the test's own; a program that ends does not wait for it."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def join(*threads: threading.Thread) -> None:
+    """Wait until all are over, which they are unless they wait for each other."""
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive(), "deadlock"

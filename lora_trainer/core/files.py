@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_trainer.core.errors import RunError
+from lora_trainer.core.paths import free_name
 from lora_trainer.core.plain_json import json_text, parse_json
 from lora_trainer.core.process import has_ended, this_owner
 
@@ -316,11 +317,10 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def free_name(path: Path) -> Path:
+def free_path(path: Path) -> Path:
     """The path itself, or with the first number behind its name that is not taken."""
-    number = 2
-    free = path
-    while free.exists() or free.is_symlink():
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return free
+
+    def named(stem: str) -> Path:
+        return path.with_name(stem + path.suffix)
+
+    return named(free_name(path.stem, lambda stem: named(stem).exists() or named(stem).is_symlink()))

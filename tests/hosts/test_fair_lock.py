@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 
@@ -12,23 +11,11 @@ import pytest
 
 from lora_trainer.hosts import fair_lock
 from lora_trainer.hosts.fair_lock import FairLock
-from tests.helpers import LIMIT, until
+from tests.helpers import LIMIT, join, start, until
 
 
 def quiet(waits: bool) -> None:
     pass
-
-
-def start(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def join(*threads: threading.Thread) -> None:
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive(), "deadlock"
 
 
 def take(lock: FairLock) -> None:

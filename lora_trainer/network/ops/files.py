@@ -120,7 +120,7 @@ class Baking:
 
 def baked_name(path: Path) -> Path:
     """A free name beside a file for what is baked from it."""
-    return files.free_name(path.with_name(f"{path.stem}-baked.safetensors"))
+    return files.free_path(path.with_name(f"{path.stem}-baked.safetensors"))
 
 
 def bake_file(file: Path, output: Path, baking: Baking, presets: Presets | None = None) -> Made:

@@ -11,7 +11,7 @@ import torch
 
 from lora_trainer import __version__
 from lora_trainer.core.errors import InputError
-from lora_trainer.core.files import free_name
+from lora_trainer.core.files import free_path
 from lora_trainer.core.plain_json import json_text, parse_json
 from lora_trainer.model.block_lists import SDXL
 from lora_trainer.network.blocks.block_map import architecture_of
@@ -36,7 +36,7 @@ def check_output(path: Path, sources: Iterable[Path] = ()) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, no file name, or (RuntimeError) a circle of links
         raise InputError("{path} cannot be the name of a file: {error}.", path=path, error=error) from error
     if taken:
-        raise InputError("{path} exists and is never overwritten; {free} is free.", path=path, free=free_name(path))
+        raise InputError("{path} exists and is never overwritten; {free} is free.", path=path, free=free_path(path))
     return path
 
 

@@ -206,10 +206,10 @@ def _pictures(run: Run) -> Iterator[Path]:
 
 def _set_aside(picture: Path) -> Path:
     """Give a picture a name that is free, and that no card shows."""
-    from lora_trainer.core.files import free_name
+    from lora_trainer.core.files import free_path
 
     stem = picture.name.partition(".preview.")[0] if ".preview." in picture.name else picture.stem
-    kept = free_name(picture.with_name(f"{stem}-preview-kept{picture.suffix}"))
+    kept = free_path(picture.with_name(f"{stem}-preview-kept{picture.suffix}"))
     return patiently(lambda: picture.rename(kept))
 
 
@@ -223,12 +223,12 @@ def bake_cell(choice: Choice) -> Path:
         InputError: no file, a damaged card, or a network that cannot be baked at this weight.
         RunError: the disk is full.
     """
-    from lora_trainer.core.files import free_name
+    from lora_trainer.core.files import free_path
     from lora_trainer.network.blocks.weights import number_text
     from lora_trainer.network.ops.files import Baking, bake_file
 
     lora = choice.used()
-    output = free_name(lora.path.with_name(f"{lora.path.stem}-weight{number_text(lora.weight)}.safetensors"))
+    output = free_path(lora.path.with_name(f"{lora.path.stem}-weight{number_text(lora.weight)}.safetensors"))
     card = {**card_to_change(lora.path), **card_to_change(output)}  # one may be left of a file that was deleted
     bake_file(lora.path, output, Baking(lora.weight, lora.weight))
     text = str(card.get("activation text") or choice.trigger)

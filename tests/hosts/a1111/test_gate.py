@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.fake_webui import FakeWebUI
-from tests.helpers import LIMIT, until
+from tests.helpers import join, start, until
 
 
 @pytest.fixture
@@ -17,18 +15,6 @@ def gate(webui: FakeWebUI) -> Any:
     from lora_trainer.hosts.a1111.gate import Gate
 
     return Gate()
-
-
-def start(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def join(*threads: threading.Thread) -> None:
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive(), "deadlock"
 
 
 def set_priority(webui: FakeWebUI, priority: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lora_trainer.core.errors import InputError, RunError
-from lora_trainer.core.files import free_name
+from lora_trainer.core.files import free_path
 from lora_trainer.model.block_lists import SD
 from lora_trainer.network.blocks.weights import factors, resolve
 from lora_trainer.network.lora_file import read_lora, read_metadata
@@ -194,7 +194,7 @@ def test_output_is_never_an_existing_file(tmp_path: Path) -> None:
         check_output(tmp_path / "sub" / ".." / "a.safetensors", [path])
     with pytest.raises(InputError, match=r"must be named \.safetensors"):
         check_output(tmp_path / "a.ckpt")
-    assert free_name(tmp_path / "b.safetensors").name == "b.safetensors"
+    assert free_path(tmp_path / "b.safetensors").name == "b.safetensors"
 
 
 def test_nan_is_not_written(tmp_path: Path) -> None:
