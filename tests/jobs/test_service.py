@@ -76,7 +76,9 @@ def test_what_is_submitted_is_looked_at_once_and_used_by_the_run(tmp_path: Path,
     assert looks == {"scan": 1, "check": 2}  # the host looks once more when the run takes hold of the model
 
 
-def test_a_run_that_waits_looks_again_at_pictures_that_may_have_changed(tmp_path: Path, looks: Counter[str]) -> None:
+def test_a_run_that_waits_looks_again_at_pictures_and_settings_that_may_have_changed(
+    tmp_path: Path, looks: Counter[str]
+) -> None:
     jobs, go = make_jobs(tmp_path), threading.Event()
     jobs.training.add(QueuedJob(None, lambda control: go.wait(LIMIT)))
     second = submit(jobs, tmp_path, "second", training__steps=1)
@@ -84,7 +86,7 @@ def test_a_run_that_waits_looks_again_at_pictures_that_may_have_changed(tmp_path
     draw_pictures(tmp_path / "pictures", count=6, size=(64, 64))
     go.set()
     assert jobs.wait(second, LIMIT)
-    assert (second.manifest["dataset"]["pictures"], looks) == (6, {"scan": 2, "check": 2})
+    assert (second.manifest["dataset"]["pictures"], looks) == (6, {"scan": 2, "check": 2, "from_toml": 1})
 
 
 def test_the_runs_of_a_sweep_look_at_their_data_set_once(tmp_path: Path, looks: Counter[str]) -> None:
