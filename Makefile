@@ -62,5 +62,5 @@ $(READY): pyproject.toml constraints.txt
 $(NEWEST_READY): pyproject.toml constraints-newest.txt
 	test -x $(NEWEST_BIN)/python || $(PYTHON) -m venv .venv-newest
 	$(NEWEST_BIN)/python -m pip install -q $(NEWEST) torch
-	$(NEWEST_BIN)/python -m pip install -q $(NEWEST) -e '.[optimizers]' pytest pytest-xdist hypothesis
+	$(NEWEST_BIN)/python -m pip install -q $(NEWEST) -e '.[optimizers]' peft pytest pytest-xdist hypothesis
 	@touch $@

@@ -1,12 +1,12 @@
-"""Run by the WebUI before it starts: adds peft and diffusers when they are missing, and changes nothing else.
+"""Run by the WebUI before it starts: adds diffusers when it is missing, and changes nothing else.
 
-The versions are the newest that work with the packages which the WebUI v1.10.1 pins. Both are installed
-without their dependencies, which the WebUI has. Other versions that are there already are left alone.
+The version is the newest that works with the packages which the WebUI v1.10.1 pins. It is installed without its
+dependencies, which the WebUI has. Another version that is there already is left alone.
 """
 
 from importlib.util import find_spec
 
-PACKAGES = {"peft": "0.13.2", "diffusers": "0.30.3"}
+PACKAGES = {"diffusers": "0.30.3"}
 
 
 def main() -> None:

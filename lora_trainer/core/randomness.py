@@ -35,7 +35,7 @@ def torch_rng(*key: object) -> torch.Generator:
 
 @contextmanager
 def global_rng(device: torch.device, *key: object) -> Iterator[None]:
-    """Seed torch's global generators for code that cannot take one (dropout, PEFT's init); restored after."""
+    """Seed torch's global generators for code that cannot take one (dropout, an adapter's init); restored after."""
     import torch
 
     devices = [device] if device.type == "cuda" else []

@@ -39,9 +39,9 @@ def missing() -> str:
         return f"NO WEBUI: {ROOT} is no stable-diffusion-webui; name one in WEBUI_ROOT"
     if not PYTHON.is_file():
         return f"NO WEBUI: {PYTHON} does not exist; name its interpreter in WEBUI_PYTHON"
-    found = subprocess.run([PYTHON, "-c", "import peft, diffusers"], capture_output=True, check=False)
+    found = subprocess.run([PYTHON, "-c", "import diffusers"], capture_output=True, check=False)
     if found.returncode:
-        return f"NO WEBUI: peft and diffusers are not in {PYTHON}; run install.py with it"
+        return f"NO WEBUI: diffusers is not in {PYTHON}; run install.py with it"
     return ""
 
 
