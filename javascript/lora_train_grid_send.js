@@ -1,7 +1,7 @@
 // How the grid's viewer asks the server for something: through a hidden text box and a hidden button.
 loraTrain.define("gridSend", [], ({ BESIDE, find, send }) => {
-    const PATIENCE = 60000; // ms until a wish counts as lost
-    const AGAIN = 1500; // ms until it is sent once more
+    const AGAIN = 1500; // ms until a wish is sent once more
+    const TRIES = 40; // until it counts as lost; not a time, since a slow machine comes to fewer of them
 
     const answered = () => find("#lora_train_grid_feedback .lt-answer");
     const numberOf = (answer) => (answer ? answer.dataset.number : "");
@@ -13,20 +13,21 @@ loraTrain.define("gridSend", [], ({ BESIDE, find, send }) => {
 
     /** Send a wish until its own answer comes; whether it came. */
     const grant = async (button, wish) => {
-        const until = Date.now() + PATIENCE;
+        let tries = 0;
         let sent = 0;
         let before = "";
-        while (Date.now() < until) {
+        for (;;) {
             const found = numberOf(answered());
             if (found === wish.number) return true;
             if (found !== before || Date.now() - sent > AGAIN) {
+                if (tries === TRIES) return false;
+                tries += 1;
                 before = found;
                 sent = Date.now();
                 send("#lora_train_grid_wish", JSON.stringify(wish), button);
             }
             await pause(); // oxlint-disable-line no-await-in-loop -- one try after the other
         }
-        return false;
     };
 
     let line = Promise.resolve();

@@ -93,31 +93,31 @@ class Api:
 
     def grid(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw the epoch × weight grid of a run's finished files; how far it is stands in the run's manifest."""
-        return {"name": name, "grid": self._jobs.grid(name, **body).manifest["grid"]}
+        return {"name": name, "grid": self._jobs.grids.draw(name, **body).manifest["grid"]}
 
     def grid_document(self, name: str) -> dict[str, Any]:
         """The document of a run's grid: columns, weights, prompts, seeds, cells with their pictures, numbers."""
-        return self._jobs.grid_document(name)
+        return self._jobs.grids.document(name)
 
     def stop_grid(self, name: str) -> dict[str, Any]:
         """Stop drawing; finished pictures are kept."""
-        return {"name": name, "grid": self._jobs.stop_grid(name).manifest["grid"]}
+        return {"name": name, "grid": self._jobs.grids.stop(name).manifest["grid"]}
 
     def blocks(self, name: str, file: str = "") -> dict[str, Any]:
         """How strong the run's files are in each block, and what is known of one file's blocks; the last by default."""
-        return self._jobs.blocks_report(name, file)
+        return self._jobs.blocks.report(name, file)
 
     def analyze_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Draw a file's pictures with each block alone and without each, and measure what that changes."""
-        return {"name": name, "blocks": self._jobs.analyze_blocks(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.blocks.analyze(name, body).manifest["blocks"]}
 
     def tune_blocks(self, name: str, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Learn one weight a block on the pictures that the run kept aside, or on others."""
-        return {"name": name, "blocks": self._jobs.tune_blocks(name, body).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.blocks.tune(name, body).manifest["blocks"]}
 
     def stop_blocks(self, name: str) -> dict[str, Any]:
         """Stop looking at a run's blocks; finished pictures are kept."""
-        return {"name": name, "blocks": self._jobs.stop_blocks(name).manifest["blocks"]}
+        return {"name": name, "blocks": self._jobs.blocks.stop(name).manifest["blocks"]}
 
     def front(self, name: str) -> dict[str, Any]:
         """Let a waiting run be the next."""
@@ -140,27 +140,27 @@ class Api:
 
     def lora_info(self, name: str = "") -> dict[str, Any]:
         """A file's metadata, kinds, ranks, blocks and norms."""
-        return self._jobs.lora_info(name)
+        return self._jobs.tools.info(name)
 
     def bake(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write weights and block weights into a new file; answers the work, whose state can be asked for."""
-        return self._jobs.start("bake", body).to_dict()
+        return self._jobs.tools.start("bake", body).to_dict()
 
     def merge(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write the weighted sum of LoRAs into a new file: ``{"files": ["a: 0.7", "b: 0.5: OUTALL"], "rank": 0}``."""
-        return self._jobs.start("merge", body).to_dict()
+        return self._jobs.tools.start("merge", body).to_dict()
 
     def resize(self, body: dict[str, Any] = Document) -> dict[str, Any]:
         """Write a LoRA at a smaller rank into a new file."""
-        return self._jobs.start("resize", body).to_dict()
+        return self._jobs.tools.start("resize", body).to_dict()
 
     def file_work(self, work: str) -> dict[str, Any]:
         """How far a bake, merge or resize is; ``result`` has the new file's path and SHA-256 when it is done."""
-        return self._jobs.task(work).to_dict()
+        return self._jobs.tools.get(work).to_dict()
 
     def stop_file_work(self, work: str) -> dict[str, Any]:
         """Stop it; nothing half-made is left."""
-        return self._jobs.stop_task(work).to_dict()
+        return self._jobs.tools.stop(work).to_dict()
 
 
 def _state(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lora_trainer.hosts.standalone.drawing import SAMPLERS
 from lora_trainer.jobs.requests import AnalysisDocument, TuningDocument, read
 
 if TYPE_CHECKING:
-    from lora_trainer.jobs.blocks import Subject
+    from lora_trainer.jobs.block_work import Subject
     from lora_trainer.jobs.service import Jobs
 
 
@@ -59,14 +59,14 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
 def _subject(args: argparse.Namespace, jobs: Jobs) -> Subject:
     """The run or file that is named, with the checkpoint that is."""
     if not clean_path(args.subject).lower().endswith(".safetensors"):
-        return jobs.subject_of_run(args.subject, args.epoch).changed(checkpoint=args.checkpoint or None)
+        return jobs.blocks.subject_of_run(args.subject, args.epoch).changed(checkpoint=args.checkpoint or None)
     try:
         file = as_path(args.subject)
     except argparse.ArgumentTypeError as error:
         raise InputError(str(error)) from error
     if args.epoch is not None:
         raise InputError("--epoch is for a run; {file} is a file.", file=file)
-    return jobs.subject_of_file(file).changed(checkpoint=args.checkpoint or None)
+    return jobs.blocks.subject_of_file(file).changed(checkpoint=args.checkpoint or None)
 
 
 def _analyze(args: argparse.Namespace) -> int:
@@ -113,13 +113,15 @@ def _by_pictures(args: argparse.Namespace, jobs: Jobs, subject: Subject) -> dict
         samples__negative=args.negative, samples__steps=args.steps, samples__cfg=args.cfg,
         samples__sampler=args.sampler, samples__width=width, samples__height=height,
     )  # fmt: skip
-    plan = jobs.plan_analysis(subject, wanted, args.trigger)
+    plan = jobs.blocks.plan(subject, wanted, args.trigger)
     say(
         args,
         f"Drawing {len(plan.cells())} pictures: {len(plan.requests)} without the LoRA and as many with it, then with "
         f"each of {len(plan.lists)} blocks alone and left out. Those that are there already are not drawn again.",
     )
-    return jobs.analyze_now(subject, plan, args.output or subject.folder, wanted.together, bar("pictures", args.json))
+    return jobs.blocks.analyze_now(
+        subject, plan, args.output or subject.folder, wanted.together, bar("pictures", args.json)
+    )
 
 
 def _tune(args: argparse.Namespace) -> int:
@@ -140,7 +142,7 @@ def _tune(args: argparse.Namespace) -> int:
     wanted = TuningDocument(
         weight=args.weight, pictures=str(args.pictures or ""), steps=args.steps, pull=args.pull, seed=args.seed
     )
-    found = jobs.tune_now(
+    found = jobs.blocks.tune_now(
         subject,
         wanted,
         bar("pictures", args.json),

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.cli.console import can_print, print_json
 from lora_trainer.cli.output import bar
 from lora_trainer.cli.parser import Add, add_group, as_path, numbers
-from lora_trainer.config.train import SAVE_PRECISIONS
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.plain_json import json_text
-from lora_trainer.jobs.requests import BakeDocument, ExtractDocument, mix_options
+from lora_trainer.jobs.requests import (
+    SV_METHODS,
+    BakeDocument,
+    ExtractDocument,
+    MergeDocument,
+    ResizeDocument,
+    mix_options,
+)
 
 if TYPE_CHECKING:
     from lora_trainer.network.blocks.presets import Presets
@@ -30,28 +36,18 @@ def add_lora_commands(add: Add, commands: Any) -> Any:
     merge.add_argument("files", type=as_path, nargs="+", metavar="FILE", help="the LoRA files")
     merge.add_list("--weights", numbers(float), metavar="WEIGHT", help="one for each file (default: 1)")
     merge.add_argument("--lbw", nargs="+", metavar="LIST", help="block weights, one list or preset for each file")
-    merge.add_argument("--rank", type=int, help="rank of the result; without it the ranks add up and nothing is lost")
-    _add_output(merge)
+    merge.add_options(MergeDocument, "rank", "conv_rank", "precision", "output")
 
     resize = add("resize", _resize, "bring a LoRA to a smaller rank", lora)
-    resize.add_argument("file", type=as_path, metavar="FILE", help="the LoRA file, which stays as it is")
-    resize.add_argument("--rank", type=int, help="the rank, or with --sv-… the largest one")
+    resize.add_options(ResizeDocument, "file", "rank")
     keep = resize.add_mutually_exclusive_group()
-    keep.add_argument("--sv-fro", type=float, metavar="SHARE", help="keep this share of the norm, e.g. 0.95")
-    keep.add_argument(
-        "--sv-cumulative", type=float, metavar="SHARE", help="keep this share of the singular values' sum"
-    )
-    keep.add_argument(
-        "--sv-ratio", type=float, metavar="N", help="keep singular values down to the largest divided by N"
-    )
-    _add_output(resize)
+    for method, flag in SV_METHODS.items():
+        keep.add_argument(f"--{method.replace('_', '-')}", type=float, metavar=flag.metavar, help=flag.help)
+    resize.add_options(ResizeDocument, "conv_rank", "precision", "output")
 
     extract = add("extract", _extract, "make a LoRA of what distinguishes two SD1 checkpoints", lora)
-    extract.add_argument("base", type=as_path, help="the checkpoint that was tuned")
-    extract.add_argument("tuned", type=as_path, help="the tuned checkpoint")
-    extract.add_argument("--rank", type=int, required=True, help="of the LoRA")
-    extract.add_options(ExtractDocument, "clamp_quantile", "text_threshold")
-    _add_output(extract)
+    extract.add_options(ExtractDocument, "base", "tuned", "rank", "clamp_quantile", "text_threshold")
+    extract.add_options(ExtractDocument, "conv_rank", "precision", "output")
     _add_mix(add, lora)
     return lora
 
@@ -82,24 +78,9 @@ def add_block_commands(add: Add, commands: Any) -> Any:
     _add_presets(show)
 
     bake = add("bake", _bake, "write block weights into a new file", blocks)
-    bake.add_argument("file", type=as_path, metavar="FILE", help="the LoRA file, which stays as it is")
-    bake.add_options(BakeDocument, "lbw", "lbwe", "weight")
-    bake.add_argument("--te", type=float, help="weight of the text encoders (default: --weight)")
-    bake.add_argument("--unet", type=float, help="weight of the UNet (default: --weight)")
-    bake.add_argument("--x", type=float, help="the number for X")
-    bake.add_options(BakeDocument, "seed")
-    bake.add_argument(
-        "--checkpoint", type=as_path, help="the SD1 checkpoint, needed for DoRA at other values than 0 and 1"
-    )
-    bake.add_argument("--output", type=as_path, help="the new file (default: beside the old one)")
+    bake.add_options(BakeDocument, "file", "lbw", "lbwe", "weight", "te", "unet", "x", "seed", "checkpoint", "output")
     _add_presets(bake)
     return blocks
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--conv-rank", type=int, help="rank of 3×3 convolutions")
-    parser.add_argument("--precision", choices=SAVE_PRECISIONS, help="of the result (default: that of the files)")
-    parser.add_argument("--output", type=as_path, required=True, help="the new file")
 
 
 def _add_presets(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +145,7 @@ def _extract(args: argparse.Namespace) -> int:
         conv_rank=args.conv_rank,
         clamp_quantile=args.clamp_quantile,
         text_threshold=args.text_threshold,
-        precision=args.precision or "fp16",
+        precision=args.precision,
         progress=bar("layers", args.json),
     )
     return _done(args, made)
@@ -176,12 +157,12 @@ def _mix(args: argparse.Namespace) -> int:
 
     jobs = Jobs(StandaloneHost(args.root))
     given = {item.path: getattr(args, item.path) for item in mix_options() if item.path != "stack"}
-    plan, model = jobs.mix_plan({**given, "stack": "\n".join(args.loras)}, outside=True)
+    plan, model = jobs.tools.mix_plan({**given, "stack": "\n".join(args.loras)}, outside=True)
     notices = [str(notice) for notice in plan.stack.notices()]
     document: Mapping[str, Any] = plan.document()
     if args.checkpoint:
         show = bar("pictures", args.json)
-        document = jobs.draw_mixes_now(plan, model, lambda done, of, mixed: show(done, of)).to_dict()
+        document = jobs.tools.draw_mixes_now(plan, model, lambda done, of, mixed: show(done, of)).to_dict()
     if args.json:
         print_json({**document, "notices": notices})
         return 0

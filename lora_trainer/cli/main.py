@@ -264,16 +264,16 @@ def _grid(args: argparse.Namespace) -> int:
         "weights": args.weights, "prompts": args.prompt, "epochs": ",".join(args.epochs) or "all",
         "seeds": args.seeds, "together": args.together, "numbers": not args.no_numbers, "clip": str(args.clip or ""),
     }  # fmt: skip
-    run = jobs.grid(args.name, **wishes)
+    run = jobs.grids.draw(args.name, **wishes)
     try:
         jobs.wait(run)
     except KeyboardInterrupt:
-        jobs.stop_grid(args.name)
+        jobs.grids.stop(args.name)
         jobs.wait(run)
     grid = run.manifest["grid"]
     if grid["state"] != "done":
         raise RunError(grid["message"])
-    document = jobs.grid_document(args.name)
+    document = jobs.grids.document(args.name)
     if args.json:
         print_json({"grid": grid["path"], **document})
         return 0

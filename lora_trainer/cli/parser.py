@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.schema import Flag, Option, options_of
+from lora_trainer.config.train import AUTO
 from lora_trainer.core.errors import InputError
 from lora_trainer.core.paths import clean_path, expand, impossible
 from lora_trainer.core.reach import reach_problem
+from lora_trainer.runs.saved_files import epoch_names
 
-_EPOCH = re.compile(r"all|last|(every|step)( \d+)?|\d+( ?- ?\d+)?")
-_EPOCHS = re.compile(r"(?:every|step)\s+\d+|\d+\s*-\s*\d+|[^\s,，]+")
 _FROM_SHELL = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/\d+")
 """What a shell hands over for ``<(…)`` and ``-``: files that it has opened already."""
 _SHOWN = 200
@@ -71,12 +71,20 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(flag, action="append", default=[], help=shown.help)
         elif item.type is bool:
             self.add_argument(flag, action="store_true", help=shown.help)
-        elif item.is_path:
-            self.add_argument(flag, type=as_path, help=shown.help)
         else:
-            self.add_argument(
-                flag, type=item.type, default=item.default, metavar=shown.metavar or None, help=shown.help
-            )
+            self._add_value(flag, item, shown)
+
+    def _add_value(self, flag: str, item: Option, shown: Flag) -> None:
+        kind = as_path if item.is_path else item.type
+        details: dict[str, Any] = {"type": kind, "metavar": shown.metavar or None, "help": shown.help}
+        if item.choices:
+            details["choices"] = [choice for choice in item.choices if choice != AUTO]
+        if shown.given == "argument":
+            self.add_argument(item.path, **details)
+            return
+        if shown.given == "default" and not item.is_path:
+            details["default"] = item.default
+        self.add_argument(flag, required=shown.given == "required", **details)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -156,10 +164,10 @@ def numbers(kind: type) -> Values:
 
 def epochs(text: str) -> list[str]:
     """Values of a list of epochs: ``all``, ``last``, ``every 2``, ``1-5``, ``3``, ``step 40``."""
-    parts = [" ".join(part.split()) for part in _EPOCHS.findall(text)]
-    if not all(_EPOCH.fullmatch(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"expected all, last, every 2, 1-5 or 3, not {text!r}")
-    return parts
+    try:
+        return epoch_names(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected all, last, every 2, 1-5 or 3, not {text!r}") from None
 
 
 Add = Callable[..., Parser]

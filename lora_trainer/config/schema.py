@@ -33,11 +33,14 @@ class Flag:
         help: its line in ``--help``.
         metavar: what one value of a list is called there.
         name: of the flag, where it is not the option's.
+        given: ``default`` stands where the flag is left out; ``optional``: none does, and the command says what that
+            means; ``required``: it must be given; ``argument``: the same, without a flag.
     """
 
     help: str
     metavar: str = ""
     name: str = ""
+    given: str = "default"
 
 
 def option(

@@ -39,8 +39,10 @@ SCHEDULERS = (
     "cosine_with_restarts",
     "polynomial",
 )
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
+AUTO = "auto"
+"""What it means is told where it may be chosen."""
+PRECISIONS = (AUTO, *SAVE_PRECISIONS)
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode's categories of control and formatting characters (right-to-left, zero-width), halves and private ones."""

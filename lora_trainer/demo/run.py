@@ -80,12 +80,12 @@ def run_demo(output: Path, on_change: Callable[[Run], object] = lambda run: None
     jobs.wait(run)
     if run.state != "done":
         raise RunError("The demo's training failed: {message}", message=run.manifest["message"])
-    jobs.grid(run.name, weights=WEIGHTS, prompts=PROMPTS)
+    jobs.grids.draw(run.name, weights=WEIGHTS, prompts=PROMPTS)
     jobs.wait(run)
     grid = run.manifest["grid"]
     if grid["state"] != "done":
         raise RunError("The demo's grid failed: {message}", message=grid["message"])
-    document = jobs.grid_document(run.name)
+    document = jobs.grids.document(run.name)
     verdict = document["verdict"]
     losses = {(group["column"], group["weight"]): group["numbers"]["loss"] for group in document["groups"]}
     column = document["columns"][verdict["column"]]

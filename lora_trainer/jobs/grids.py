@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.config.schema import typed_value
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.errors import InputError, Interrupted
+from lora_trainer.core.process import this_process
 from lora_trainer.hosts.base import DrawRequest, Host, ModelRequest, Session
 from lora_trainer.jobs.job import Progress
-from lora_trainer.jobs.sections import Section
+from lora_trainer.jobs.library import require_readable
+from lora_trainer.jobs.requests import read
+from lora_trainer.jobs.sections import Section, SectionJobs
 from lora_trainer.runs.run import Run
 
 if TYPE_CHECKING:
@@ -162,3 +166,88 @@ class Grid:
                     clip=self.options.clip, fingerprint=self.run.fingerprint, on_phase=on_phase,
                 )  # fmt: skip
         return document
+
+
+class GridJobs:
+    """Starts, stops and tells of the grids of runs.
+
+    Args:
+        host: where the model is.
+        jobs: starts them.
+        find: a run by its name; raises :class:`NotFound`.
+        on_change: called when a manifest changed, from the working thread.
+    """
+
+    def __init__(
+        self, host: Host, jobs: SectionJobs, find: Callable[[str], Run], on_change: Callable[[Run], object]
+    ) -> None:
+        self._host = host
+        self._jobs = jobs
+        self._find = find
+        self._on_change = on_change
+
+    def section(self, run: Run) -> GridSection:
+        """Where it stands how far a run's is."""
+        return GridSection(run, self._on_change)
+
+    def draw(self, name: str, /, **wishes: Any) -> Run:
+        """Draw the epoch × weight grid of a run's finished files; how far it is stands in its manifest.
+
+        Args:
+            name: of the run, which may go on.
+            wishes: fields of :class:`~lora_trainer.validation.grid.options.GridOptions`.
+
+        Raises:
+            InputError: no such run, no files, wrong weights, or one is drawn already.
+        """
+        from lora_trainer.validation.grid.options import GridOptions
+
+        options = read(GridOptions, wishes, typed_value)  # bounds are the plan's to check
+        grid = Grid.of(self._host, self._find(name), options)
+        require_readable(self._host, "clip", options.clip)
+        self._host.check(ModelRequest.of(grid.config))
+        begun = {"of": grid.cells, "message": "", "process": this_process()}
+        self._jobs.start(self.section(grid.run), grid.work, **begun)
+        return grid.run
+
+    def draw_now(
+        self,
+        name: str,
+        options: GridOptions,
+        request: DrawRequest,
+        hold: Hold,
+        on_plan: Callable[[GridPlan], object],
+    ) -> GridDocument:
+        """Draw a run's grid in the thread that asks, as another page draws; see :meth:`Grid.draw_now`.
+
+        Args:
+            name: of the run.
+            options: what to show.
+            request: prompt, size, sampler and the like of that page.
+            hold: on the model.
+            on_plan: given the plan before anything is drawn.
+
+        Raises:
+            LoraTrainError: as :meth:`draw` and :meth:`Grid.draw` raise it.
+        """
+        grid = Grid.of(self._host, self._find(name), options).like(request)
+        return grid.draw_now(hold, on_plan)
+
+    def require_none(self, name: str) -> Run:
+        """The run, of which no grid is being drawn; raises :class:`InputError`."""
+        section = self.section(self._find(name))
+        if self._jobs.goes_on(section):
+            raise section.busy()
+        return section.run
+
+    def document(self, name: str) -> dict[str, Any]:
+        """What is known of a run's grid, drawn or being drawn; raises :class:`NotFound` when there is none."""
+        from lora_trainer.validation.grid.document import known_grid
+
+        return dict(known_grid(self._find(name)))
+
+    def stop(self, name: str) -> Run:
+        """Stop drawing a run's grid; its finished pictures are kept and used when it is drawn again."""
+        run = self._find(name)
+        self._jobs.stop(self.section(run))
+        return run

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.config.schema import field_error
+from lora_trainer.config.train import AUTO
 from lora_trainer.core.errors import concerning
 from lora_trainer.core.paths import clean_path, expand
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs.job import Progress
 from lora_trainer.jobs.kinds import FILES, NewFile, kind
 from lora_trainer.jobs.library import SUFFIX, LoraFolder, architecture_at, check_blocks, require_readable
-from lora_trainer.jobs.requests import PRECISIONS, BakeDocument, ExtractDocument, MergeDocument, ResizeDocument
+from lora_trainer.jobs.requests import BakeDocument, ExtractDocument, MergeDocument, ResizeDocument
 
 if TYPE_CHECKING:
     from lora_trainer.network.ops.files import Ingredient, Made
@@ -171,4 +172,4 @@ def _checkpoint(host: Host, place: str, name: str) -> Path:
 
 
 def _precision(chosen: str) -> str | None:
-    return None if chosen == PRECISIONS[0] else chosen
+    return None if chosen == AUTO else chosen

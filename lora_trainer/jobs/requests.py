@@ -7,32 +7,47 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lora_trainer.config.schema import Flag, Option, option, options_of, read_document
-from lora_trainer.config.train import PRECISIONS
+from lora_trainer.config.train import AUTO, PRECISIONS, SAVE_PRECISIONS
 from lora_trainer.core.errors import ConfigErrors, InputError
 from lora_trainer.network.blocks.stack import METHODS
 
-RESIZE_METHODS = ("rank", "sv_fro", "sv_cumulative", "sv_ratio")
+SV_METHODS = {
+    "sv_fro": Flag("keep this share of the norm, e.g. 0.95", "SHARE", given="optional"),
+    "sv_cumulative": Flag("keep this share of the singular values' sum", "SHARE", given="optional"),
+    "sv_ratio": Flag("keep singular values down to the largest divided by N", "N", given="optional"),
+}
+"""How much of a LoRA is kept; the command line has a flag for each, in place of method and value."""
+
+RESIZE_METHODS = ("rank", *SV_METHODS)
 
 
 MAX_RANK = 4096
 
 
 def _file_option() -> str:
-    return option("", "LoRA file", "Its name, as in the LoRA folder.", path=True)
+    flag = Flag("the LoRA file, which stays as it is", "FILE", given="argument")
+    return option("", "LoRA file", "Its name, as in the LoRA folder.", path=True, flag=flag)
+
+
+def _conv_rank_option(zero: str = "0: as the others.") -> int:
+    flag = Flag("rank of 3×3 convolutions", given="optional")
+    return option(0, "Rank of convolutions", zero, min=0, max=MAX_RANK, advanced=True, flag=flag)
 
 
 def _precision_option() -> str:
     return option(
-        PRECISIONS[0],
+        AUTO,
         "Precision",
         "Of the new file's weights; auto: as in the old one.",
         choices=PRECISIONS,
         advanced=True,
+        flag=Flag("of the result (default: that of the files)", given="optional"),
     )
 
 
-def _output_option() -> str:
-    return option("", "Name of the new file", "Empty: a free one. Nothing is ever overwritten.", path=True)
+def _output_option(flag: Flag | None = None) -> str:
+    flag = flag or Flag("the new file", given="required")
+    return option("", "Name of the new file", "Empty: a free one. Nothing is ever overwritten.", path=True, flag=flag)
 
 
 @dataclass
@@ -41,8 +56,22 @@ class BakeDocument:
 
     file: str = _file_option()
     weight: float = option(1.0, "Weight", "Of everything.", min=-10, max=10, flag=Flag("of everything (default: 1)"))
-    te: float = option(1.0, "Text encoder weight", "Empty: the weight.", min=-10, max=10)
-    unet: float = option(1.0, "UNet weight", "Empty: the weight.", min=-10, max=10)
+    te: float = option(
+        1.0,
+        "Text encoder weight",
+        "Empty: the weight.",
+        min=-10,
+        max=10,
+        flag=Flag("weight of the text encoders (default: --weight)", given="optional"),
+    )
+    unet: float = option(
+        1.0,
+        "UNet weight",
+        "Empty: the weight.",
+        min=-10,
+        max=10,
+        flag=Flag("weight of the UNet (default: --weight)", given="optional"),
+    )
     lbw: str = option(
         "",
         "Block weights",
@@ -56,7 +85,15 @@ class BakeDocument:
         advanced=True,
         flag=Flag("element preset, or rules like IN05-OUT05:attn:0", "RULES"),
     )
-    x: float = option(1.0, "Number for X", "What X in the list stands for.", min=-10, max=10, advanced=True)
+    x: float = option(
+        1.0,
+        "Number for X",
+        "What X in the list stands for.",
+        min=-10,
+        max=10,
+        advanced=True,
+        flag=Flag("the number for X", given="optional"),
+    )
     seed: int = option(
         0,
         "Seed of R and U",
@@ -72,8 +109,9 @@ class BakeDocument:
         "Only for DoRA at other weights than 0 and 1: the SD1 checkpoint file.",
         advanced=True,
         path=True,
+        flag=Flag("the SD1 checkpoint, needed for DoRA at other values than 0 and 1"),
     )
-    output: str = _output_option()
+    output: str = _output_option(Flag("the new file (default: beside the old one)"))
 
 
 @dataclass
@@ -89,8 +127,9 @@ class MergeDocument:
         "0: exact, the LoRAs stand side by side and their ranks add up. Otherwise reduced by SVD; the error is told.",
         min=0,
         max=MAX_RANK,
+        flag=Flag("rank of the result; without it the ranks add up and nothing is lost", given="optional"),
     )
-    conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
+    conv_rank: int = _conv_rank_option()
     precision: str = _precision_option()
     output: str = _output_option()
 
@@ -107,11 +146,18 @@ class ResizeDocument:
         "sv_ratio: values down to the largest divided by this number.",
         choices=RESIZE_METHODS,
     )
-    rank: int = option(0, "Rank", "With a method of the kind sv_…: the largest; 0: no limit.", min=0, max=MAX_RANK)
+    rank: int = option(
+        0,
+        "Rank",
+        "With a method of the kind sv_…: the largest; 0: no limit.",
+        min=0,
+        max=MAX_RANK,
+        flag=Flag("the rank, or with --sv-… the largest one", given="optional"),
+    )
     keep: float = option(
         0.95, "How much to keep", "For sv_fro and sv_cumulative up to 1, for sv_ratio from 1.", min=0, max=1e6
     )
-    conv_rank: int = option(0, "Rank of convolutions", "0: as the others.", min=0, max=MAX_RANK, advanced=True)
+    conv_rank: int = _conv_rank_option()
     precision: str = _precision_option()
     output: str = _output_option()
 
@@ -120,10 +166,22 @@ class ResizeDocument:
 class ExtractDocument:
     """A LoRA of what distinguishes two SD1 checkpoints."""
 
-    base: str = option("", "Base checkpoint", "The one that was tuned.", path=True)
-    tuned: str = option("", "Tuned checkpoint", "What became of it.", path=True)
-    rank: int = option(32, "Rank", "Of the LoRA.", min=1, max=MAX_RANK)
-    conv_rank: int = option(0, "Rank of convolutions", "0: without convolutions.", min=0, max=MAX_RANK, advanced=True)
+    base: str = option(
+        "",
+        "Base checkpoint",
+        "The one that was tuned.",
+        path=True,
+        flag=Flag("the checkpoint that was tuned", given="argument"),
+    )
+    tuned: str = option(
+        "",
+        "Tuned checkpoint",
+        "What became of it.",
+        path=True,
+        flag=Flag("the tuned checkpoint", given="argument"),
+    )
+    rank: int = option(32, "Rank", "Of the LoRA.", min=1, max=MAX_RANK, flag=Flag("of the LoRA", given="required"))
+    conv_rank: int = _conv_rank_option("0: without convolutions.")
     clamp_quantile: float = option(
         1.0,
         "Clamp quantile",
@@ -142,7 +200,14 @@ class ExtractDocument:
         advanced=True,
         flag=Flag("smaller changes of the text encoder are none"),
     )
-    precision: str = option("fp16", "Precision", "Of the new file's weights.", choices=PRECISIONS[1:], advanced=True)
+    precision: str = option(
+        "fp16",
+        "Precision",
+        "Of the new file's weights.",
+        choices=SAVE_PRECISIONS,
+        advanced=True,
+        flag=Flag("of the result (default: fp16)"),
+    )
     output: str = _output_option()
 
 

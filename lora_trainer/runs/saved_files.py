@@ -88,10 +88,24 @@ NO_LORA = "None"
 """The value of a file axis for the picture without the LoRA."""
 
 
-_EVERY = re.compile(r"every\s+(\d+)")
+_EVERY, _RANGE = r"every\s+(?P<every>\d+)", r"(?P<first>\d+)\s*-\s*(?P<last>\d+)"
+_EPOCH = re.compile(rf"all|last|{_EVERY}|{_RANGE}|(step\s+)?\d+")
+"""How one file or several are named."""
+_WORDS = re.compile(r"(?:every|step)\s+\d+|\d+\s*-\s*\d+|[^\s,，]+")
 
 
-_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+def epoch_names(text: str) -> list[str]:
+    """Names of epochs in a list with commas or spaces: ``all``, ``last``, ``every 2``, ``1-5``, ``3``, ``step 40``.
+
+    ``every`` and ``step`` may stand alone, as a command line has them before it has read the word behind them.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    names = [" ".join(name.split()) for name in _WORDS.findall(text)]
+    if wrong := [name for name in names if name not in ("every", "step") and not _EPOCH.fullmatch(name)]:
+        raise ValueError(wrong[0])
+    return names
 
 
 @dataclass(frozen=True)
@@ -200,13 +214,17 @@ def _several(run: RunFiles, wanted: str) -> list[str] | None:
         return labels
     if wanted == "last":
         return labels[-1:]
-    if match := _EVERY.fullmatch(wanted):
-        every = max(1, int(match[1]))
+    numbers = {name: int(number) for name, number in _numbers(wanted).items() if number}
+    if "every" in numbers:
+        every = max(1, numbers["every"])
         return [label for label, epoch in epochs.items() if epoch % every == 0 or label == labels[-1]]
-    if match := _RANGE.fullmatch(wanted):
-        first, last = sorted((int(match[1]), int(match[2])))
-        chosen = [label for label, epoch in epochs.items() if first <= epoch <= last]
-        if not chosen:
-            return None
-        return chosen
+    if numbers:
+        first, last = sorted(numbers.values())
+        return [label for label, epoch in epochs.items() if first <= epoch <= last] or None
     return None
+
+
+def _numbers(wanted: str) -> dict[str, str | None]:
+    """Those of ``every`` and of a range, by their names in :data:`_EPOCH`."""
+    match = _EPOCH.fullmatch(wanted)
+    return match.groupdict() if match else {}

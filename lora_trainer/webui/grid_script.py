@@ -54,7 +54,7 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
         AxisError: one sentence in the person's language.
     """
     try:
-        run = jobs.require_no_grid(name or "")
+        run = jobs.grids.require_none(name or "")
         request, seeds = _request(p, run)
         options = GridOptions(epochs, lists.weights(weights), seeds, [request.prompt], numbers, int(together))
         if names := _not_used(p):
@@ -64,7 +64,8 @@ def draw(p: Any, jobs: Jobs, name: str, epochs: str, weights: str, together: flo
             p.comment(host.sentence(without))
         hold = jobs.host.session_of_script  # type: ignore[attr-defined]  # only in this host
         return _shown(
-            p, jobs.draw_grid_now(run.name, options, request, hold, lambda plan: _announce(plan, run, options.together))
+            p,
+            jobs.grids.draw_now(run.name, options, request, hold, lambda plan: _announce(plan, run, options.together)),
         )
     except LoraTrainError as error:
         raise AxisError(host.sentence(error)) from error

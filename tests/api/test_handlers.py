@@ -108,7 +108,7 @@ def test_file_tools_through_rest(
 ) -> None:
     begun = client.post(f"loras/{verb}", json={**body, "output": "made"}).json()
     assert (begun["kind"], begun["title"], begun["id"]) == (verb, "made", f"{verb}-1")
-    jobs.wait_for(jobs.task(begun["id"]), LIMIT)
+    jobs.tools.wait(jobs.tools.get(begun["id"]), LIMIT)
     over = client.get(f"loras/work/{begun['id']}").json()
     assert (over["state"], over["message"]) == ("done", "")
     assert over["result"]["path"] == str(loras / "made.safetensors")

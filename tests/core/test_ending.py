@@ -223,7 +223,7 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 def _task(jobs: Any, fail: Callable[..., Any]) -> str:
     task = jobs._tasks[FILES].start("merge", "x", fail)
-    assert jobs.wait_for(task, LIMIT)
+    assert jobs.tools.wait(task, LIMIT)
     return f"{task.state}: {task.error}"
 
 

@@ -127,7 +127,7 @@ def test_the_pasted_path_of_a_lora_is_found(tmp_path: Path) -> None:
     shutil.copy(CASES / "quoted-path" / "lora.safetensors", lora)
     for wrap in WRAPS:
         assert jobs.loras.find(wrap.format(lora), outside=True) == lora
-        assert jobs.lora_info(wrap.format(lora), outside=True)["path"] == str(lora)
+        assert jobs.tools.info(wrap.format(lora), outside=True)["path"] == str(lora)
     assert jobs.loras.new("'mine'", lora).name == "mine.safetensors"
 
 

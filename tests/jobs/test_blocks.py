@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from lora_trainer.api import routes
 from lora_trainer.cli.main import main
 from lora_trainer.core.errors import InputError, RunError
-from lora_trainer.jobs.blocks import blocks_folder, read_result
+from lora_trainer.jobs.block_work import blocks_folder
+from lora_trainer.jobs.blocks import read_result
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.run import Run
 from lora_trainer.validation.blocks import ablation as block_analysis
@@ -128,7 +129,7 @@ def test_bad_input_names_its_field(client: TestClient, run: Run, path: str, body
 def test_other_peoples_folders_are_not_read(jobs: Jobs, run: Run, tmp_path: Path) -> None:
     jobs.host.readable = [jobs.host.folders.loras]  # type: ignore[misc]
     with pytest.raises(InputError, match="may not be read") as caught:
-        jobs.tune_blocks("zorp", {"pictures": str(tmp_path)})
+        jobs.blocks.tune("zorp", {"pictures": str(tmp_path)})
     assert caught.value.field == "pictures"
 
 
@@ -142,18 +143,18 @@ def test_one_at_a_time_can_be_stopped_and_goes_on(jobs: Jobs, run: Run, monkeypa
         on_cells(2, 6)
 
     monkeypatch.setattr(block_analysis, "analyze", slow)
-    jobs.analyze_blocks("zorp", {"prompts": ["a"]})
+    jobs.blocks.analyze("zorp", {"prompts": ["a"]})
     until(lambda: run.manifest["blocks"].get("done") == 1)
-    for again in (jobs.analyze_blocks, jobs.tune_blocks):
+    for again in (jobs.blocks.analyze, jobs.blocks.tune):
         with pytest.raises(InputError, match=BUSY):
             again("zorp", {})
-    jobs.stop_blocks("zorp")
+    jobs.blocks.stop("zorp")
     go.set()
     assert jobs.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "stopped"
     assert "finished pictures are kept" in run.manifest["blocks"]["message"]
     with pytest.raises(InputError, match="No blocks of zorp"):
-        jobs.stop_blocks("zorp")
+        jobs.blocks.stop("zorp")
 
 
 def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
@@ -161,10 +162,10 @@ def test_a_waiting_one_leaves_the_line_and_a_grid_is_not_touched(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr("lora_trainer.jobs.grids.Grid.work", lambda *_: go.wait(LIMIT) and {})
-    jobs.grid("zorp", weights=[1.0], prompts=["zorp"])
-    jobs.tune_blocks("zorp", {})
-    assert jobs.blocks_progress(run)["state"] == "queued"
-    jobs.stop_blocks("zorp")
+    jobs.grids.draw("zorp", weights=[1.0], prompts=["zorp"])
+    jobs.blocks.tune("zorp", {})
+    assert jobs.blocks.progress(run)["state"] == "queued"
+    jobs.blocks.stop("zorp")
     assert run.manifest["blocks"]["state"] == "stopped"
     assert jobs.is_worked_on(run)
     go.set()
@@ -177,7 +178,7 @@ def test_a_failure_is_a_sentence(jobs: Jobs, run: Run, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(block_analysis, "analyze", fail)
-    jobs.analyze_blocks("zorp", {"prompts": ["a"]})
+    jobs.blocks.analyze("zorp", {"prompts": ["a"]})
     assert jobs.wait(run, LIMIT)
     assert run.manifest["blocks"]["state"] == "failed"
     assert str(error) in run.manifest["blocks"]["message"]
@@ -185,9 +186,9 @@ def test_a_failure_is_a_sentence(jobs: Jobs, run: Run, monkeypatch: pytest.Monke
 
 def test_what_ended_with_its_program_is_told_as_stopped(jobs: Jobs, run: Run) -> None:
     run.update(blocks={"state": "running", "kind": "analysis", "file": "zorp", "done": 3, "of": 9}, now=True)
-    found = jobs.blocks_progress(run)
+    found = jobs.blocks.progress(run)
     assert (found["state"], found["done"]) == ("stopped", 3)
-    assert jobs.blocks_progress(Run(Path("new"), {"state": "done", "files": []})) == {}
+    assert jobs.blocks.progress(Run(Path("new"), {"state": "done", "files": []})) == {}
 
 
 def test_results_of_other_bytes_are_not_shown(run: Run, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -
     run = jobs.runs.get("zorp")
     path = Path(run.manifest["files"][-1]["path"])
     save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(path).items()}, path)
-    jobs.grid("zorp", weights=[0.5, 1], prompts=["zorp"])
+    jobs.grids.draw("zorp", weights=[0.5, 1], prompts=["zorp"])
     assert jobs.wait(run, LIMIT)
     app = FastAPI()
     mount(app, jobs)

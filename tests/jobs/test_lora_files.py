@@ -36,8 +36,8 @@ class Announced(StandaloneHost):
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> Jobs:
-    """The tools of a host with the LoRAs ``a``, ``sub/b`` and the SDXL one ``xl``."""
+def jobs(tmp_path: Path) -> Jobs:
+    """The jobs of a host with the LoRAs ``a``, ``sub/b`` and the SDXL one ``xl``."""
     made = Jobs(Announced(tmp_path))
     root = made.loras.root
     save_lora(root / "a.safetensors", some_lora(4, 2.0), {"ss_output_name": "a"}, "fp32")
@@ -47,11 +47,11 @@ def tools(tmp_path: Path) -> Jobs:
     return made
 
 
-def done(tools: Jobs, kind: str, **body: Any) -> BackgroundTask:
-    task = tools.start(kind, body)
-    assert tools.wait_for(task, LIMIT)
+def done(jobs: Jobs, kind: str, **body: Any) -> BackgroundTask:
+    task = jobs.tools.start(kind, body)
+    assert jobs.tools.wait(task, LIMIT)
     assert task.state == "done", task.error
-    assert tools.host.told[-1] == task.result.path  # type: ignore[attr-defined]
+    assert jobs.host.told[-1] == task.result.path  # type: ignore[attr-defined]
     return task
 
 
@@ -59,26 +59,26 @@ def deltas(path: Path) -> dict[str, np.ndarray]:
     return {key: delta(parts) for key, parts in group(read_lora(path)).items()}
 
 
-def test_baking_lies_beside_its_file_under_a_free_name(tools: Jobs) -> None:
-    first, second = (done(tools, "bake", file="b", weight=0.5) for _ in range(2))
-    assert [c.result.path.relative_to(tools.loras.root).as_posix() for c in (first, second)] == [
+def test_baking_lies_beside_its_file_under_a_free_name(jobs: Jobs) -> None:
+    first, second = (done(jobs, "bake", file="b", weight=0.5) for _ in range(2))
+    assert [c.result.path.relative_to(jobs.loras.root).as_posix() for c in (first, second)] == [
         "sub/b-baked.safetensors", "sub/b-baked-2.safetensors"
     ]  # fmt: skip
-    before, after = deltas(tools.loras.find("sub/b")), deltas(first.result.path)
+    before, after = deltas(jobs.loras.find("sub/b")), deltas(first.result.path)
     assert all(np.allclose(after[key], 0.5 * before[key]) for key in KEYS)
 
 
-def test_weights_of_parts_stand_before_the_weight(tools: Jobs) -> None:
-    task = done(tools, "bake", file="a", weight=0.5, te=1, unet=None, output="parts")
-    before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
+def test_weights_of_parts_stand_before_the_weight(jobs: Jobs) -> None:
+    task = done(jobs, "bake", file="a", weight=0.5, te=1, unet=None, output="parts")
+    before, after = deltas(jobs.loras.find("a")), deltas(task.result.path)
     for key in KEYS:
         assert np.allclose(after[key], (1.0 if key.startswith("lora_te") else 0.5) * before[key])
 
 
-def test_merging_by_lines(tools: Jobs) -> None:
-    task = done(tools, "merge", files=["a: 0.5", "sub/b: 1: NONE"])
-    assert task.result.path == tools.loras.root / "a-b-merged.safetensors"
-    before, after = deltas(tools.loras.find("a")), deltas(task.result.path)
+def test_merging_by_lines(jobs: Jobs) -> None:
+    task = done(jobs, "merge", files=["a: 0.5", "sub/b: 1: NONE"])
+    assert task.result.path == jobs.loras.root / "a-b-merged.safetensors"
+    before, after = deltas(jobs.loras.find("a")), deltas(task.result.path)
     assert all(np.allclose(after[key], 0.5 * before[key], atol=1e-6) for key in KEYS)
     assert task.result.facts["ranks"] == [4]
     assert str(task.result.notices[0]).startswith("The weights sum up to 1.5")
@@ -88,30 +88,30 @@ def test_merging_by_lines(tools: Jobs) -> None:
     ("body", "ranks"),
     [({"rank": 2}, "2"), ({"method": "sv_ratio", "keep": 1}, "2"), ({"method": "sv_fro", "keep": 0.1}, "2")],
 )
-def test_resizing(tools: Jobs, body: dict[str, Any], ranks: str) -> None:
-    task = done(tools, "resize", file="a", precision="fp16", **body)
+def test_resizing(jobs: Jobs, body: dict[str, Any], ranks: str) -> None:
+    task = done(jobs, "resize", file="a", precision="fp16", **body)
     assert read_metadata(task.result.path)["ss_network_dim"] == ranks
     assert 0 < task.result.facts["error"] < 1
 
 
-def test_extracting(tools: Jobs, tmp_path: Path) -> None:
+def test_extracting(jobs: Jobs, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(CHECKPOINT)
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
     state[name] = state[name] * 1.5
     save_file(state, tmp_path / "tuned.safetensors")
-    task = done(tools, "extract", base=CHECKPOINT.name, tuned=str(tmp_path / "tuned.safetensors"), rank=4)
+    task = done(jobs, "extract", base=CHECKPOINT.name, tuned=str(tmp_path / "tuned.safetensors"), rank=4)
     assert task.result.path.name == "tuned-extracted.safetensors"
     assert task.result.facts["covered"] == pytest.approx(1.0)
     assert (task.done, task.of) == (task.of, task.done)
     assert task.of > 100
 
 
-def test_a_name_that_is_awaited_is_not_given_twice(tools: Jobs) -> None:
-    tasks = [tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
+def test_a_name_that_is_awaited_is_not_given_twice(jobs: Jobs) -> None:
+    tasks = [jobs.tools.start("bake", {"file": "a", "weight": 0.5}) for _ in range(4)]
     for task in tasks:
-        tools.wait_for(task, LIMIT)
+        jobs.tools.wait(task, LIMIT)
     assert sorted(c.title for c in tasks) == ["a-baked", "a-baked-2", "a-baked-3", "a-baked-4"]
     assert {c.state for c in tasks} == {"done"}
 
@@ -145,13 +145,13 @@ X17 = ",".join(["1"] * 17)
     ],
 )
 def test_bad_input_names_its_field_and_begins_nothing(
-    tools: Jobs, kind: str, body: dict[str, Any], field: str, sentence: str
+    jobs: Jobs, kind: str, body: dict[str, Any], field: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence) as error:
-        tools.start(kind, body)
+        jobs.tools.start(kind, body)
     first = getattr(error.value, "errors", [error.value])[0]
     assert first.field == field
-    assert tools.tasks() == []
+    assert jobs.tools.list() == []
 
 
 @pytest.mark.parametrize(
@@ -163,49 +163,49 @@ def test_bad_input_names_its_field_and_begins_nothing(
     ],
 )
 def test_what_shows_only_while_working_is_the_tasks_sentence(
-    tools: Jobs, kind: str, body: dict[str, Any], sentence: str
+    jobs: Jobs, kind: str, body: dict[str, Any], sentence: str
 ) -> None:
-    before = tools.loras.names()
-    task = tools.start(kind, body)
-    assert tools.wait_for(task, LIMIT)
+    before = jobs.loras.names()
+    task = jobs.tools.start(kind, body)
+    assert jobs.tools.wait(task, LIMIT)
     assert task.state == "failed"
     assert sentence in str(task.error)
-    assert tools.loras.names() == before
+    assert jobs.loras.names() == before
 
 
-def test_where_others_come_in_only_allowed_folders_are_read(tools: Jobs, tmp_path: Path) -> None:
+def test_where_others_come_in_only_allowed_folders_are_read(jobs: Jobs, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
-    outside.write_bytes(tools.loras.find("a").read_bytes())
-    assert done(tools, "bake", file="a").result.path.parent == tools.loras.root
+    outside.write_bytes(jobs.loras.find("a").read_bytes())
+    assert done(jobs, "bake", file="a").result.path.parent == jobs.loras.root
     with pytest.raises(InputError, match="no LoRA file"):
-        tools.start("bake", {"file": str(outside)})
-    task = tools.start("bake", {"file": str(outside)}, outside=True)
-    assert tools.wait_for(task, LIMIT)
-    assert task.result.path == tools.loras.root / "outside-baked.safetensors"
-    tools.host.readable = [tools.loras.root]
+        jobs.tools.start("bake", {"file": str(outside)})
+    task = jobs.tools.start("bake", {"file": str(outside)}, outside=True)
+    assert jobs.tools.wait(task, LIMIT)
+    assert task.result.path == jobs.loras.root / "outside-baked.safetensors"
+    jobs.host.readable = [jobs.loras.root]
     for kind, body in (
         ("bake", {"file": str(outside)}),
         ("bake", {"file": "a", "checkpoint": str(outside)}),
         ("extract", {"base": CHECKPOINT.name, "tuned": str(outside)}),
     ):
         with pytest.raises(InputError, match="may not be read"):
-            tools.start(kind, body, outside=True)
+            jobs.tools.start(kind, body, outside=True)
 
 
-def test_own_presets_are_used(tools: Jobs) -> None:
-    tools.host.folders.presets.mkdir(parents=True)
+def test_own_presets_are_used(jobs: Jobs) -> None:
+    jobs.host.folders.presets.mkdir(parents=True)
     text = "MINE:0.5" + ",0" * 16
-    (tools.host.folders.presets / "lbwpresets.txt").write_text(text, encoding="utf-8")
-    assert "MINE" in tools.block_preset_names("a")
-    assert "MINE" not in tools.block_preset_names("xl")
-    assert done(tools, "bake", file="a", lbw="MINE").result.facts["lbw"] == text.partition(":")[2]
+    (jobs.host.folders.presets / "lbwpresets.txt").write_text(text, encoding="utf-8")
+    assert "MINE" in jobs.tools.preset_names("a")
+    assert "MINE" not in jobs.tools.preset_names("xl")
+    assert done(jobs, "bake", file="a", lbw="MINE").result.facts["lbw"] == text.partition(":")[2]
 
 
-def test_info_is_json(tools: Jobs) -> None:
-    found = json.loads(json.dumps(tools.lora_info("b")))
+def test_info_is_json(jobs: Jobs) -> None:
+    found = json.loads(json.dumps(jobs.tools.info("b")))
     assert (found["modules"], found["ranks"]) == (4, [3])
     with pytest.raises(InputError) as error:
-        tools.lora_info("")
+        jobs.tools.info("")
     assert error.value.field == "name"
 
 
@@ -227,6 +227,6 @@ def test_no_document_makes_an_internal_error(
 ) -> None:
     fields = [item.path for item in tool_options(kind)]
     body = data.draw(st.dictionaries(st.sampled_from(fields), _values))
-    tools = Jobs(StandaloneHost(tmp_path_factory.getbasetemp() / "fuzz"))
+    jobs = Jobs(StandaloneHost(tmp_path_factory.getbasetemp() / "fuzz"))
     with pytest.raises(InputError):
-        tools.start(kind, body)
+        jobs.tools.start(kind, body)

@@ -96,7 +96,7 @@ def test_paths_that_are_too_long_are_told_when_it_is_submitted(
 def test_no_path_of_a_run_is_longer_than_was_reckoned(jobs: Jobs, tmp_path: Path) -> None:
     run = jobs.submit(config(tmp_path, samples__prompts=["zorp"], samples__width=64, samples__height=64))
     jobs.wait(run, LIMIT)
-    jobs.wait(jobs.grid("zorp", weights=[1.0], prompts=["zorp"]), LIMIT)
+    jobs.wait(jobs.grids.draw("zorp", weights=[1.0], prompts=["zorp"]), LIMIT)
     assert run.state == "done", run.manifest["message"]
     unfinished = len(".0123456789-0123456789-01234567.unfinished")
     for path in run.folder.rglob("*"):

@@ -390,7 +390,7 @@ def test_shutdown_pauses_the_run(tmp_path: Path) -> None:
 def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, training__steps=4, save__every_steps=2, save__every_epochs=0)
     jobs = make_jobs(tmp_path)
-    run = jobs.grid("zorp", weights=[0.5, 1.0], prompts=["zorp", "red circle"])
+    run = jobs.grids.draw("zorp", weights=[0.5, 1.0], prompts=["zorp", "red circle"])
     assert jobs.wait(run, LIMIT)
     assert run.manifest["grid"]["state"] == "done", run.manifest["grid"]
     with Image.open(run.manifest["grid"]["path"]) as sheet:
@@ -537,9 +537,9 @@ def test_a_runs_grid_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
     run = run_to_end(tmp_path, training__steps=2)
     jobs = make_jobs(tmp_path)
     with pytest.raises(InputError, match="No grid"):
-        jobs.stop_grid("zorp")
-    when(jobs, lambda run: run.manifest["grid"].get("done", 0) >= 2, lambda: jobs.stop_grid("zorp"))
-    run = jobs.grid("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
+        jobs.grids.stop("zorp")
+    when(jobs, lambda run: run.manifest["grid"].get("done", 0) >= 2, lambda: jobs.grids.stop("zorp"))
+    run = jobs.grids.draw("zorp", weights=[0.1 * i for i in range(1, 20)], prompts=["zorp", "red circle"])
     assert jobs.wait(run, LIMIT)
     assert run.manifest["grid"]["state"] == "stopped"
     kept = len(list((run.grids / "plain" / "cells").glob("*.png")))

@@ -66,7 +66,7 @@ def test_it_opens_as_it_was_left(jobs: Jobs) -> None:
     assert run.manifest["step"] == 4
     assert [Path(entry["path"]).is_file() for entry in run.manifest["files"]] == [True, True]
     assert len(run.entries()) == 6
-    document = jobs.grid_document(NAME)
+    document = jobs.grids.document(NAME)
     assert document["verdict"]["column"] == 2
     assert len(document["cells"]) == 10
 
@@ -86,11 +86,11 @@ def test_it_goes_on_to_the_same_lora(jobs: Jobs) -> None:
 
 
 def test_its_grid_drawn_again_is_the_same(jobs: Jobs) -> None:
-    before = jobs.grid_document(NAME)
+    before = jobs.grids.document(NAME)
     shutil.rmtree(jobs.settled(NAME).grids)
-    run = jobs.grid(NAME, weights=(0.5, 1.0), prompts=("zorp, blue background",))
+    run = jobs.grids.draw(NAME, weights=(0.5, 1.0), prompts=("zorp, blue background",))
     assert jobs.wait(run, LIMIT)
     assert run.manifest["grid"]["state"] == "done"
-    now = jobs.grid_document(NAME)
+    now = jobs.grids.document(NAME)
     before.pop("version"), now.pop("version")
     assert same(now, before)

@@ -22,6 +22,16 @@ NO_BROWSER = "NO BROWSER: the tests of the page are skipped; install chromium"
 READY = "() => typeof executedOnLoaded === 'undefined' || (executedOnLoaded && Object.keys(opts).length > 0)"
 """The WebUI has called what waits for its page (script.js) and knows its settings: before, it may miss a press."""
 FILLED = "() => window.loraTrain?.filled && document.querySelector('#lora_train_base')?.textContent.trim()"
+STILL = """() => {
+    const parts = [...document.querySelectorAll("#lora_train, #lora_train [id], #lora_train_grid .lt-v-table tr")];
+    const now = parts.map((each) => [each.offsetTop, each.offsetHeight]).join();
+    const images = [...document.querySelectorAll("#lora_train_grid img:not([loading=lazy])")];
+    const isWaiting = images.some((each) => !each.complete);
+    const known = window.ltStill;
+    window.ltStill = { now, frames: known?.now === now && !isWaiting ? known.frames + 1 : 0 };
+    return window.ltStill.frames >= 12;
+}"""
+"""Twelve frames with everything in its place; as many as there are, however long they take."""
 MEASURE = """elements => elements.map(element => {
     const {x, y, width, height} = element.getBoundingClientRect();
     return {x, y, width, height};
@@ -46,6 +56,7 @@ def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = F
         page.goto(f"{url}/?__theme={'dark' if dark else 'light'}", wait_until="domcontentloaded")
         page.wait_for_selector("#lora_train", state="attached")
         page.wait_for_function(READY)
+        wait_until_still(page)
         yield page
         browser.close()
 
@@ -53,6 +64,12 @@ def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = F
 def wait_for_tab(page: Page) -> None:
     """Until the tab, which is in view, has got what is in it: its lists are filled when it is seen, not before."""
     page.wait_for_function(FILLED)
+
+
+def wait_until_still(page: Page) -> None:
+    """Until nothing moves any more: of a press on something that moves away before the release, no click comes."""
+    page.evaluate("window.ltStill = null")
+    page.wait_for_function(STILL, polling="raf")
 
 
 def field(page: Page, key: str) -> Locator:

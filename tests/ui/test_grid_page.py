@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
@@ -25,7 +22,7 @@ from lora_trainer.validation.grid.choice import votes
 from tests.grids_made import make_files, make_grid
 from tests.helpers import CHECKPOINT, LIMIT, until
 from tests.runs_helpers import document
-from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, open_page, part
+from tests.ui.browser import NO_BROWSER, boxes, choose, chromium, field, open_page, part, wait_for_tab, wait_until_still
 
 if not chromium():
     warnings.warn(NO_BROWSER, stacklevel=1)
@@ -44,13 +41,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
         run.update(state="done", now=True)
         make_files(run, root / "loras", 4)
         make_grid(run, drawn=drawn)
-    demo = standalone.page(jobs)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, show_api=False)
-    yield jobs, f"http://127.0.0.1:{port}"
-    demo.close()
+    with standalone.serving(standalone.application(standalone.page(jobs))) as port:
+        yield jobs, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +72,8 @@ def choose_run(page: Page, name: str) -> None:
     expect(part(page, "#lora_train_status")).to_contain_text("Done")
     choose(page, "run", name)
     expect(page.locator(".lt-v-detail code")).to_contain_text(f"<lora:{name}-")
+    wait_for_tab(page)
+    wait_until_still(page)
 
 
 def cells(page: Page) -> Locator:
@@ -420,22 +414,13 @@ def test_the_viewer_fits_into_the_window(served: tuple[Jobs, str], page: Page, t
 
 
 def test_pictures_are_found_where_the_page_is_under_a_path_of_its_own(served: tuple[Jobs, str], page: Page) -> None:
-    app = gr.mount_gradio_app(FastAPI(), standalone.page(served[0]), path="/sd")
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
+    with standalone.serving(gr.mount_gradio_app(FastAPI(), standalone.page(served[0]), path="/sd")) as port:
         page.goto(f"http://127.0.0.1:{port}/sd/", wait_until="domcontentloaded")
         choose_run(page, "zorp")
         picture = page.locator(".lt-v-detail img")
         assert picture.evaluate("image => image.src").startswith(f"http://127.0.0.1:{port}/sd/file=/")
         assert is_loaded(picture)
         page.goto(served[1], wait_until="domcontentloaded")
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def test_a_press_among_two_thousand_cells_touches_a_few_elements(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +31,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(root: Path) -> Iterator[tuple[Jobs, str]]:
     jobs = make_jobs(root)
-    demo = standalone.page(jobs)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, show_api=False)
-    yield jobs, f"http://127.0.0.1:{port}"
-    demo.close()
+    with standalone.serving(standalone.application(standalone.page(jobs))) as port:
+        yield jobs, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

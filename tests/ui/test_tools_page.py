@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -52,12 +51,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
             panel.connect(page)
         together([panel.watch.refresh for panel in panels]).on(poll.click)
         demo.load(None, None, None, _js=standalone.scripts())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, show_api=False)
-    yield jobs, f"http://127.0.0.1:{port}"
-    demo.close()
+    with standalone.serving(standalone.application(demo)) as port:
+        yield jobs, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

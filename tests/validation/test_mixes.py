@@ -152,8 +152,8 @@ def alone(host: StandaloneHost, name: str, weight: float, lbw: str = "") -> np.n
 
 def drawn(mixing: Jobs, stack: str, **values: Any) -> dict[str, Any]:
     size = {key: value for key, value in SMALL.items() if key != "seed"}
-    task = mixing.start("mix", {"stack": stack, "count": 1, "picture_seed": 5, **size, **values})
-    assert mixing.wait_for(task, LIMIT)
+    task = mixing.tools.start("mix", {"stack": stack, "count": 1, "picture_seed": 5, **size, **values})
+    assert mixing.tools.wait(task, LIMIT)
     assert task.state == "done", task.error
     return task.result.to_dict()
 
@@ -205,16 +205,18 @@ def test_bad_input_is_said_before_anything_is_drawn(
     mixing: Jobs, body: dict[str, Any], field: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence) as error:
-        mixing.start("mix", body)
+        mixing.tools.start("mix", body)
     assert error.value.field == field
-    assert mixing.tasks(DRAWING) == []
+    assert mixing.tools.list(DRAWING) == []
 
 
 def test_what_fails_while_drawing_is_a_sentence_and_leaves_nothing(mixing: Jobs) -> None:
     loha = tensors({KEYS[1]: EVERY["loha"]})
     save_file(loha, mixing.loras.root / "loha.safetensors")
-    task = mixing.start("mix", {"stack": "loha: 1", "count": 1, **{k: v for k, v in SMALL.items() if k != "seed"}})
-    assert mixing.wait_for(task, LIMIT)
+    task = mixing.tools.start(
+        "mix", {"stack": "loha: 1", "count": 1, **{k: v for k, v in SMALL.items() if k != "seed"}}
+    )
+    assert mixing.tools.wait(task, LIMIT)
     assert task.state == "failed"
     assert "LoHa" in str(task.error)
     assert not list((mixing.host.folders.runs.parent / "mixes").rglob("*.safetensors"))

@@ -23,7 +23,7 @@ from lora_trainer.api.routes import PREFIX, mount
 from lora_trainer.cli.main import main
 from lora_trainer.config.train import TrainConfig
 from lora_trainer.core.files import write_json
-from lora_trainer.jobs.blocks import blocks_folder
+from lora_trainer.jobs.block_work import blocks_folder
 from lora_trainer.network.lora_file import save_lora
 from lora_trainer.runs.run import Run
 from lora_trainer.ui.panels.blocks import BlocksPanel

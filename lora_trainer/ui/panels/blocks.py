@@ -11,7 +11,8 @@ import gradio as gr
 from lora_trainer.config import parsing as lists
 from lora_trainer.core.errors import InputError, LoraTrainError, explained
 from lora_trainer.core.i18n import Translate
-from lora_trainer.jobs.blocks import ANALYSIS, TUNING, blocks_folder, known_result, read_result
+from lora_trainer.jobs.block_work import ANALYSIS, TUNING, blocks_folder
+from lora_trainer.jobs.blocks import known_result, read_result
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.runs.manifest import DAMAGED
 from lora_trainer.runs.run import UNFINISHED, Run
@@ -144,7 +145,7 @@ class BlocksPanel:
         stems = [path.stem for path in paths]
         file = asked if asked in stems else (stems[-1] if stems else "")
         path = paths[stems.index(file)] if file else None
-        progress = self._jobs.blocks_progress(run) if run else {}
+        progress = self._jobs.blocks.progress(run) if run else {}
         busy = progress.get("state") in UNFINISHED
         analysis, tuning = ((self._stamp(run, path, kind), kind) for kind in (ANALYSIS, TUNING))
 
@@ -208,14 +209,14 @@ class BlocksPanel:
     # -------------------------------------------------------------- buttons
     def _analyze(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         def start() -> None:
-            self._jobs.analyze_blocks(run or "", self._wanted(file, weight, prompts, seeds))
+            self._jobs.blocks.analyze(run or "", self._wanted(file, weight, prompts, seeds))
 
         return common.answered(start, "", self._t, _FIELDS)
 
     def _cost(self, run: str | None, file: str | None, weight: float | None, prompts: str, seeds: str) -> Markup:
         """What the buttons would take; what is wrong with the fields is said when one is pressed."""
         try:
-            found = self._jobs.blocks_cost(run or "", self._wanted(file, weight, prompts, seeds))
+            found = self._jobs.blocks.cost(run or "", self._wanted(file, weight, prompts, seeds))
         except LoraTrainError:
             return EMPTY
         return block_views.costs(found[ANALYSIS], found[TUNING], self._t)
@@ -229,10 +230,10 @@ class BlocksPanel:
 
     def _tune(self, run: str | None, file: str | None, weight: float | None, pictures: str) -> Markup:
         body = {**self._subject(file, weight), "pictures": pictures.strip()}
-        return common.answered(lambda: self._jobs.tune_blocks(run or "", body), "", self._t, _FIELDS)
+        return common.answered(lambda: self._jobs.blocks.tune(run or "", body), "", self._t, _FIELDS)
 
     def _stop(self, run: str | None) -> Markup:
-        return common.answered(lambda: self._jobs.stop_blocks(run or ""), "", self._t)
+        return common.answered(lambda: self._jobs.blocks.stop(run or ""), "", self._t)
 
     def _bake(self, run: str | None, file: str | None) -> Markup:
         """Write the learned weights into a new file beside the old one, and make it known to the host."""
@@ -242,8 +243,8 @@ class BlocksPanel:
             document = read_result(entry, path, TUNING)
             if document is None:
                 raise InputError("There are no learned weights of {file} yet.", file=path.stem)
-            task = self._jobs.start("bake", {**self._named(path), **_baked(document)}, outside=True)
-            if not self._jobs.wait_for(task, _BAKE_SECONDS):
+            task = self._jobs.tools.start("bake", {**self._named(path), **_baked(document)}, outside=True)
+            if not self._jobs.tools.wait(task, _BAKE_SECONDS):
                 return common.notice(self._t("{name} is in line.", name=task.title))
             if task.error:
                 raise task.error

@@ -163,10 +163,10 @@ class ToolsPanel:
             return [common.notice(self._t("Choose a LoRA file above.")), None, gr.update(choices=[])]
         try:
             file = self._jobs.loras.find(name, outside=True)
-            found = self._jobs.lora_info(name, outside=True)
+            found = self._jobs.tools.info(name, outside=True)
             if "problem" in found:
                 require_lora(file)
-            presets = self._jobs.block_preset_names(name)
+            presets = self._jobs.tools.preset_names(name)
         except LoraTrainError as error:
             return [common.error_notice(error, self._t), None, gr.update(choices=[])]
         report = tool_views.info_report(found, card_of(file), self._t)
@@ -175,7 +175,7 @@ class ToolsPanel:
     def _starting(self, kind: str) -> Callable[[Values], str]:
         def start(values: Values) -> Markup:
             try:
-                self._jobs.start(kind, self._document(kind, values), outside=True)
+                self._jobs.tools.start(kind, self._document(kind, values), outside=True)
             except LoraTrainError as error:
                 return common.error_notice(error, self._t, _fields(kind))
             return EMPTY
@@ -196,10 +196,10 @@ class ToolsPanel:
 
     def _stop(self) -> Markup:
         """Stop what is worked on."""
-        working = [task for task in self._jobs.tasks() if task.is_working]
+        working = [task for task in self._jobs.tools.list() if task.is_working]
         try:
             if working:
-                self._jobs.stop_task(working[-1].id)
+                self._jobs.tools.stop(working[-1].id)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return EMPTY
@@ -214,7 +214,7 @@ class ToolsPanel:
     # -------------------------------------------------------------- what is shown
     def parts(self) -> dict[str, Part]:
         """The newest work; see :attr:`widgets`."""
-        tasks = self._jobs.tasks()[:_SHOWN]
+        tasks = self._jobs.tools.list()[:_SHOWN]
         working = any(task.is_working for task in tasks)
         return {
             "work": (tool_views.tasks_mark(tasks), lambda: tool_views.task_cards(tasks, self._t)),

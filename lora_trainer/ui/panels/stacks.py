@@ -146,7 +146,7 @@ class StacksPanel:
         if not (text or "").strip():
             return EMPTY
         try:
-            stack = self._jobs.stack(text)
+            stack = self._jobs.tools.stack(text)
         except LoraTrainError as error:
             return common.error_notice(error, self._t, self._fields())
         return tool_views.stack_report(stack, self._t)
@@ -163,23 +163,23 @@ class StacksPanel:
     def _show(self, values: Values) -> list[Any]:
         """The mixes as prompts, in place of what was drawn before."""
         try:
-            plan, _ = self._jobs.mix_plan(self._document(values))
+            plan, _ = self._jobs.tools.mix_plan(self._document(values))
         except LoraTrainError as error:
             return [common.error_notice(error, self._t, self._fields()), *[gr.update()] * 3]
         return ["", *self._listed(plan.document()), gr.update(value=None, visible=False)]
 
     def _draw(self, values: Values) -> Markup:
         try:
-            self._jobs.start("mix", self._document(values))
+            self._jobs.tools.start("mix", self._document(values))
         except LoraTrainError as error:
             return common.error_notice(error, self._t, self._fields())
         return EMPTY
 
     def _stop(self) -> Markup:
-        working = [task for task in self._jobs.tasks(DRAWING) if task.is_working]
+        working = [task for task in self._jobs.tools.list(DRAWING) if task.is_working]
         try:
             if working:
-                self._jobs.stop_task(working[-1].id, DRAWING)
+                self._jobs.tools.stop(working[-1].id, DRAWING)
         except LoraTrainError as error:
             return common.error_notice(error, self._t)
         return EMPTY
@@ -187,7 +187,7 @@ class StacksPanel:
     # -------------------------------------------------------------- what is shown
     def parts(self) -> dict[str, Part]:
         """The newest batch, and how far those are that go on; see :attr:`widgets`."""
-        tasks = self._jobs.tasks(DRAWING)
+        tasks = self._jobs.tools.list(DRAWING)
         working = [task for task in tasks if task.is_working]
         cards = working or tasks[:1]
         batch = next((task.result.document for task in tasks if task.result), None)

@@ -134,7 +134,7 @@ class ValidatePanel:
         clip: str,
     ) -> Markup:
         def start() -> Run:
-            return self._jobs.grid(
+            return self._jobs.grids.draw(
                 name or "",
                 weights=lists.weights(weights),
                 prompts=[line.strip() for line in prompts.splitlines() if line.strip()],
@@ -152,7 +152,7 @@ class ValidatePanel:
         return {name: Shown(item.title, _WIDGETS[name]) for name, item in self._options.items()}
 
     def _stop(self, name: str | None) -> Markup:
-        return common.answered(lambda: self._jobs.stop_grid(name or ""), "The drawing stops.", self._t)
+        return common.answered(lambda: self._jobs.grids.stop(name or ""), "The drawing stops.", self._t)
 
     # -------------------------------------------------------------- what is shown
     def parts(self, run: Run | None) -> dict[str, Part]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,11 @@ from lora_trainer.core.errors import InputError
 from lora_trainer.core.files import file_hash
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.standalone.host import StandaloneHost
-from lora_trainer.jobs.blocks import blocks_folder
+from lora_trainer.jobs.block_work import blocks_folder
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.network.types.base import scaled_alpha
 from lora_trainer.runs.run import Run
+from lora_trainer.ui import standalone
 from lora_trainer.ui.html.blocks import analysis_report, blocks_status, heat_table, tuning_report
 from lora_trainer.ui.panels.blocks import BlocksPanel
 from tests.helpers import CHECKPOINT
@@ -184,7 +184,7 @@ def test_baking_is_offered_where_it_would_change_the_file(
 
 def test_while_something_goes_on_it_can_only_be_stopped(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
     progress = {"state": "running", "kind": "tuning", "file": "zorp", "done": 3, "of": 9}
-    monkeypatch.setattr(jobs, "blocks_progress", lambda run: progress)
+    monkeypatch.setattr(jobs.blocks, "progress", lambda run: progress)
     shown = poll(panel)
     assert "3 of 9" in Page(shown["status"]).text
     assert not shown["analyze"]["interactive"]
@@ -194,10 +194,10 @@ def test_while_something_goes_on_it_can_only_be_stopped(panel: BlocksPanel, jobs
 # ------------------------------------------------------------------ buttons
 def test_prompts_and_seeds_are_read_from_their_fields(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(jobs, "analyze_blocks", lambda *values: asked.append(values))
+    monkeypatch.setattr(jobs.blocks, "analyze", lambda *values: asked.append(values))
     Page(panel._analyze("zorp", "zorp", 0.8, " a\n\nb ", "1， 2,,3"))
     assert asked == [("zorp", {"file": "zorp", "weight": 0.8, "prompts": ["a", "b"], "seeds": [1, 2, 3]})]
-    monkeypatch.setattr(jobs, "tune_blocks", lambda *values: asked.append(values))
+    monkeypatch.setattr(jobs.blocks, "tune", lambda *values: asked.append(values))
     panel._tune("zorp", "zorp", None, " /x ")
     assert asked[1] == ("zorp", {"file": "zorp", "weight": None, "pictures": "/x"})
 
@@ -248,10 +248,10 @@ def test_what_both_buttons_cost_is_told_before(panel: BlocksPanel, jobs: Jobs) -
 
 def test_the_cost_is_that_of_what_is_drawn_then(panel: BlocksPanel, jobs: Jobs, monkeypatch: Any) -> None:
     told: list[int] = []
-    monkeypatch.setattr(jobs._blocks, "_start", lambda run, kind, file, of, work: told.append(of))
+    monkeypatch.setattr(jobs.blocks, "_start", lambda run, kind, file, of, work: told.append(of))
     body = {"file": "zorp", "weight": 1.0, "prompts": ["zorp", "a dog"], "seeds": [1, 5]}
-    jobs.analyze_blocks("zorp", body)
-    assert told == [jobs.blocks_cost("zorp", body)["analysis"].count]
+    jobs.blocks.analyze("zorp", body)
+    assert told == [jobs.blocks.cost("zorp", body)["analysis"].count]
 
 
 def test_time_left_is_told_with_a_bar() -> None:
@@ -265,7 +265,7 @@ def test_an_error_of_the_line_is_told(panel: BlocksPanel, jobs: Jobs, monkeypatc
     def refuse(*_: Any) -> None:
         raise InputError("The blocks of {name} are being looked at already.", name="zorp")
 
-    monkeypatch.setattr(jobs, "tune_blocks", refuse)
+    monkeypatch.setattr(jobs.blocks, "tune", refuse)
     assert "already" in Page(panel._tune("zorp", "zorp", 1.0, "")).one("div", "lt-error").text
 
 
@@ -411,9 +411,5 @@ def test_in_a_browser_the_panel_fits_and_its_colours_can_be_read(jobs: Jobs, tmp
 @contextmanager
 def served(page: gr.Blocks) -> Iterator[str]:
     """A page on a free port for as long as the block lasts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, show_api=False)
-    yield f"http://127.0.0.1:{port}"
-    page.close()
+    with standalone.serving(standalone.application(page)) as port:
+        yield f"http://127.0.0.1:{port}"

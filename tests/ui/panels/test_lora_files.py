@@ -76,8 +76,8 @@ def press(panel: ToolsPanel, kind: str, file: str = "", **values: Any) -> str:
 
 def finished(panel: ToolsPanel) -> BackgroundTask:
     """The newest work, when it is over."""
-    task = panel._jobs.tasks()[0]
-    assert panel._jobs.wait_for(task, LIMIT)
+    task = panel._jobs.tools.list()[0]
+    assert panel._jobs.tools.wait(task, LIMIT)
     return task
 
 
@@ -187,7 +187,7 @@ def test_bad_input_is_a_sentence_and_nothing_begins(
     answer = press(panel, kind, values.pop("file", ""), **values)
     assert Page(answer).one("div", "lt-error")
     assert sentence in answer
-    assert panel._jobs.tasks() == []
+    assert panel._jobs.tools.list() == []
 
 
 def test_what_fails_is_shown_with_its_sentence(panel: ToolsPanel, jobs: Jobs) -> None:
@@ -215,9 +215,9 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     assert shown["stop"] == gr.update(visible=True)
     assert other._stop() == ""
     go.set()
-    assert jobs.wait_for(finished(panel), LIMIT)
-    assert [task.state for task in jobs.tasks()] == ["done", "done", "stopped"]
-    assert sorted(c.title for c in jobs.tasks()) == ["a-baked", "a-baked-2", "long"]
+    assert jobs.tools.wait(finished(panel), LIMIT)
+    assert [task.state for task in jobs.tools.list()] == ["done", "done", "stopped"]
+    assert sorted(c.title for c in jobs.tools.list()) == ["a-baked", "a-baked-2", "long"]
     assert panel._stop() == ""
 
 
@@ -310,12 +310,12 @@ def test_drawing_without_a_usable_checkpoint_is_a_sentence(stacks: StacksPanel) 
 def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPanel, tmp_path: Path) -> None:
     from lora_trainer.validation.mixes import Mixed
 
-    plan, _ = stacks._jobs.mix_plan({"stack": "a: 0.6\nb: 0.4", "count": 2})
+    plan, _ = stacks._jobs.tools.mix_plan({"stack": "a: 0.6\nb: 0.4", "count": 2})
     pictures = [tmp_path / "1.png", tmp_path / "2.png"]
     for path in pictures:
         Image.new("RGB", (8, 8)).save(path)
     task = stacks._jobs._tasks[DRAWING].start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
-    assert stacks._jobs.wait_for(task, LIMIT)
+    assert stacks._jobs.tools.wait(task, LIMIT)
     shown = poll(stacks.watch)
     assert "Done" in shown["work"]
     assert shown["stop"] == gr.update(visible=False)

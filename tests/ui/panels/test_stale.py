@@ -120,11 +120,11 @@ def test_a_block_job_that_was_stopped_says_so_until_it_has(tab: Tab, tmp_path: P
     run.update(blocks={"state": "running", "kind": "tuning", "file": "zorp", "done": 3, "of": 9}, now=True)
     task = QueuedJob(BlocksSection(run), lambda control: None)
     jobs.drawing._current = task
-    assert "3 of 9" in block_views.blocks_status(jobs.blocks_progress(run), T)
+    assert "3 of 9" in block_views.blocks_status(jobs.blocks.progress(run), T)
     task.control.ask(StopRequest.STOP)
-    assert "It stops after this picture." in block_views.blocks_status(jobs.blocks_progress(run), T)
+    assert "It stops after this picture." in block_views.blocks_status(jobs.blocks.progress(run), T)
     jobs.drawing._current = None
-    assert "It stops after" not in block_views.blocks_status(jobs.blocks_progress(run), T)
+    assert "It stops after" not in block_views.blocks_status(jobs.blocks.progress(run), T)
 
 
 def test_a_tuning_that_still_looks_at_its_pictures_says_so() -> None:

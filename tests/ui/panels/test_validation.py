@@ -85,7 +85,7 @@ def wish(run: Run, action: str, column: int = 2, weight: float = 0.5, **more: An
 def asked(panel: ValidatePanel, monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> dict[str, Any]:
     """What jobs are asked for, by keyword."""
     calls: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(panel._jobs, "grid", lambda *name, **values: calls.append((name, values)))
+    monkeypatch.setattr(panel._jobs.grids, "draw", lambda *name, **values: calls.append((name, values)))
     assert "is being drawn" in Page(panel._draw(**{**WISHES, **wishes})).text
     ((name, values),) = calls
     assert name == ("zorp",)

@@ -16,8 +16,8 @@ SIZE = {"width": 64, "height": 64}
 DRAW = """
 from lora_trainer.jobs.service import _shared
 jobs = _shared[0]
-task = jobs.start("mix", {body})
-assert jobs.wait_for(task, 120)
+task = jobs.tools.start("mix", {body})
+assert jobs.tools.wait(task, 120)
 result = task.to_dict()
 """
 
@@ -41,7 +41,8 @@ def run(webui: WebUI, pictures: Path) -> str:
 def worked(webui: WebUI, verb: str, **body: Any) -> dict[str, Any]:
     status, answer = webui.request("POST", f"{LORAS}/{verb}", body)
     assert status == 200, answer
-    webui.probe(f"from lora_trainer.jobs.service import _shared as s\ns[0].wait_for(s[0].task({answer['id']!r}), 60)")
+    look = "from lora_trainer.jobs.service import _shared\ntools = _shared[0].tools\n"
+    webui.probe(f"{look}tools.wait(tools.get({answer['id']!r}), 60)")
     over = webui.get(f"{LORAS}/work/{answer['id']}")
     assert over["state"] == "done", over
     return over["result"]
