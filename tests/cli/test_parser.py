@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from lora_trainer.cli.main import build_parser, main
+from lora_trainer.cli.parser import as_path
+from lora_trainer.jobs.requests import SV_METHODS, tool_options
 from lora_trainer.validation.grid.plan import DEFAULT_WEIGHTS
 
 
@@ -52,6 +54,32 @@ def test_help_can_be_shown(command: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_help_tells_the_defaults_of_the_grid() -> None:
     (told,) = re.findall(r"of the LoRA \(default: ([\d. ]+)\)", EVERY["lora-trainer grid"].format_help())
     assert tuple(map(float, told.split())) == DEFAULT_WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "otherwise"),
+    [
+        ("blocks bake", "bake", {}),
+        ("lora merge", "merge", {"files": {"files", "weights", "lbw"}}),
+        ("lora resize", "resize", {"method": set(SV_METHODS), "keep": set(SV_METHODS)}),
+        ("lora extract", "extract", {}),
+    ],
+)
+def test_every_option_of_a_file_tool_has_a_flag_of_its_type_and_choices(
+    command: str, kind: str, otherwise: dict[str, set[str]]
+) -> None:
+    actions = {action.dest: action for action in EVERY[f"lora-trainer {command}"]._actions}
+    for item in tool_options(kind):
+        if item.path in otherwise:
+            assert otherwise[item.path] <= set(actions)
+            continue
+        action = actions[item.path]
+        assert action.type is (as_path if item.is_path else item.type)
+        assert set(action.choices or []) == set(item.choices) - {"auto"}
+        assert item.flag is not None
+        assert action.help == item.flag.help
+        assert action.required == (item.flag.given in ("required", "argument"))
+        assert action.default == (item.default if item.flag.given == "default" and not item.is_path else None)
 
 
 # ------------------------------------------------------------------ bad input
