@@ -17,7 +17,7 @@ from tests.helpers import CHECKPOINT, LIMIT, draw_pictures
 _loaded: list[Any] = []
 
 
-def make_jobs(root: Path) -> Jobs:
+def make_jobs(root: Path, *, confined: bool = False) -> Jobs:
     """Jobs of an embedded host below ``root``; the checkpoint is loaded once for all tests."""
     host = StandaloneHost(root, str(CHECKPOINT))
     if _loaded:
@@ -25,7 +25,7 @@ def make_jobs(root: Path) -> Jobs:
     else:
         host._load(CHECKPOINT)
         _loaded.append(host._loaded)
-    return Jobs(host)
+    return Jobs(host, confined=confined)
 
 
 def document(root: Path, name: str = "zorp", **changes: Any) -> dict[str, Any]:

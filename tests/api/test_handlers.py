@@ -23,9 +23,7 @@ from tests.runs_helpers import document, make_jobs, run_to_end
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
-    made = make_jobs(tmp_path)
-    made._confined = True
-    return made
+    return make_jobs(tmp_path, confined=True)
 
 
 @pytest.fixture

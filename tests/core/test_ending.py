@@ -222,7 +222,7 @@ def test_whatever_is_raised_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _task(jobs: Any, fail: Callable[..., Any]) -> str:
-    task = jobs._tasks[FILES].start("merge", "x", fail)
+    task = jobs.tools._tasks[FILES].start("merge", "x", fail)
     assert jobs.tools.wait(task, LIMIT)
     return f"{task.state}: {task.error}"
 

@@ -249,7 +249,7 @@ def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -
         answer = client.get(route)
         assert answer.status_code == 200, answer.text
         json.loads(answer.text, parse_constant=pytest.fail)
-    again = make_jobs(tmp_path).grid_document("zorp")
+    again = make_jobs(tmp_path).grids.document("zorp")
     assert run.manifest["grid"]["state"] == "done"
     assert again["verdict"]["state"] == "useless"
     assert "the training broke" in again["verdict"]["sentences"][0]["template"]

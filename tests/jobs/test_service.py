@@ -135,8 +135,7 @@ def test_a_folder_of_loras_with_the_name_is_not_written_into(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "sub/../../.."])
 def test_a_served_program_keeps_its_output_within_the_lora_folder(tmp_path: Path, folder: str) -> None:
-    jobs = make_jobs(tmp_path)
-    jobs._confined = True
+    jobs = make_jobs(tmp_path, confined=True)
     with pytest.raises(InputError, match="outside"):
         submit(jobs, tmp_path, "zorp", save__folder=folder)
 
@@ -406,7 +405,7 @@ def test_a_grid_has_a_column_for_the_checkpoint_and_each_file(tmp_path: Path) ->
 def test_an_impossible_grid_is_refused(tmp_path: Path, weights: list[float], part: str) -> None:
     run_to_end(tmp_path, "zorp")
     with pytest.raises(InputError, match=part):
-        make_jobs(tmp_path).grid("zorp", weights=weights)
+        make_jobs(tmp_path).grids.draw("zorp", weights=weights)
 
 
 def test_a_run_stops_after_its_epoch(tmp_path: Path) -> None:

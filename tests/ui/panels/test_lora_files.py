@@ -203,7 +203,7 @@ def test_work_goes_on_for_all_pages_and_can_be_stopped(panel: ToolsPanel, jobs: 
     with gr.Blocks():
         other = ToolsPanel(jobs, english)
     go = threading.Event()
-    first = jobs._tasks[FILES].start(
+    first = jobs.tools._tasks[FILES].start(
         "extract", "long", lambda progress: [progress(1, 4), go.wait(LIMIT), progress(2, 4)]
     )
     assert press(panel, "bake", "a") == press(other, "bake", "a") == ""
@@ -314,7 +314,9 @@ def test_pictures_are_shown_as_they_come_until_they_are_deleted(stacks: StacksPa
     pictures = [tmp_path / "1.png", tmp_path / "2.png"]
     for path in pictures:
         Image.new("RGB", (8, 8)).save(path)
-    task = stacks._jobs._tasks[DRAWING].start("mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures)))
+    task = stacks._jobs.tools._tasks[DRAWING].start(
+        "mix", "a + b", lambda progress: Mixed(tmp_path, plan.document(pictures))
+    )
     assert stacks._jobs.tools.wait(task, LIMIT)
     shown = poll(stacks.watch)
     assert "Done" in shown["work"]
