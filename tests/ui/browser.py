@@ -6,10 +6,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as TooLate
 
 from tests.helpers import LIMIT
@@ -47,18 +47,29 @@ def chromium() -> str:
 
 
 @contextmanager
-def open_page(url: str, width: int = 1400, height: int = 1000, *, dark: bool = False) -> Iterator[Page]:
-    """A page of the browser, at ``url``."""
+def launched() -> Iterator[Browser]:
+    """A browser for as long as the block lasts; only one at a time in a process."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": height})
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_page(
+    url: str, width: int = 1400, height: int = 1000, *, dark: bool = False, browser: Browser | None = None
+) -> Iterator[Page]:
+    """A page of a person's own at ``url``, in the browser or in one for it alone."""
+    with nullcontext(browser) if browser else launched() as used:
+        context = used.new_context(viewport={"width": width, "height": height})
+        page = context.new_page()
         page.set_default_timeout(LIMIT * 1000)
         page.goto(f"{url}/?__theme={'dark' if dark else 'light'}", wait_until="domcontentloaded")
         page.wait_for_selector("#lora_train", state="attached")
         page.wait_for_function(READY)
         wait_until_still(page)
         yield page
-        browser.close()
+        context.close()
 
 
 def wait_for_tab(page: Page) -> None:

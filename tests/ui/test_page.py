@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from lora_trainer.jobs.service import Jobs
 from lora_trainer.ui import standalone
@@ -36,8 +36,8 @@ def served(root: Path) -> Iterator[tuple[Jobs, str]]:
 
 
 @pytest.fixture
-def page(served: tuple[Jobs, str]) -> Iterator[Page]:
-    with open_page(served[1]) as opened:
+def page(served: tuple[Jobs, str], browser: Browser) -> Iterator[Page]:
+    with open_page(served[1], browser=browser) as opened:
         yield opened
 
 
@@ -227,8 +227,8 @@ def test_proposed_values_are_taken_by_one_press(page: Page, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 800, 420])
-def test_nothing_is_wider_than_the_window(served: tuple[Jobs, str], width: int, dark: bool) -> None:
-    with open_page(served[1], width, dark=dark) as page:
+def test_nothing_is_wider_than_the_window(served: tuple[Jobs, str], browser: Browser, width: int, dark: bool) -> None:
+    with open_page(served[1], width, dark=dark, browser=browser) as page:
         expect(part(page, "#lora_train_base")).to_contain_text("small-sd1")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -245,8 +245,8 @@ TOPS = """() => [...document.querySelectorAll("#lora_train .form")].flatMap((for
 
 
 @pytest.mark.parametrize("width", [1400, 800])
-def test_inputs_of_a_row_stand_on_one_line(served: tuple[Jobs, str], width: int) -> None:
-    with open_page(served[1], width) as page:
+def test_inputs_of_a_row_stand_on_one_line(served: tuple[Jobs, str], browser: Browser, width: int) -> None:
+    with open_page(served[1], width, browser=browser) as page:
         expect(part(page, "#lora_train_base")).to_contain_text("small-sd1")
         apart = page.evaluate(TOPS)
         assert len(apart) > 8
@@ -271,10 +271,12 @@ def test_the_sticky_heads_are_opaque_in_the_webuis_colours_too(page: Page) -> No
     assert re.fullmatch(r"rgb\(\d+, \d+, \d+\)", solid)
 
 
-def test_at_800_px_loss_and_step_of_the_files_are_in_sight(root: Path, served: tuple[Jobs, str]) -> None:
+def test_at_800_px_loss_and_step_of_the_files_are_in_sight(
+    root: Path, served: tuple[Jobs, str], browser: Browser
+) -> None:
     if "a-run-with-a-long-name-as-people-give" not in served[0].runs.names():
         run_to_end(root, "a-run-with-a-long-name-as-people-give", validation__share=0.4)
-    with open_page(served[1], 800) as page:
+    with open_page(served[1], 800, browser=browser) as page:
         choose(page, "run", "a-run-with-a-long-name-as-people-give")
         cell = page.locator("#lora_train_files td").last
         expect(cell).to_be_visible()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from lora_trainer.core.i18n import translator
 from lora_trainer.hosts.base import ModelRequest
@@ -56,8 +56,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Jobs, str
 
 
 @pytest.fixture
-def page(served: tuple[Jobs, str]) -> Iterator[Page]:
-    with open_page(served[1]) as opened:
+def page(served: tuple[Jobs, str], browser: Browser) -> Iterator[Page]:
+    with open_page(served[1], browser=browser) as opened:
         expect(opened.locator("#lora_train_tools_file input")).to_be_visible()
         yield opened
 
