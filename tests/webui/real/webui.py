@@ -117,7 +117,7 @@ class WebUI:
 
         Nothing is requested before, see :meth:`wait`.
         """
-        until = time.monotonic() + 60
+        until = time.monotonic() + LIMIT
         while self.log().count(STARTED) <= starts:
             assert time.monotonic() < until, self.log()[-2000:]
             time.sleep(0.1)
@@ -132,7 +132,7 @@ class WebUI:
         """What the process printed."""
         return (self.data / "webui.log").read_text(errors="replace")
 
-    def until_gone(self, seconds: float = 60) -> None:
+    def until_gone(self, seconds: float = LIMIT) -> None:
         """Wait until the process has ended by itself."""
         self._process.wait(seconds)
 
