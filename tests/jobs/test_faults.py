@@ -230,7 +230,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 
 def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -> None:
-    from fastapi import FastAPI
+    fastapi = pytest.importorskip("fastapi", reason="REST is asked, which newer packages are tested without")
     from fastapi.testclient import TestClient
 
     from lora_trainer.api.routes import PREFIX, mount
@@ -242,7 +242,7 @@ def test_a_burnt_file_is_told_in_its_grid_and_breaks_no_reader(tmp_path: Path) -
     save_file({name: torch.full_like(t, torch.nan) for name, t in load_file(path).items()}, path)
     jobs.grids.draw("zorp", weights=[0.5, 1], prompts=["zorp"])
     assert jobs.wait(run, LIMIT)
-    app = FastAPI()
+    app = fastapi.FastAPI()
     mount(app, jobs)
     client = TestClient(app, base_url=f"http://test{PREFIX}", raise_server_exceptions=False)
     for route in ("runs/zorp", "runs/zorp/grid", "runs", "runs/zorp/log", "runs/zorp/blocks"):

@@ -224,8 +224,10 @@ def test_each_kind_of_layer_alone(
 
 
 def of_peft(layer: Any) -> tuple[Any, list[nn.Parameter]]:
-    """PEFT's layer with the same weights, and its trained ones."""
-    part = nn.ModuleDict({"layer": copy.deepcopy(layer.base_layer)})
+    """PEFT's layer with the same weights, and its trained ones; PEFT makes its own of the class that it finds."""
+    base = copy.deepcopy(layer.base_layer)
+    base.__class__ = nn.Conv2d if isinstance(base, nn.Conv2d) else nn.Linear
+    part = nn.ModuleDict({"layer": base.to(getattr(base, "compute_type", base.weight.dtype))})
     settings = LoraConfig(r=layer.shape.rank, lora_alpha=layer.shape.alpha, target_modules=["layer"])
     inject_adapter_in_model(settings, part, adapter_name="of_peft")
     theirs = part["layer"]
