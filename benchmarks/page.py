@@ -62,7 +62,7 @@ def main() -> None:
 def measure(folder: Path, trees: dict[str, Path | None], pairs: int, loads: int) -> dict[str, Any]:
     """All starts, and what they come to."""
     load = os.getloadavg()[0]
-    before = f" --before {trees['before']}" if "before" in trees else ""
+    before = f" --before {Path(trees['before']).name}" if "before" in trees else ""
     found: dict[str, list[Figures]] = {name: [] for name in trees}
     for number in range(pairs + 1):
         for name, tree in trees.items():

@@ -29,6 +29,10 @@ def _file_option() -> str:
     return option("", "LoRA file", "Its name, as in the LoRA folder.", path=True, flag=flag)
 
 
+def _part_weight_option(title: str, told: str) -> float:
+    return option(1.0, title, "Empty: the weight.", min=-10, max=10, flag=Flag(told, given="optional"))
+
+
 def _conv_rank_option(zero: str = "0: as the others.") -> int:
     flag = Flag("rank of 3×3 convolutions", given="optional")
     return option(0, "Rank of convolutions", zero, min=0, max=MAX_RANK, advanced=True, flag=flag)
@@ -56,22 +60,8 @@ class BakeDocument:
 
     file: str = _file_option()
     weight: float = option(1.0, "Weight", "Of everything.", min=-10, max=10, flag=Flag("of everything (default: 1)"))
-    te: float = option(
-        1.0,
-        "Text encoder weight",
-        "Empty: the weight.",
-        min=-10,
-        max=10,
-        flag=Flag("weight of the text encoders (default: --weight)", given="optional"),
-    )
-    unet: float = option(
-        1.0,
-        "UNet weight",
-        "Empty: the weight.",
-        min=-10,
-        max=10,
-        flag=Flag("weight of the UNet (default: --weight)", given="optional"),
-    )
+    te: float = _part_weight_option("Text encoder weight", "weight of the text encoders (default: --weight)")
+    unet: float = _part_weight_option("UNet weight", "weight of the UNet (default: --weight)")
     lbw: str = option(
         "",
         "Block weights",

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from lora_trainer.api import routes
 from lora_trainer.core.ending import Ending, as_interrupt
-from lora_trainer.core.errors import InputError
+from lora_trainer.core.errors import InputError, RunError
 from lora_trainer.hosts.base import Host
 from lora_trainer.jobs.service import Jobs, shared_jobs
 from lora_trainer.ui import tab
@@ -54,6 +54,7 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
 
     Raises:
         OSError: the port is in use.
+        RunError: the app does not start.
     """
     with socket.create_server(("127.0.0.1", port)) as door:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -62,6 +63,8 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
         try:
             while not server.started and thread.is_alive():
                 time.sleep(0.01)
+            if not server.started:
+                raise RunError("The page could not be started; the console says why.")
             yield door.getsockname()[1]
         finally:
             server.should_exit = True
