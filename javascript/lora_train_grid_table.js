@@ -35,6 +35,11 @@ loraTrain.define("gridTable", ["gridPieces"], ({ gridPieces, make, put }) => {
         constructor(viewer) {
             this.viewer = viewer;
             this.table = make("table", { className: "lt-v-table", role: "grid" });
+            // What is pressed may be exchanged before the release, and is then never clicked: a mouse chooses at once.
+            // A finger may be about to scroll.
+            this.table.addEventListener("pointerdown", (event) => {
+                if (event.pointerType === "mouse" && event.button === 0) this.clicked(event);
+            });
             this.table.addEventListener("click", (event) => this.clicked(event));
             this.table.addEventListener("keydown", (event) => this.pressed(event));
             this.element = make("div", { className: "lt-v-scroll" }, this.table);

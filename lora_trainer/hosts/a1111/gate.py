@@ -15,6 +15,8 @@ from lora_trainer.hosts.fair_lock import WAIT_SHOWN
 
 _HAND_OVER_SECONDS = 5.0
 _POLL_SECONDS = 0.001
+_ONE_OF_OURS = threading.Lock()
+"""One of our threads waits in the host's line at a time: whoever else waits there is the person's."""
 
 
 class Gate:
@@ -30,8 +32,10 @@ class Gate:
     @contextmanager
     def turn(self, on_wait: Callable[[bool], object] = lambda waits: None) -> Iterator[None]:
         """Hold the lock; ``on_wait`` is told when that takes a moment."""
-        self._acquire(on_wait)
+        told = self._acquire(on_wait)
         try:
+            if told:
+                on_wait(False)
             yield
         finally:
             self._hand_over()
@@ -51,9 +55,10 @@ class Gate:
         """Whether somebody waits for the lock, and may have it before training goes on."""
         return bool(queue_lock._pending_threads) and priority() != "training"
 
-    def _acquire(self, on_wait: Callable[[bool], object]) -> None:
+    def _acquire(self, on_wait: Callable[[bool], object]) -> bool:
+        """Take the lock; whether ``on_wait`` was told that this takes a moment."""
         if queue_lock.acquire(blocking=False):
-            return
+            return False
         told = threading.Event()
 
         def tell() -> None:
@@ -62,12 +67,20 @@ class Gate:
 
         timer = threading.Timer(WAIT_SHOWN, tell)
         timer.start()
-        while priority() == "generation" and (queue_lock._pending_threads or queue_lock._lock.locked()):
-            time.sleep(_POLL_SECONDS)
-        queue_lock.acquire()
-        timer.cancel()
-        if told.is_set():
-            on_wait(False)
+        try:
+            self._acquire_in_line()
+        finally:
+            timer.cancel()
+            timer.join()  # what it tells is told before what we tell
+        return told.is_set()
+
+    def _acquire_in_line(self) -> None:
+        """Wait in the line, so that nobody is overtaken; where pictures go first, those behind go first too."""
+        with _ONE_OF_OURS:
+            queue_lock.acquire()
+            while priority() == "generation" and queue_lock._pending_threads:
+                self._hand_over()
+                queue_lock.acquire()
 
     def _hand_over(self) -> None:
         """Release the lock, and wait until the next in line has it, or has had it: some need it for a moment only."""
