@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -100,6 +101,52 @@ def test_a_long_wait_is_told_and_pictures_go_first_when_they_are_to(
     join(ours, asking)
     assert told == [True, False]
     assert order == (["picture", "turn"] if priority == "generation" else ["turn", "picture"])
+
+
+def test_an_error_in_telling_that_a_wait_is_over_leaves_the_lock_free(
+    webui: FakeWebUI, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes the manifest, and the disk may be full."""
+    from lora_trainer.hosts.a1111 import gate as module
+
+    monkeypatch.setattr(module, "WAIT_SHOWN", 0.01)
+    lock, told = webui.call_queue.queue_lock, []
+
+    def tell(waits: bool) -> None:
+        told.append(waits)
+        if not waits:
+            raise OSError
+
+    def turn() -> None:
+        with suppress(OSError), gate.turn(tell):
+            told.append("turn")
+
+    with lock:
+        ours = start(turn)
+        until(lambda: told == [True])
+    join(ours)
+    assert told == [True, False]
+    assert lock.acquire(blocking=False)
+
+
+def test_two_of_our_threads_let_a_picture_go_first_and_not_each_other_for_ever(webui: FakeWebUI, gate: Any) -> None:
+    lock, order = webui.call_queue.queue_lock, []
+
+    def turns() -> None:
+        for _ in range(50):
+            with gate.turn():
+                order.append("turn")
+
+    def pictures() -> None:
+        for _ in range(50):
+            with lock:
+                order.append("picture")
+
+    with lock:
+        threads = [start(turns), start(turns), start(pictures)]
+        until(lambda: len(lock._pending_threads) == 2)
+    join(*threads)
+    assert (order.count("turn"), order.count("picture")) == (100, 50)
 
 
 def test_within_a_persons_picture_it_is_always_our_turn(webui: FakeWebUI) -> None:
